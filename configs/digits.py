@@ -1,0 +1,34 @@
+"""Handwritten digits: the demo. 1,797 real 8x8 digits that come inside scikit-learn, at 16 pixels.
+
+Command:  python -m layermatch_jax.main --config=configs/digits.py
+          ...:labels=10,method=fixmatch --config.policy.threshold=0.6
+"""
+
+import ml_collections
+
+from layermatch_jax import config as config_lib
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = config_lib.base()
+    config.dataset.name = "digits"
+    config.dataset.num_labels = 40
+    config.dataset.stored_size = config.dataset.image_size = 16
+    config.dataset.padding = 2
+    config.dataset.flip = False  # a mirrored 2 is no 2
+
+    config.train_steps = 1000
+    config.batch_size = 32
+    config.unlabeled_ratio = 3
+
+    config.model.name = "conv4"
+    config.model.width = 16
+    # A thousand steps are too few for the decays of a million.
+    config.model.bn_decay = 0.99
+    config.ema_decay = 0.99
+
+    config.eval_batch_size = 512
+    config.log_every = 20
+    config.eval_every = 20
+    config.checkpoint_every = 500
+    return config_lib.apply_arg(config, arg)

@@ -1,0 +1,327 @@
+"""Every setting, the named methods, and what is refused before a run begins.
+
+A config file in configs/ starts from `base()`, sets what its data set needs, and ends with
+`apply_arg`, so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
+"""
+
+import difflib
+import re
+
+import ml_collections
+from ml_collections import config_dict
+
+from layermatch_jax.errors import InputError
+
+GRAD_RELU = (("classifier/.*", 0.0),)
+
+# A method is a set of choices. Anything not named here is as in base().
+METHODS = {
+    "supervised": {"unsupervised_weight": 0.0, "unlabeled_ratio": 0},
+    "fixmatch": {},
+    "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
+    "avg_clustering": {"avg_clustering.centres": "classifier"},
+    "layermatch": {
+        "layerwise.gradient_mask": GRAD_RELU,
+        "avg_clustering.centres": "classifier",
+    },
+}
+
+# Fields that may change between two starts of one run: they do not change its result.
+RESULT_NEUTRAL = (
+    "parallelism",
+    "dataset.data_dir",
+    "input.prefetch",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "tensorboard",
+)
+
+
+def base() -> ml_collections.ConfigDict:
+    """The field's classic setting (FixMatch with WRN-28-2 on 32-pixel images), every field of it.
+
+    Returns:
+      A locked ConfigDict: assigning an unknown field is an error.
+    """
+    c = ml_collections.ConfigDict()
+
+    c.method = "fixmatch"  # a key of METHODS; set by :method=… or apply_method, which fill in
+    # policy, layerwise and avg_clustering
+    c.applied_method = "fixmatch"  # what apply_method filled in last; set by nothing else
+    c.seed = 0  # of initialisation, data order and augmentation
+    c.train_steps = 2**20
+    c.batch_size = 64  # labelled images a step, all devices and hosts together (B)
+    c.unlabeled_ratio = 7  # unlabelled images per labelled one (μ)
+    c.unsupervised_weight = 1.0  # λ_u
+    c.ema_decay = 0.999  # of the evaluated average of the parameters, per step
+    c.parallelism = "pmap"  # 'pmap' | 'jit': two roads to the same numbers
+
+    c.dataset = d = ml_collections.ConfigDict()
+    d.name = "cifar10"  # cifar10 | cifar100 | stl10 | folder | npz | digits | fake
+    d.data_dir = ""  # '' = $TFDS_DATA_DIR; the root of an image folder; the path of an .npz file
+    d.num_labels = 250  # labelled images, all classes together
+    d.label_fraction = 0.0  # of each class's images, in (0, 1]; 0 = num_labels counts
+    d.label_seed = 0  # which images are labelled
+    d.split_file = ""  # use this labeled_split.json in place of drawing one
+    d.labeled_in_unlabeled = True  # labelled images are part of the unlabelled set too
+    d.evaluate_on = "test"  # 'test' | 'validation' (20 % of the unlabelled training images)
+    d.stored_size = 32  # side of the images as they are kept, pixels
+    d.image_size = 32  # side of the crop that the network sees, pixels
+    d.padding = 4  # reflected border before the random crop, pixels
+    d.flip = True  # mirror left-right at random
+    d.class_list = ""  # image folder: text file of the class folders to use, one a line
+    d.drop_test_duplicates = False  # leave out unlabelled images that equal a test image
+    d.num_classes = 10  # fake data only
+
+    c.augment = ml_collections.ConfigDict()
+    c.augment.randaugment_ops = 3  # operations on each strong view (n)
+
+    c.model = m = ml_collections.ConfigDict()
+    m.name = "wide_resnet"  # wide_resnet | resnet50 | conv4 | linear
+    m.depth = 28  # wide_resnet: layers
+    m.widen_factor = 2  # wide_resnet: times 16 channels
+    m.stages = 3  # wide_resnet: 3, or 4 for the STL-10 variant
+    m.width = 32  # conv4: channels of its first convolution; linear: features
+    m.dtype = "float32"  # 'float32' | 'bfloat16' computation; parameters stay float32
+    m.bn_decay = 0.999  # of BatchNorm's running statistics, per step
+    m.bn_epsilon = 1e-3
+    m.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    c.policy = ml_collections.ConfigDict()
+    c.policy.name = "fixed_threshold"  # a key of policies.POLICIES
+    c.policy.threshold = 0.95  # confidence that a pseudo-label needs (τ), in [0, 1]
+
+    c.layerwise = ml_collections.ConfigDict()
+    # (regular expression on whole parameter paths, multiplier in [0, 1]) of the unsupervised
+    # gradient; the first match counts, no match means 1
+    c.layerwise.gradient_mask = ()
+
+    c.avg_clustering = a = ml_collections.ConfigDict()
+    a.centres = "none"  # 'classifier' | 'features' | 'outputs' | 'none'
+    a.momentum = config_dict.placeholder(float)  # per update; None = the reading's own
+    a.target_head = "classifier"  # centres=classifier: who labels, 'classifier' | 'centres'
+
+    c.optimizer = o = ml_collections.ConfigDict()
+    o.learning_rate = 0.03  # at step 0; falls as cos(7πk / 16K)
+    o.momentum = 0.9
+    o.nesterov = True
+    o.weight_decay = 5e-4  # on convolution and dense kernels only
+
+    c.input = ml_collections.ConfigDict()
+    c.input.prefetch = 4  # batches made ahead of the device
+
+    c.eval_batch_size = 512  # all devices together
+    c.log_every = 256  # steps
+    c.eval_every = 1024  # steps
+    c.checkpoint_every = 4096  # steps
+    c.checkpoints_kept = 2
+    c.tensorboard = True  # event files, where TensorFlow is installed
+    return c.lock()
+
+
+def apply_method(
+    config: ml_collections.ConfigDict, method: str, layerwise: bool = False
+) -> ml_collections.ConfigDict:
+    """Fills in a method's choices.
+
+    Args:
+      config: one that no method was applied to yet; changed in place.
+      method: a key of METHODS.
+      layerwise: add Grad-ReLU and Avg-Clustering to it.
+
+    Returns:
+      The same config.
+
+    Raises:
+      InputError: no such method (names the nearest), or one that `layerwise` means nothing to.
+    """
+    if method not in METHODS:
+        raise InputError(unknown("method", method, METHODS))
+    if layerwise and method == "supervised":
+        raise InputError("supervised has no unsupervised gradient: layerwise=True means nothing")
+    choices = METHODS[method] | (METHODS["layermatch"] if layerwise else {})
+    config.update_from_flattened_dict({"method": method, "applied_method": method} | choices)
+    return config
+
+
+def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
+    """Applies what stands behind the colon of --config=file.py:labels=…,method=…,layerwise=….
+
+    Args:
+      config: a data set's config, changed in place.
+      arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
+        percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
+        `layerwise` (True adds Grad-ReLU and Avg-Clustering to the method).
+
+    Returns:
+      The same config.
+
+    Raises:
+      InputError: an unknown key or a value that is none.
+    """
+    given = parse_arg(arg, ("labels", "method", "layerwise"))
+    if labels := given.get("labels"):
+        try:
+            if labels.endswith("%"):
+                config.dataset.label_fraction = float(labels[:-1]) / 100
+            else:
+                config.dataset.num_labels = int(labels)
+                config.dataset.label_fraction = 0.0
+        except ValueError:
+            raise InputError(
+                f"labels={labels}: give a whole number of images for all classes together "
+                "(labels=250), or a percentage of each class (labels=10%)"
+            ) from None
+    layerwise = given.get("layerwise", "False")
+    if layerwise not in ("True", "False"):
+        raise InputError(f"layerwise={layerwise}: give True or False")
+    return apply_method(config, given.get("method", "layermatch"), layerwise == "True")
+
+
+def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Parses 'a=1,b=x' into {'a': '1', 'b': 'x'}.
+
+    Raises:
+      InputError: a part without '=', or a key that is not in `keys`.
+    """
+    given = {}
+    for part in filter(None, arg.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"config argument {part!r}: write key=value, keys: {', '.join(keys)}")
+        if key not in keys:
+            raise InputError(unknown("config argument", key, keys))
+        given[key] = value
+    return given
+
+
+def fields(config: ml_collections.ConfigDict) -> dict:
+    """Every field by its dotted name, {'optimizer.momentum': 0.9, …}, as plain Python values."""
+
+    def walk(tree, prefix):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(config.to_dict(), ""))
+
+
+def check_field(name: str) -> None:
+    """Raises InputError, naming the nearest one, unless `name` is a field's dotted name."""
+    if name not in fields(base()):
+        raise InputError(unknown("config field", name, fields(base())))
+
+
+def unknown(kind: str, name: str, allowed) -> str:
+    """The message for a name that does not exist: the nearest one, and all of them."""
+    nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}"
+
+
+def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+    """Refuses what cannot be run, before anything is loaded or written.
+
+    Args:
+      config: the whole config.
+      num_devices: all devices of all hosts, which share every batch.
+
+    Raises:
+      InputError: says what was wrong, what is allowed and how to mend it.
+    """
+    if config.method not in METHODS:
+        raise InputError(unknown("method", config.method, METHODS))
+    if config.method != config.applied_method:
+        raise InputError(
+            f"--config.method={config.method} alone would change the name and keep the settings of "
+            f"{config.applied_method!r}. Write --config=FILE:method={config.method}"
+        )
+    for name, allowed in {
+        "parallelism": ("pmap", "jit"),
+        "dataset.evaluate_on": ("test", "validation"),
+        "model.dtype": ("float32", "bfloat16"),
+        "policy.name": ("fixed_threshold",),
+        "avg_clustering.centres": ("classifier", "features", "outputs", "none"),
+        "avg_clustering.target_head": ("classifier", "centres"),
+    }.items():
+        if _get(config, name) not in allowed:
+            raise InputError(unknown(f"--config.{name}", _get(config, name), allowed))
+    for name, low, high in (
+        ("seed", 0, 2**32 - 1),
+        ("train_steps", 1, None),
+        ("batch_size", 1, None),
+        ("unlabeled_ratio", 0, None),
+        ("unsupervised_weight", 0, None),
+        ("ema_decay", 0, 1),
+        ("dataset.label_seed", 0, None),
+        ("dataset.label_fraction", 0, 1),
+        ("dataset.image_size", 1, None),
+        ("dataset.padding", 0, config.dataset.stored_size - 1),
+        ("augment.randaugment_ops", 0, None),
+        ("policy.threshold", 0, 1),
+        ("model.bn_decay", 0, 1),
+        ("optimizer.learning_rate", 0, None),
+        ("optimizer.momentum", 0, 1),
+        ("optimizer.weight_decay", 0, None),
+        ("input.prefetch", 1, None),
+        ("eval_batch_size", 1, None),
+        ("log_every", 1, None),
+        ("eval_every", 1, None),
+        ("checkpoint_every", 1, None),
+        ("checkpoints_kept", 1, None),
+    ):
+        value = _get(config, name)
+        if not low <= value <= (float("inf") if high is None else high):
+            limits = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise InputError(f"--config.{name}={value} must be {limits}")
+    momentum = config.avg_clustering.momentum
+    if momentum is not None and not 0 <= momentum < 1:
+        raise InputError(f"--config.avg_clustering.momentum={momentum} must be in [0, 1)")
+    if config.unsupervised_weight > 0 and config.unlabeled_ratio == 0:
+        raise InputError(
+            "an unsupervised loss needs unlabelled images: set --config.unlabeled_ratio to 1 or "
+            "more, or use :method=supervised"
+        )
+    if config.avg_clustering.target_head == "centres" and (
+        config.avg_clustering.centres != "classifier"
+    ):
+        raise InputError(
+            "--config.avg_clustering.target_head=centres needs --config.avg_clustering.centres="
+            "classifier: only these centres are a classifier that can label"
+        )
+    padded = config.dataset.stored_size + 2 * config.dataset.padding
+    if config.dataset.image_size > padded:
+        raise InputError(
+            f"--config.dataset.image_size={config.dataset.image_size} is more than stored_size + "
+            f"2 · padding = {padded} pixels: no crop fits"
+        )
+    for name in ("batch_size", "eval_batch_size"):
+        size = _get(config, name)
+        if size % num_devices:
+            below = size - size % num_devices
+            allowed = [n for n in (below, below + num_devices) if n]
+            raise InputError(
+                f"--config.{name}={size} does not divide by {num_devices} devices: use "
+                + " or ".join(map(str, allowed))
+            )
+    for pair in config.layerwise.gradient_mask:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise InputError(
+                f"gradient mask entry {pair!r}: write (regular expression, multiplier), as in "
+                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\""
+            )
+        if not (isinstance(pair[1], (int, float)) and 0 <= pair[1] <= 1):
+            raise InputError(f"gradient mask {pair[0]!r}: multiplier {pair[1]!r} is not in [0, 1]")
+        try:
+            re.compile(pair[0])
+        except re.error as error:
+            raise InputError(f"gradient mask {pair[0]!r} is no regular expression: {error}") from None
+
+
+def _get(config, name: str):
+    for key in name.split("."):
+        config = config[key]
+    return config

@@ -1,0 +1,120 @@
+"""What a data set is to the rest of the program: labels in memory, pixels on request."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+_CHUNK = 64  # images read at a time where a whole set is gone through; 256 px: 13 MB
+
+
+class Images(NamedTuple):
+    """N square RGB images of one stored side R, in a fixed order.
+
+    Attributes:
+      labels: int32 [N], -1 where the class is unknown.
+      read: positions, integers [n] in 0..N-1 -> uint8 [n, R, R, 3]. A pure function of them,
+        which several threads may call.
+    """
+
+    labels: np.ndarray
+    read: Callable[[np.ndarray], np.ndarray]
+
+
+class Source(NamedTuple):
+    """A data set; all its images have the same stored side."""
+
+    class_names: tuple[str, ...]
+    train: Images  # every label known
+    unlabeled: Images | None  # extra images that come without labels (STL-10); all labels -1
+    test: Images
+
+
+def from_array(pixels: np.ndarray, labels: np.ndarray | None) -> Images:
+    """Images in memory: pixels uint8 [N, R, R, 3]; labels integers [N], None for unknown."""
+    if labels is None:
+        labels = np.full(len(pixels), -1)
+    return Images(np.asarray(labels, np.int32), pixels.__getitem__)
+
+
+def take(images: Images, indices: np.ndarray) -> Images:
+    """The images at these positions (integers [n]), in their order; a view, no pixels are read."""
+    indices = np.asarray(indices, np.int64)
+    return Images(images.labels[indices], lambda i: images.read(indices[i]))
+
+
+def concatenate(a: Images, b: Images) -> Images:
+    """The images of `a`, then those of `b` (same stored side); a view, no pixels are read."""
+    split = len(a.labels)
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        in_b = indices >= split
+        if not in_b.any():
+            return a.read(indices)
+        second = b.read(indices[in_b] - split)
+        if in_b.all():
+            return second
+        out = np.empty((len(indices), *second.shape[1:]), np.uint8)
+        out[in_b] = second
+        out[~in_b] = a.read(indices[~in_b])
+        return out
+
+    return Images(np.concatenate([a.labels, b.labels]), read)
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The largest centred square of a Pillow image, resized to `side` pixels.
+
+    The same as resizing the shorter side and cropping the centre, in one pass. Bilinear, with
+    Pillow's wider filter when shrinking (no aliasing); exact where nothing has to be resized.
+    """
+    width, height = image.size
+    short = min(width, height)
+    left, top = (width - short) // 2, (height - short) // 2
+    box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box)
+
+
+def resize(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Uint8 [N, R, R] or [N, R, R, 3] to `side` pixels, like `square`; itself if R is `side`."""
+    if pixels.shape[1] == side:
+        return pixels
+    out = np.empty((len(pixels), side, side, *pixels.shape[3:]), np.uint8)
+    for i, image in enumerate(pixels):
+        out[i] = square(Image.fromarray(image), side)
+    return out
+
+
+def channel_statistics(
+    images: Images, limit: int = 10_000
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of red, green and blue, for normalisation.
+
+    Taken over all pixels of at most `limit` images, evenly spaced over the set. The sums are
+    integers, so the result is exact and does not depend on how the reading is cut up.
+
+    Returns:
+      (mean, standard deviation), each three floats, in units where white is 1. A deviation is at
+      least one grey level (1/255), so that a constant channel can be divided by it.
+
+    Raises:
+      ValueError: there are no images.
+    """
+    total = len(images.labels)
+    count = min(total, limit)
+    if count < 1:
+        raise ValueError(f"channel_statistics needs an image: has {total}, limit={limit}.")
+    indices = np.arange(count) * total // count
+    sums, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
+    for start in range(0, count, _CHUNK):
+        chunk = images.read(indices[start : start + _CHUNK]).reshape(-1, 3).astype(np.uint32)
+        sums += chunk.sum(0, dtype=np.uint64)
+        squares += (chunk * chunk).sum(0, dtype=np.uint64)
+        pixels += len(chunk)
+    mean, std = [], []
+    for s, q in zip(sums.tolist(), squares.tolist(), strict=True):
+        mean.append(s / pixels / 255)
+        std.append(max((pixels * q - s * s) ** 0.5 / pixels, 1.0) / 255)
+    return tuple(mean), tuple(std)

@@ -1,0 +1,138 @@
+"""CIFAR-10, CIFAR-100 and STL-10 by way of TensorFlow Datasets, all in memory.
+
+TensorFlow is imported inside the functions: it takes seconds, and most of the program runs
+without it.
+"""
+
+import contextlib
+import os
+import threading
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from layermatch_jax.data.images import Images, Source, from_array, resize
+from layermatch_jax.errors import InputError
+
+_BATCH = 1_000  # images decoded at a time
+_PROBE_SECONDS = 4.0
+
+
+def load(dataset: ConfigDict) -> Source:
+    """The tfds set of this name; the images are in the order in which tfds stored them.
+
+    Sets already prepared in dataset.data_dir ('': the environment's TFDS_DATA_DIR, or else tfds's
+    default, ~/tensorflow_datasets) are read. A missing one is downloaded and prepared there, if
+    the server answers or the archive lies in downloads/manual; tfds itself would retry for
+    minutes. STL-10's split `unlabelled` becomes Source.unlabeled.
+
+    Raises:
+      InputError: no TensorFlow Datasets, no data and no way to get them, or damaged data.
+    """
+    builder = _builder(dataset.name, dataset.data_dir)
+    splits = builder.info.splits
+    return Source(
+        class_names=tuple(builder.info.features["label"].names),
+        train=_read(builder, "train", dataset.stored_size),
+        unlabeled=(
+            _read(builder, "unlabelled", dataset.stored_size) if "unlabelled" in splits else None
+        ),
+        test=_read(builder, "test", dataset.stored_size),
+    )
+
+
+def _read(builder, split: str, side: int) -> Images:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory JAX needs
+    count = builder.info.splits[split].num_examples
+    pixels = np.empty((count, side, side, 3), np.uint8)
+    labels = np.empty(count, np.int32)
+    # One shard after another: tfds's default interleaves them, so that the order would depend on
+    # into how many files a set was written. No cache: it would hold all images a second time.
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    stored = builder.as_dataset(
+        split=split, shuffle_files=False, as_supervised=True, read_config=config
+    )
+    done = 0
+    try:
+        for image, label in tfds.as_numpy(stored.batch(_BATCH).prefetch(1)):
+            stop = done + len(label)
+            pixels[done:stop], labels[done:stop] = resize(image, side), label
+            done = stop
+    except (tf.errors.OpError, ValueError) as error:  # ValueError: more images than announced
+        raise InputError(_damaged(builder, split, str(error).splitlines()[0])) from error
+    if done != count:
+        raise InputError(_damaged(builder, split, f"{done} images instead of {count}"))
+    return from_array(pixels, labels)
+
+
+def _builder(name: str, data_dir: str):
+    """The tfds builder of a set that lies prepared on disk; prepares it where that can work."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"Data set {name!r} is read with TensorFlow Datasets, which cannot be imported"
+            f" ({error}). Install it (pip install -r requirements.txt), or take data set 'npz',"
+            " 'folder' or 'digits', which do without."
+        ) from error
+
+    # tfds reads the variable once, when it is imported; here it counts when it is asked for.
+    data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
+    builder = tfds.builder(name, data_dir=data_dir or None)
+    if builder.is_prepared():
+        return builder
+
+    manual = builder.data_dir_root / "downloads" / "manual"
+    archives = {url: info.filename for url, info in builder.url_infos.items()}
+    mend = (
+        "Do one of these: set TFDS_DATA_DIR or --config.dataset.data_dir to a folder in which tfds"
+        f" has prepared it (one that holds {name}/{builder.version}); run once on a machine with"
+        f" network; put the archive {' and '.join(archives.values())} (from"
+        f" {' and '.join(archives)}) into {manual}; or take data set 'folder' or 'npz' with your"
+        " own copy, or 'digits', which needs no download."
+    )
+    for url, archive in archives.items():
+        if not (manual / archive).exists() and not _answers(url):
+            raise InputError(
+                f"Data set {name!r} is not in {builder.data_dir_root}, and {url} does not answer,"
+                f" so it cannot be downloaded. {mend}"
+            )
+    try:
+        builder.download_and_prepare()
+    # Whatever goes wrong on the way (network, checksum, disk), the user has the same ways out.
+    except Exception as error:
+        raise InputError(
+            f"Data set {name!r} is not in {builder.data_dir_root}, and tfds could not prepare it"
+            f" there ({type(error).__name__}: {error}). {mend}"
+        ) from error
+    return builder
+
+
+def _answers(url: str) -> bool:
+    """Whether the server of a URL can be reached, within seconds.
+
+    Asked with `requests`, as tfds downloads, so the same proxy and certificate settings apply.
+    """
+    import requests
+
+    answers = []
+
+    def ask():
+        with contextlib.suppress(requests.RequestException):
+            answers.append(requests.head(url, timeout=_PROBE_SECONDS).status_code < 500)
+
+    # A thread, because the timeout of `requests` does not cover the look-up of the name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS + 1)
+    return answers == [True]
+
+
+def _damaged(builder, split: str, what: str) -> str:
+    return (
+        f"Split {split!r} of {builder.data_dir} is damaged: {what}. Delete that folder and prepare"
+        " the set again (with network, it is downloaded on the next run)."
+    )

@@ -1,0 +1,224 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, progress, result.json."""
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from layermatch_jax.errors import NonFiniteLossError
+
+FILE = "metrics.jsonl"
+NEVER = np.iinfo(np.int32).max
+PROGRESS_SECONDS = 2.0
+# Fields of metrics.jsonl that depend on the machine; all others are the run's own.
+TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
+
+# ---------------------------------------------------------------------------------------------
+# Windows: what happened since the last log line, summed on the device.
+
+
+def empty_window(metrics) -> dict:
+    """A window without steps, for metrics (or their shapes) such as steps.train_step's."""
+    return {
+        "sums": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics),
+        "nonfinite_step": np.array(NEVER, np.int32),
+    }
+
+
+@jax.jit
+def accumulate(window: dict, metrics: dict, step: jax.Array) -> dict:
+    """Adds a step's [sum, weight] pairs, and remembers the first step whose loss is not finite.
+
+    Args:
+      window: of `empty_window` or this function.
+      metrics: {name: float32 [2]}, 'loss' among them.
+      step: int32 [], the step's number, 1-based.
+    """
+    finite = jnp.isfinite(metrics["loss"][0])
+    return {
+        "sums": jax.tree.map(jnp.add, window["sums"], metrics),
+        "nonfinite_step": jnp.where(
+            finite, window["nonfinite_step"], jnp.minimum(window["nonfinite_step"], step)
+        ),
+    }
+
+
+def check_finite(window: dict) -> None:
+    """Raises NonFiniteLossError, naming the step, if a loss of the window is NaN or infinite."""
+    step = int(window["nonfinite_step"])
+    if step != NEVER:
+        raise NonFiniteLossError(f"the loss is not finite at step {step}")
+
+
+def means(sums: dict) -> dict[str, float | None]:
+    """{name: [sum, weight]} -> {name: sum / weight}, None where nothing was counted."""
+    return {
+        name: float(total) / float(weight) if weight > 0 else None
+        for name, (total, weight) in sums.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# The log.
+
+
+class Log:
+    """metrics.jsonl, TensorBoard events and the progress lines of one run.
+
+    Opening it cuts metrics.jsonl back to the step that the run goes on from, so that every line is
+    there once however often the run was interrupted.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        step: int,
+        train_steps: int,
+        images_per_step: int,
+        tensorboard: bool,
+    ):
+        self._path = workdir / FILE
+        kept = [line for line in read(workdir) if line["step"] <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._events = _tensorboard(workdir) if tensorboard else None
+        self._train_steps, self._images_per_step = train_steps, images_per_step
+        self._latest = {}  # the newest line of each split
+        self._start = step
+        self._started = self._lap = self._printed = time.monotonic()
+
+    def train(self, step: int, window: dict) -> None:
+        """Fetches and writes a window of train steps that ends with `step`.
+
+        Raises:
+          NonFiniteLossError: the loss of one of its steps is NaN or infinite.
+        """
+        window = jax.device_get(window)
+        check_finite(window)
+        steps, seconds = float(window["sums"]["loss"][1]), self._seconds()
+        self._write(
+            step,
+            "train",
+            means(window["sums"])
+            | {
+                "seconds": seconds,
+                "steps_per_second": steps / seconds,
+                "images_per_second": steps * self._images_per_step / seconds,
+            },
+        )
+        if time.monotonic() - self._printed >= PROGRESS_SECONDS or step == self._train_steps:
+            self._printed = time.monotonic()
+            print(self._progress(step), file=sys.stderr, flush=True)
+
+    def evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
+        """Writes the scores of an evaluation."""
+        self._write(step, split, scores | {"seconds": self._seconds()})
+
+    def close(self) -> None:
+        """Writes out what TensorBoard's writer holds."""
+        if self._events:
+            self._events.close()
+
+    def _write(self, step: int, split: str, scalars: dict[str, float | None]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split} | scalars) + "\n")
+        self._latest[split] = scalars
+        if self._events:
+            known = {f"{split}/{k}": v for k, v in scalars.items() if v is not None}
+            self._events.write_scalars(step, known)
+
+    def _seconds(self) -> float:
+        """Since the line before this one; the first one's include compilation."""
+        before, self._lap = self._lap, time.monotonic()
+        return self._lap - before
+
+    def _progress(self, step: int) -> str:
+        train = self._latest["train"]
+        parts = [f"step {step:>{len(str(self._train_steps))}}/{self._train_steps}"]
+        parts.append(f"loss {train['loss']:.3f}")
+        if train["mask_rate"] is not None:
+            parts.append(f"pseudo-labels {train['mask_rate']:4.0%} used")
+        if train["pseudo_label_accuracy"] is not None:
+            parts.append(f"{train['pseudo_label_accuracy']:4.0%} right")
+        for split, line in self._latest.items():
+            if split != "train":
+                parts.append(f"{split} {line['accuracy']:.1%}, EMA {line['accuracy_ema']:.1%}")
+        seconds = (time.monotonic() - self._started) / (step - self._start)
+        parts.append(f"{1 / seconds:.1f} steps/s")
+        parts.append(f"{duration((self._train_steps - step) * seconds)} left")
+        return "  ".join(parts)
+
+
+def _tensorboard(workdir: epath.Path):
+    # clu's writer imports TensorFlow, which a machine that trains without tf.data may lack.
+    try:
+        from clu import metric_writers
+    except ImportError:
+        logging.warning("TensorFlow is not installed: no TensorBoard events are written.")
+        return None
+    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none if it is not there. A line that was cut off is left out."""
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+# ---------------------------------------------------------------------------------------------
+# The result, computed from metrics.jsonl so that an interrupted run reports what another does.
+
+
+def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Accuracies and averages of a run.
+
+    Args:
+      lines: of metrics.jsonl.
+      split: 'test' or 'validation', the one that was evaluated.
+
+    Returns:
+      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1],
+      'evaluations_in_median': at most 20; 'mask_rate', 'pseudo_label_accuracy' and
+      'pseudo_label_accuracy_all': means over the run's log windows (None if never known),
+      'wall_seconds': of training and evaluation, over all starts of the run,
+      'images_per_second': views through the backbone in training, median of the log windows}.
+    """
+    evaluations = [line for line in lines if line["split"] == split]
+    windows = [line for line in lines if line["split"] == "train"]
+    accuracy = {}
+    for name, field in (("raw", "accuracy"), ("ema", "accuracy_ema")):
+        values = [line[field] for line in evaluations]
+        accuracy[name] = {
+            "last": values[-1],
+            "median20": statistics.median(values[-20:]),
+            "best": max(values),
+        }
+    means = {}
+    for name in ("mask_rate", "pseudo_label_accuracy", "pseudo_label_accuracy_all"):
+        known = [line[name] for line in windows if line[name] is not None]
+        means[name] = statistics.fmean(known) if known else None
+    return {
+        f"{split}_accuracy": accuracy,
+        "evaluations_in_median": min(20, len(evaluations)),
+        **means,
+        "wall_seconds": round(sum(line["seconds"] for line in lines), 1),
+        "images_per_second": round(
+            statistics.median(line["images_per_second"] for line in windows), 1
+        ),
+    }

@@ -1,0 +1,87 @@
+"""Backbones: images to features. The linear classifier on top of them is not theirs.
+
+All are called alike: `module.apply({"params": …, "batch_stats": …}, images, train,
+mutable=["batch_stats"])` maps float images [n, H, W, 3] to float32 features [n, D].
+
+Gradient masks are regular expressions on parameter paths, so the paths are regular:
+
+    stem/…                       the first convolution (ResNet, conv4: with its BatchNorm)
+    stage{1…}_block{0…}/…        conv1, norm1, conv2, norm2, …, shortcut (conv4: conv, norm)
+    final_norm/…                 WideResNet's last BatchNorm
+
+with leaves `kernel` (convolutions, dense), `scale` and `bias` (BatchNorm; nothing else has a bias).
+"""
+
+import difflib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from layermatch_jax.errors import InputError
+from layermatch_jax.models.layers import Layers
+from layermatch_jax.models.resnet import ResNet
+from layermatch_jax.models.small import Conv4, Linear
+from layermatch_jax.models.wide_resnet import WideResNet
+
+
+def create_model(config_model: Any, axis_name: str | None = None) -> nn.Module:
+    """Makes the backbone that the configuration names.
+
+    Args:
+      config_model: `config.model`: `name`, `dtype` and the fields that this model reads below.
+      axis_name: the device axis of pmap that BatchNorm statistics are averaged over; None where
+        one program sees the whole batch (one device, or jit over a mesh).
+
+    Raises:
+      InputError: a name, a compute dtype or a depth that does not exist.
+    """
+    return _lookup(_MODELS, config_model, "name")(config_model, axis_name)
+
+
+def _wide_resnet(c: Any, axis_name: str | None) -> nn.Module:
+    if c.depth < 10 or (c.depth - 4) % 6:
+        raise InputError(f"model.depth={c.depth}: a WideResNet has 6·b + 4, as 10, 16, 22, 28")
+    return WideResNet(
+        depth=c.depth,
+        widen_factor=c.widen_factor,
+        stages=c.stages,
+        first_stride=getattr(c, "first_stride", 1),
+        layers=_layers(c, axis_name),
+        remat=c.remat,
+    )
+
+
+def _resnet50(c: Any, axis_name: str | None) -> nn.Module:
+    return ResNet(blocks=(3, 4, 6, 3), layers=_layers(c, axis_name), remat=c.remat)
+
+
+def _conv4(c: Any, axis_name: str | None) -> nn.Module:
+    return Conv4(width=c.width, layers=_layers(c, axis_name))
+
+
+def _linear(c: Any, axis_name: str | None) -> nn.Module:
+    del axis_name  # nothing in it looks at the batch
+    return Linear(width=c.width, dtype=_lookup(_DTYPES, c, "dtype"))
+
+
+_MODELS = {
+    "wide_resnet": _wide_resnet,
+    "resnet50": _resnet50,
+    "conv4": _conv4,
+    "linear": _linear,
+}
+_DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
+
+
+def _layers(c: Any, axis_name: str | None) -> Layers:
+    return Layers(_lookup(_DTYPES, c, "dtype"), c.bn_decay, c.bn_epsilon, axis_name)
+
+
+def _lookup(table: dict[str, Any], c: Any, field: str) -> Any:
+    name = getattr(c, field)
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"model.{field}={name!r} is unknown; {hint}allowed: {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,64 @@
+"""The convolution, the BatchNorm and the pooling that every backbone is made of."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Fan-out (He 2015, eq. 14) rather than fan-in, and an untruncated normal: what FixMatch's code and
+# torchvision's ResNet use.
+HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Settings that all layers of a backbone share, and the layers made from them.
+
+    Parameters and running statistics are float32 whatever `dtype` is; BatchNorm computes its mean
+    and variance in float32, too. The running variance is the biased one, as in Flax (PyTorch
+    stores the unbiased one; over the thousands of values of a batch it is the same number).
+    """
+
+    dtype: jnp.dtype  # of the computation: float32 or bfloat16
+    bn_decay: float = 0.999  # the share of the old running statistics that is kept per step
+    bn_epsilon: float = 1e-3
+    axis_name: str | None = None  # device axis that BatchNorm statistics are averaged over
+
+    def conv(self, features: int, kernel_size: int, stride: int = 1, *, name: str) -> nn.Conv:
+        """Square convolution without bias, zero-padded by kernel_size // 2 on every side.
+
+        The padding is explicit because "SAME" pads stride-2 convolutions on the right and bottom
+        only, which shifts the features and would not fit PyTorch checkpoints.
+        """
+        return nn.Conv(
+            features,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=kernel_size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=HE_NORMAL,
+            name=name,
+        )
+
+    def norm(self, train: bool, *, name: str) -> nn.BatchNorm:
+        """BatchNorm by the statistics of the (global) batch, or by the running ones."""
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.bn_decay,
+            epsilon=self.bn_epsilon,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name=name,
+        )
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """LeakyReLU with the slope 0.1 that the field's WideResNets use."""
+    return nn.leaky_relu(x, 0.1)
+
+
+def global_average(x: jax.Array) -> jax.Array:
+    """Mean over the image, in float32: [n, h, w, D] -> [n, D] float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -1,0 +1,100 @@
+"""ResNet with bottleneck blocks (He 2016, arXiv 1512.03385), in the form called v1.5."""
+
+import flax.linen as nn
+import jax
+
+from layermatch_jax.models.layers import Layers, global_average
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, BN, ReLU, 3x3 max-pooling of stride 2.
+
+    A module of its own so that "stem/.*" names all of its parameters.
+    """
+
+    channels: int
+    layers: Layers
+    train: bool
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [n, H, W, 3] to [n, ⌈H / 4⌉, ⌈W / 4⌉, channels]."""
+        x = self.layers.conv(self.channels, 7, 2, name="conv")(images)
+        x = nn.relu(self.layers.norm(self.train, name="norm")(x))
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each with BN; ReLU between them and after the sum.
+
+    v1.5: the 3x3 convolution has the stride (the paper's first 1x1 would skip three of four
+    positions unseen). The last BN's scale starts at one like the others: starting it at zero
+    (Goyal 2017) is for very large batches, and would keep every gradient inside the branch at zero
+    in the first step, which gradient masks and layer reports should see.
+
+    Attributes:
+      channels: of the 3x3 convolution; the block's output has four times as many.
+      stride: of the 3x3 convolution and of the shortcut.
+      layers: the settings of convolutions and BatchNorm.
+      train: normalise by the batch's statistics and update the running ones.
+    """
+
+    channels: int
+    stride: int
+    layers: Layers
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [n, h, w, c] to [n, ⌈h / stride⌉, ⌈w / stride⌉, 4·channels]."""
+        conv, norm = self.layers.conv, self.layers.norm
+        y = conv(self.channels, 1, name="conv1")(x)
+        y = nn.relu(norm(self.train, name="norm1")(y))
+        y = conv(self.channels, 3, self.stride, name="conv2")(y)
+        y = nn.relu(norm(self.train, name="norm2")(y))
+        y = conv(4 * self.channels, 1, name="conv3")(y)
+        y = norm(self.train, name="norm3")(y)
+        if x.shape != y.shape:
+            x = conv(4 * self.channels, 1, self.stride, name="shortcut")(x)
+            x = norm(self.train, name="shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet without its classifier.
+
+    Attributes:
+      blocks: per stage; (3, 4, 6, 3) is ResNet-50.
+      layers: the settings of convolutions and BatchNorm.
+      width: channels of the stem and of the first stage's 3x3 convolutions.
+      remat: compute each block's activations again in the backward pass instead of storing them.
+    """
+
+    blocks: tuple[int, ...]
+    layers: Layers
+    width: int = 64
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Features of images.
+
+        Args:
+          images: [n, H, W, 3] float, normalised.
+          train: normalise by the batch's statistics and update the running ones.
+
+        Returns:
+          [n, 4·width·2^(len(blocks)-1)] float32; 2048 wide for ResNet-50.
+        """
+        block = nn.remat(Bottleneck) if self.remat else Bottleneck
+        x = Stem(self.width, self.layers, train, name="stem")(images)
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                x = block(
+                    channels=self.width * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    layers=self.layers,
+                    train=train,
+                    name=f"stage{stage + 1}_block{i}",
+                )(x)
+        return global_average(x)

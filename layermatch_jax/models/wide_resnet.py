@@ -1,0 +1,88 @@
+"""WideResNet (Zagoruyko & Komodakis 2016, arXiv 1605.07146) in the form of FixMatch's code."""
+
+import flax.linen as nn
+import jax
+
+from layermatch_jax.models.layers import Layers, global_average, leaky_relu
+
+
+class Block(nn.Module):
+    """Pre-activation residual block: BN, LeakyReLU, 3x3, BN, LeakyReLU, 3x3, plus the shortcut.
+
+    Attributes:
+      channels: of both convolutions.
+      stride: of the first convolution and of the shortcut.
+      activate_shortcut: the shortcut takes the activated input instead of the raw one.
+      layers: the settings of convolutions and BatchNorm.
+      train: normalise by the batch's statistics and update the running ones.
+    """
+
+    channels: int
+    stride: int
+    activate_shortcut: bool
+    layers: Layers
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [n, h, w, c] to [n, ⌈h / stride⌉, ⌈w / stride⌉, channels]."""
+        conv, norm = self.layers.conv, self.layers.norm
+        y = leaky_relu(norm(self.train, name="norm1")(x))
+        shortcut = y if self.activate_shortcut else x
+        y = conv(self.channels, 3, self.stride, name="conv1")(y)
+        y = leaky_relu(norm(self.train, name="norm2")(y))
+        y = conv(self.channels, 3, name="conv2")(y)
+        if shortcut.shape != y.shape:
+            shortcut = conv(self.channels, 1, self.stride, name="shortcut")(shortcut)
+        return shortcut + y
+
+
+class WideResNet(nn.Module):
+    """WideResNet without its classifier.
+
+    Only in the very first block does the shortcut see BN + LeakyReLU: elsewhere the raw sum is
+    carried on, so that there is a path of additions from the first block to the last.
+
+    Attributes:
+      depth: 6·b + 4 for b blocks a stage. The name counts three stages: with four the network is
+        deeper than its `depth` (FixMatch's "WRN-37-2" for STL-10 has depth 28 here).
+      widen_factor: k; the stages have 16k, 32k, 64k, ... channels.
+      stages: 3, or 4 for 96-pixel images.
+      first_stride: of the first stage; every later stage halves the image. FixMatch has 1 always;
+        TorchSSL and USB have 2 for STL-10, at a quarter of the arithmetic.
+      layers: the settings of convolutions and BatchNorm.
+      remat: compute each block's activations again in the backward pass instead of storing them.
+    """
+
+    depth: int
+    widen_factor: int
+    stages: int
+    first_stride: int
+    layers: Layers
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Features of images.
+
+        Args:
+          images: [n, H, W, 3] float, normalised.
+          train: normalise by the batch's statistics and update the running ones.
+
+        Returns:
+          [n, 16k·2^(stages-1)] float32.
+        """
+        block = nn.remat(Block) if self.remat else Block
+        x = self.layers.conv(16, 3, name="stem")(images)
+        for stage in range(self.stages):
+            for i in range((self.depth - 4) // 6):
+                x = block(
+                    channels=16 * self.widen_factor * 2**stage,
+                    stride=1 if i > 0 else self.first_stride if stage == 0 else 2,
+                    activate_shortcut=stage == 0 and i == 0,
+                    layers=self.layers,
+                    train=train,
+                    name=f"stage{stage + 1}_block{i}",
+                )(x)
+        x = leaky_relu(self.layers.norm(train, name="final_norm")(x))
+        return global_average(x)

@@ -1,0 +1,122 @@
+"""The one place that knows about devices: how a step is compiled, placed, gathered and summed.
+
+A step is written once, as a pure function of (state, rows of the batch, axis_name). Under pmap each
+device runs it on its own rows and `axis_name` names the axis to reduce over; under jit the step
+sees the global batch, `axis_name` is None, and the compiler cuts it up. Both give the same numbers.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+_ROWS = PartitionSpec(AXIS)
+
+
+def axis_name(parallelism: str) -> str | None:
+    """The axis that a step reduces over: the name pmap gives it, or None under jit."""
+    return AXIS if parallelism == "pmap" else None
+
+
+def mesh() -> Mesh:
+    """All devices of all processes in a row."""
+    # Auto: the Explicit default breaks optax's and our own sharding-agnostic code (jax >= 0.12).
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compile_step(
+    step: Callable, parallelism: str, *, donate_state: bool = True
+) -> Callable:
+    """Compiles `step(state, batch, *, axis_name) -> (state, outputs)` for all devices.
+
+    Args:
+      step: pure; its outputs must be the same on every device (summed or gathered).
+      parallelism: 'pmap' or 'jit'.
+      donate_state: whether the state's buffers may be reused for the new state.
+
+    Returns:
+      (state, batch) -> (state, outputs), with a batch placed by `place_batch` and a state placed by
+      `replicate`; neither grows a device axis.
+    """
+    donate = (0,) if donate_state else ()
+    if parallelism == "pmap":
+        return jax.pmap(
+            lambda state, batch: step(state, batch, axis_name=AXIS),
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=(None, None),
+            donate_argnums=donate,
+        )
+    replicated, by_rows = (NamedSharding(mesh(), spec) for spec in (PartitionSpec(), _ROWS))
+    return jax.jit(
+        lambda state, batch: step(state, batch, axis_name=None),
+        in_shardings=(replicated, by_rows),
+        out_shardings=(replicated, replicated),
+        donate_argnums=donate,
+    )
+
+
+def place_batch(batch, parallelism: str):
+    """Puts this host's rows of a batch on its devices.
+
+    Args:
+      batch: tree of NumPy arrays [rows, ...], rows divisible by the number of local devices.
+      parallelism: 'pmap' or 'jit'.
+
+    Returns:
+      The tree on the devices: [devices, rows / devices, ...] for pmap, [rows, ...] for jit.
+    """
+    sharding = NamedSharding(mesh(), _ROWS)
+    local = jax.local_device_count()
+
+    def place(x):
+        x = np.asarray(x)
+        if parallelism == "pmap":
+            x = x.reshape(local, -1, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree.map(place, batch)
+
+
+def replicate(tree):
+    """Puts the same values on every device (a copy: donating it leaves the argument alone)."""
+    sharding = NamedSharding(mesh(), PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+
+
+def host_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process loads."""
+    rows = batch_size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def num_shards(axis_name: str | None) -> int:
+    """How many devices share the global batch, as seen from inside a step."""
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def gather_rows(tree, axis_name: str | None):
+    """Every device's rows [n, ...] in global order, [n · devices, ...]."""
+    if axis_name is None:
+        return tree
+    return jax.lax.all_gather(tree, axis_name, tiled=True)
+
+
+def own_rows(tree, axis_name: str | None):
+    """The inverse of `gather_rows`: this device's rows of global ones."""
+    if axis_name is None:
+        return tree
+    shards, index = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+
+    def cut(x):
+        rows = x.shape[0] // shards
+        return jax.lax.dynamic_slice_in_dim(x, index * rows, rows)
+
+    return jax.tree.map(cut, tree)
+
+
+def total(tree, axis_name: str | None):
+    """The sum over devices of every leaf."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

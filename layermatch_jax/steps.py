@@ -1,0 +1,249 @@
+"""The train step and the evaluation step: pure functions, the same on one device and on many."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from layermatch_jax import layerwise, losses, optimizer, parallel, policies
+from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.state import TrainState
+
+
+class Method(NamedTuple):
+    """What a step is made of apart from its state."""
+
+    policy: policies.Policy
+    centres: layerwise.Centres
+    multipliers: Any  # of layerwise.mask_multipliers
+    unsupervised_weight: float  # λ_u
+    ema_decay: float
+    mean: tuple[float, ...]  # of the data set's channels, in [0, 1]
+    std: tuple[float, ...]
+    learning_rate: Callable  # step -> rate, for the log
+
+
+# A metric is [sum, weight], so that steps can be averaged without a mean of means.
+Metrics = dict[str, jax.Array]
+
+
+def create_method(
+    config: ml_collections.ConfigDict,
+    params,
+    channel_statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Method:
+    """Reads the method's parts out of the config.
+
+    Raises:
+      InputError: an expression of the gradient mask matches none of `params`.
+    """
+    mean, std = channel_statistics
+    return Method(
+        policy=policies.create(config.policy),
+        centres=layerwise.create_centres(config),
+        multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
+        unsupervised_weight=config.unsupervised_weight,
+        ema_decay=config.ema_decay,
+        mean=mean,
+        std=std,
+        learning_rate=optimizer.learning_rate(config),
+    )
+
+
+def train_step(
+    state: TrainState, batch: TrainBatch, *, method: Method, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update of everything.
+
+    Each device differentiates its share of the global objective (its rows, divided by the global
+    count); gradients are summed over devices.
+
+    Args:
+      state: the same on every device.
+      batch: this device's rows.
+      method: the parts.
+      axis_name: the device axis to reduce over; None when `batch` is the global batch.
+
+    Returns:
+      The next state and the metrics of the global batch, the same on every device.
+    """
+    policy, centres = method.policy, method.centres
+    backbone, classifier = state.params["backbone"], state.params["classifier"]
+    devices = parallel.num_shards(axis_name)
+    num_labeled = batch.labels.size * devices
+    num_unlabeled = max(batch.indices.size * devices, 1)  # supervised training has none
+
+    # One backbone pass over all views, with BatchNorm statistics over the global batch.
+    def forward(backbone):
+        rows, views, *image = batch.images.shape
+        features, updates = state.apply_fn(
+            {"params": backbone, "batch_stats": state.batch_stats},
+            normalize(batch.images.reshape(-1, *image), method),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return features.reshape(rows, views, -1), updates.get("batch_stats", {})
+
+    features, pull_back, batch_stats = jax.vjp(forward, backbone, has_aux=True)
+
+    # Pseudo-labels: a decision on the global batch, without gradient.
+    def centres_head(features):
+        return centres.head(state.centres, classifier, features)
+
+    views = split_views(features)
+    inputs, true_labels = parallel.gather_rows(
+        (
+            policies.Inputs(
+                weak_logits=centres.target_logits(state.centres, classifier, views.weak),
+                strong_logits=centres_head(views.strong),
+                labeled_logits=layerwise.linear(classifier, views.labeled),
+                labels=batch.labels,
+                indices=batch.indices.reshape(-1),
+            ),
+            batch.true_labels.reshape(-1),
+        ),
+        axis_name,
+    )
+    centres_state, weak_logits = centres.observe(
+        state.centres, inputs.weak_logits, inputs.indices
+    )
+    answer = policy.assign(state.policy, inputs._replace(weak_logits=weak_logits))
+    targets, weights, labeled_weights, regulariser = parallel.own_rows(
+        (answer.targets, answer.weights, answer.labeled_weights, answer.regulariser), axis_name
+    )
+
+    # The losses, differentiated at the heads: by the classifier's D x K parameters and by features.
+    labels = jax.nn.one_hot(batch.labels, targets.shape[-1])
+
+    def supervised_loss(classifier, features):
+        logits = layerwise.linear(classifier, split_views(features).labeled)
+        return jnp.sum(labeled_weights * losses.cross_entropy(logits, labels)) / num_labeled
+
+    def unsupervised_loss(head, features, targets, weights):
+        logits = head(getattr(split_views(features), policy.view))
+        loss = jnp.sum(weights * policy.loss(logits, targets)) / num_unlabeled
+        return loss + jnp.vdot(regulariser, logits), loss
+
+    def through_classifier(classifier):
+        head = functools.partial(layerwise.linear, classifier)
+        return unsupervised_loss(head, features, targets, weights)[0]
+
+    def through_centres(features):
+        pullable = centres.pullable(state.centres, targets, weights)
+        return unsupervised_loss(centres_head, features, *pullable)
+
+    loss_s, supervised = jax.value_and_grad(supervised_loss, (0, 1))(classifier, features)
+    (_, loss_u), unsupervised_z = jax.value_and_grad(through_centres, has_aux=True)(features)
+    unsupervised = jax.grad(through_classifier)(classifier), unsupervised_z
+
+    # Each layer's own mixture of the two, pulled back once, and summed over devices.
+    strength = method.unsupervised_weight * answer.scale
+    gradients, loss_s, loss_u, head_gradients = parallel.total(
+        (
+            layerwise.masked_gradients(
+                pull_back,
+                supervised,
+                jax.tree.map(lambda g: strength * g, unsupervised),
+                method.multipliers,
+            ),
+            loss_s,
+            loss_u,
+            (supervised[0], unsupervised[0]),
+        ),
+        axis_name,
+    )
+
+    # The update, and then what averages over updates.
+    new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    members = layerwise.Rows(
+        features=jnp.concatenate([views.labeled, views.weak]),
+        targets=jnp.concatenate([labels, targets]),
+        weights=jnp.concatenate([jnp.ones(labels.shape[0]), weights]),
+    )
+    new = new.replace(
+        ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
+        centres=centres.update(
+            centres_state, new.params["classifier"], state.step, members, axis_name
+        ),
+        policy=answer.state,
+    )
+
+    known = (true_labels >= 0).astype(jnp.float32)
+    correct = known * (jnp.argmax(answer.targets, axis=-1) == true_labels)
+    metrics = {
+        "loss": (loss_s + strength * loss_u, 1),
+        "loss_supervised": (loss_s, 1),
+        "loss_unsupervised": (loss_u, 1),
+        "learning_rate": (method.learning_rate(state.step), 1),
+        "mask_rate": (jnp.sum(answer.weights), answer.weights.size),
+        "pseudo_label_accuracy": (jnp.vdot(answer.weights, correct), jnp.vdot(answer.weights, known)),
+        "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
+        "classifier_gradient_cosine": (cosine(*head_gradients), 1),
+        "gradient_norm": (optax.global_norm(gradients), 1),
+        "parameter_norm": (optax.global_norm(new.params), 1),
+        **{name: (value, 1) for name, value in answer.diagnostics.items()},
+    }
+    return new, {name: jnp.array(pair, jnp.float32) for name, pair in metrics.items()}
+
+
+def eval_step(
+    state: TrainState, batch: EvalBatch, *, method: Method, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """Accuracy and loss of the raw and of the EMA parameters on a batch.
+
+    Both use the live BatchNorm statistics.
+
+    Args:
+      state: the same on every device; returned as it is.
+      batch: this device's rows; those with mask 0 count for nothing.
+      method: the parts; reads mean and std.
+      axis_name: the device axis to reduce over; None when `batch` is the global batch.
+
+    Returns:
+      The state and {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
+    """
+    images = normalize(batch.images, method)
+    labels = jnp.maximum(batch.labels, 0)
+    metrics = {}
+    for suffix, params in (("", state.params), ("_ema", state.ema_params)):
+        variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
+        features = state.apply_fn(variables, images, train=False)
+        logits = layerwise.linear(params["classifier"], features)
+        loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        correct = jnp.argmax(logits, axis=-1) == batch.labels
+        metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
+        metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
+    metrics = {name: jnp.array(pair, jnp.float32) for name, pair in metrics.items()}
+    return state, parallel.total(metrics, axis_name)
+
+
+class Views(NamedTuple):
+    """A batch's rows by view, flat and in row order."""
+
+    labeled: jax.Array  # [B, ...]
+    weak: jax.Array  # [μB, ...]
+    strong: jax.Array  # [μB, ...]
+
+
+def split_views(x: jax.Array) -> Views:
+    """[B, 1 + 2μ, ...] by labelled row -> the three views."""
+    mu = x.shape[1] // 2
+    weak, strong = x[:, 1 : 1 + mu], x[:, 1 + mu :]
+    return Views(x[:, 0], *(v.reshape(-1, *x.shape[2:]) for v in (weak, strong)))
+
+
+def normalize(images: jax.Array, method: Method) -> jax.Array:
+    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (method.mean, method.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def cosine(a, b) -> jax.Array:
+    """Cosine of two trees seen as vectors; 0 where one of them is 0."""
+    return optax.tree.vdot(a, b) / jnp.maximum(
+        optax.global_norm(a) * optax.global_norm(b), jnp.finfo(jnp.float32).tiny
+    )

@@ -1,0 +1,135 @@
+"""The folder of a run: what it was started with, and how it ended."""
+
+import json
+import subprocess
+from typing import Any
+
+import flax
+import jax
+import ml_collections
+from etils import epath
+
+import layermatch_jax
+from layermatch_jax import config as config_lib
+from layermatch_jax.errors import InputError
+
+CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
+
+
+def default(config: ml_collections.ConfigDict) -> str:
+    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED."""
+    dataset = config.dataset
+    labels = f"{dataset.label_fraction:.0%}" if dataset.label_fraction else dataset.num_labels
+    return (
+        f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
+    )
+
+
+def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to go on with a run under a config that would change its result.
+
+    Raises:
+      InputError: lists the fields that differ.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        return
+    before, now = json.loads(path.read_text()), _plain(config)
+    differences = [
+        f"  {name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in config_lib.RESULT_NEUTRAL
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run with other settings:\n" + "\n".join(differences) + "\n"
+            "Take the same settings to go on with it, or another --workdir to start anew."
+        )
+
+
+def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes every field under its dotted name."""
+    (workdir / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n")
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any] | None:
+    """What a finished run wrote; None if it is not finished."""
+    path = workdir / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_result(
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    split: dict[str, Any],
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes result.json: what was run, what came out, and on what.
+
+    Args:
+      workdir: the run's folder.
+      config: the whole config.
+      split: the record that labeled_split.json holds.
+      measured: of metrics.result.
+
+    Returns:
+      What was written.
+    """
+    result = {
+        "method": config.method,
+        "dataset": config.dataset.name,
+        "num_labels": split["num_labels"],
+        "label_seed": config.dataset.label_seed,
+        "seed": config.seed,
+        "train_steps": config.train_steps,
+        **measured,
+        "split_sha256": split["sha256"],
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "parallelism": config.parallelism,
+        "versions": {
+            "layermatch_jax": layermatch_jax.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
+        "git_commit": _git_commit(),
+    }
+    (workdir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def summary(result: dict[str, Any], workdir: epath.Path) -> str:
+    """A result as a person reads it."""
+    split = "test" if "test_accuracy" in result else "validation"
+    lines = [
+        f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
+        f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
+        f"steps in {result['wall_seconds']:.0f} s, {result['images_per_second']:.0f} images/s",
+        "",
+        f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
+    ]
+    for kind, values in result[f"{split}_accuracy"].items():
+        numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
+        lines.append(f"  {kind:<14}{numbers}")
+    if result["pseudo_label_accuracy_all"] is not None:
+        shown = [f"{result['mask_rate']:.1%} used", f"all: {result['pseudo_label_accuracy_all']:.1%} right"]
+        if result["pseudo_label_accuracy"] is not None:
+            shown.insert(1, f"of these {result['pseudo_label_accuracy']:.1%} right")
+        lines += ["", "pseudo-labels over the run: " + ", ".join(shown)]
+    return "\n".join([*lines, "", f"files: {workdir}/ ({RESULT}, metrics.jsonl, {SPLIT}, {CONFIG})"])
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields as JSON gives them back: tuples become lists."""
+    return json.loads(json.dumps(config_lib.fields(config)))
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with '-dirty' where it was changed; None if not known."""
+    here = epath.Path(layermatch_jax.__file__).parent
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
