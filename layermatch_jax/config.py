@@ -4,13 +4,12 @@ A config file in configs/ starts from `base()`, sets what its data set needs, an
 `apply_arg`, so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
 """
 
-import difflib
 import re
 
 import ml_collections
 from ml_collections import config_dict
 
-from layermatch_jax.errors import InputError
+from layermatch_jax.errors import InputError, unknown
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
@@ -82,6 +81,7 @@ def base() -> ml_collections.ConfigDict:
     m.depth = 28  # wide_resnet: layers
     m.widen_factor = 2  # wide_resnet: times 16 channels
     m.stages = 3  # wide_resnet: 3, or 4 for the STL-10 variant
+    m.first_stride = 1  # wide_resnet: of its first stage; 2 for the STL-10 variant
     m.width = 32  # conv4: channels of its first convolution; linear: features
     m.dtype = "float32"  # 'float32' | 'bfloat16' computation; parameters stay float32
     m.bn_decay = 0.999  # of BatchNorm's running statistics, per step
@@ -137,7 +137,7 @@ def apply_method(
       InputError: no such method (names the nearest), or one that `layerwise` means nothing to.
     """
     if method not in METHODS:
-        raise InputError(unknown("method", method, METHODS))
+        raise unknown("method", method, METHODS)
     if layerwise and method == "supervised":
         raise InputError("supervised has no unsupervised gradient: layerwise=True means nothing")
     choices = METHODS[method] | (METHODS["layermatch"] if layerwise else {})
@@ -191,7 +191,7 @@ def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
         if not equals:
             raise InputError(f"config argument {part!r}: write key=value, keys: {', '.join(keys)}")
         if key not in keys:
-            raise InputError(unknown("config argument", key, keys))
+            raise unknown("config argument", key, keys)
         given[key] = value
     return given
 
@@ -212,14 +212,7 @@ def fields(config: ml_collections.ConfigDict) -> dict:
 def check_field(name: str) -> None:
     """Raises InputError, naming the nearest one, unless `name` is a field's dotted name."""
     if name not in fields(base()):
-        raise InputError(unknown("config field", name, fields(base())))
-
-
-def unknown(kind: str, name: str, allowed) -> str:
-    """The message for a name that does not exist: the nearest one, and all of them."""
-    nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}"
+        raise unknown("config field", name, fields(base()))
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -233,7 +226,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
       InputError: says what was wrong, what is allowed and how to mend it.
     """
     if config.method not in METHODS:
-        raise InputError(unknown("method", config.method, METHODS))
+        raise unknown("method", config.method, METHODS)
     if config.method != config.applied_method:
         raise InputError(
             f"--config.method={config.method} alone would change the name and keep the settings of "
@@ -248,7 +241,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "avg_clustering.target_head": ("classifier", "centres"),
     }.items():
         if _get(config, name) not in allowed:
-            raise InputError(unknown(f"--config.{name}", _get(config, name), allowed))
+            raise unknown(f"--config.{name}", _get(config, name), allowed)
     for name, low, high in (
         ("seed", 0, 2**32 - 1),
         ("train_steps", 1, None),
@@ -318,7 +311,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         try:
             re.compile(pair[0])
         except re.error as error:
-            raise InputError(f"gradient mask {pair[0]!r} is no regular expression: {error}") from None
+            raise InputError(f"gradient mask {pair[0]!r} is no expression: {error}") from None
 
 
 def _get(config, name: str):

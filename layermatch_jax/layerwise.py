@@ -63,8 +63,7 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
       InputError: an expression matches no parameter.
     """
     paths = [
-        "/".join(key.key for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     for pattern, _ in gradient_mask:
         if not any(re.fullmatch(pattern, path) for path in paths):
@@ -123,11 +122,11 @@ def masked_gradients(
 
 
 class Rows(NamedTuple):
-    """The rows that class centres are averaged over: labelled and weak-view ones, this device's."""
+    """What class centres are averaged over: this device's labelled images and their weak views."""
 
-    features: jax.Array  # [n, D] float32
-    targets: jax.Array  # [n, K] float32, labels and pseudo-labels
-    weights: jax.Array  # [n] float32, 1 for labelled rows
+    features: jax.Array  # [B, 1 + μ, D] float32
+    targets: jax.Array  # [B, 1 + μ, K] float32, labels and pseudo-labels
+    weights: jax.Array  # [B, 1 + μ] float32, 1 for labelled images
 
 
 class Centres(NamedTuple):
@@ -215,14 +214,11 @@ def _feature_centres(momentum: float) -> Centres:
 
     def update(state, classifier, step, rows, axis_name):
         del classifier, step
-        members = rows.targets * rows.weights[:, None]
-        sums, weight = parallel.total(
-            (
-                jnp.dot(members.T, rows.features, precision=jax.lax.Precision.HIGHEST),
-                jnp.sum(members, axis=0),
-            ),
-            axis_name,
+        members = rows.targets * rows.weights[..., None]
+        sums = jnp.einsum(
+            "bvk,bvd->kd", members, rows.features, precision=jax.lax.Precision.HIGHEST
         )
+        sums, weight = parallel.total((sums, jnp.sum(members, axis=(0, 1))), axis_name)
         present = weight > 0
         mean = sums / jnp.where(present, weight, 1.0)[:, None]
         m = _warmed_up(momentum, state["updates"])[:, None]

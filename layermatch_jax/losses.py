@@ -1,20 +1,23 @@
-"""Losses, one number per example. Reductions are the caller's: who divides by what matters here."""
+"""Losses, one number per example. Reductions are the caller's: who divides by what matters here.
+
+They compute in the dtype of the logits, which the heads give in float32.
+"""
 
 import jax
 import jax.numpy as jnp
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Softmax cross-entropy, −Σ_k targets_k · log softmax(logits)_k, computed in float32.
+    """Softmax cross-entropy, −Σ_k targets_k · log softmax(logits)_k.
 
     Args:
       logits: [..., K].
       targets: [..., K], probabilities: one-hot for hard labels.
 
     Returns:
-      float32 [...], in nats.
+      [...], in nats.
     """
-    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
 def squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -25,6 +28,6 @@ def squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
       targets: [..., K], probabilities.
 
     Returns:
-      float32 [...].
+      [...], dimensionless.
     """
-    return jnp.mean((jax.nn.softmax(logits.astype(jnp.float32)) - targets) ** 2, axis=-1)
+    return jnp.mean((jax.nn.softmax(logits) - targets) ** 2, axis=-1)

@@ -1,4 +1,4 @@
-"""python -m layermatch_jax.main --config=configs/cifar100.py --workdir=runs/c100"""
+"""The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
 
 import pathlib
 import sys
@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.errors import InputError, NonFiniteLossError
+from layermatch_jax.errors import InputError, NonFiniteLossError, unknown
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 MODES = ("train",)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if _MODE.value not in MODES:
-            raise InputError(config_lib.unknown("mode", _MODE.value, MODES))
+            raise unknown("mode", _MODE.value, MODES)
         from layermatch_jax import train, workdir  # JAX starts here, not for a wrong flag
 
         folder = _WORKDIR.value or workdir.default(config)

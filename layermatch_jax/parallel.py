@@ -26,9 +26,7 @@ def mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compile_step(
-    step: Callable, parallelism: str, *, donate_state: bool = True
-) -> Callable:
+def compile_step(step: Callable, parallelism: str, *, donate_state: bool = True) -> Callable:
     """Compiles `step(state, batch, *, axis_name) -> (state, outputs)` for all devices.
 
     Args:

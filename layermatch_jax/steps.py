@@ -108,9 +108,7 @@ def train_step(
         ),
         axis_name,
     )
-    centres_state, weak_logits = centres.observe(
-        state.centres, inputs.weak_logits, inputs.indices
-    )
+    centres_state, weak_logits = centres.observe(state.centres, inputs.weak_logits, inputs.indices)
     answer = policy.assign(state.policy, inputs._replace(weak_logits=weak_logits))
     targets, weights, labeled_weights, regulariser = parallel.own_rows(
         (answer.targets, answer.weights, answer.labeled_weights, answer.regulariser), axis_name
@@ -159,15 +157,16 @@ def train_step(
 
     # The update, and then what averages over updates.
     new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
-    members = layerwise.Rows(
-        features=jnp.concatenate([views.labeled, views.weak]),
-        targets=jnp.concatenate([labels, targets]),
-        weights=jnp.concatenate([jnp.ones(labels.shape[0]), weights]),
+    mu = batch.indices.shape[1]
+    rows = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
+        features=features[:, : 1 + mu],
+        targets=jnp.concatenate([labels[:, None], targets.reshape(-1, mu, labels.shape[-1])], 1),
+        weights=jnp.concatenate([jnp.ones((len(labels), 1)), weights.reshape(-1, mu)], 1),
     )
     new = new.replace(
         ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
         centres=centres.update(
-            centres_state, new.params["classifier"], state.step, members, axis_name
+            centres_state, new.params["classifier"], state.step, rows, axis_name
         ),
         policy=answer.state,
     )
@@ -180,7 +179,10 @@ def train_step(
         "loss_unsupervised": (loss_u, 1),
         "learning_rate": (method.learning_rate(state.step), 1),
         "mask_rate": (jnp.sum(answer.weights), answer.weights.size),
-        "pseudo_label_accuracy": (jnp.vdot(answer.weights, correct), jnp.vdot(answer.weights, known)),
+        "pseudo_label_accuracy": (
+            jnp.vdot(answer.weights, correct),
+            jnp.vdot(answer.weights, known),
+        ),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "classifier_gradient_cosine": (cosine(*head_gradients), 1),
         "gradient_norm": (optax.global_norm(gradients), 1),

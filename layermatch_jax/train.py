@@ -53,9 +53,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
         num_unlabeled=len(partition.unlabeled.labels),
         axis_name=parallel.axis_name(config.parallelism),
     )
-    method = steps.create_method(
-        config, initial.params, sources.channel_statistics(source.train)
-    )
+    method = steps.create_method(config, initial.params, sources.channel_statistics(source.train))
     train_step = parallel.compile_step(
         functools.partial(steps.train_step, method=method), config.parallelism
     )

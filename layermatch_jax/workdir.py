@@ -11,6 +11,7 @@ from etils import epath
 
 import layermatch_jax
 from layermatch_jax import config as config_lib
+from layermatch_jax import metrics
 from layermatch_jax.errors import InputError
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
@@ -20,9 +21,7 @@ def default(config: ml_collections.ConfigDict) -> str:
     """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED."""
     dataset = config.dataset
     labels = f"{dataset.label_fraction:.0%}" if dataset.label_fraction else dataset.num_labels
-    return (
-        f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
-    )
+    return f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
 
 
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
@@ -111,11 +110,13 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
         lines.append(f"  {kind:<14}{numbers}")
     if result["pseudo_label_accuracy_all"] is not None:
-        shown = [f"{result['mask_rate']:.1%} used", f"all: {result['pseudo_label_accuracy_all']:.1%} right"]
+        shown = f"{result['mask_rate']:.1%} used"
         if result["pseudo_label_accuracy"] is not None:
-            shown.insert(1, f"of these {result['pseudo_label_accuracy']:.1%} right")
-        lines += ["", "pseudo-labels over the run: " + ", ".join(shown)]
-    return "\n".join([*lines, "", f"files: {workdir}/ ({RESULT}, metrics.jsonl, {SPLIT}, {CONFIG})"])
+            shown += f", {result['pseudo_label_accuracy']:.1%} of these right"
+        shown += f", {result['pseudo_label_accuracy_all']:.1%} of all right"
+        lines += ["", f"pseudo-labels over the run: {shown}"]
+    files = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
+    return "\n".join([*lines, "", files])
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_settings_that_cannot_be(changed, message):
 
 def test_class_with_too_few_images():
     data = source()._replace(train=numbered(np.repeat([0, 1, 2], [20, 2, 20])))
-    with pytest.raises(InputError, match="class 'b' has 2 training images, and 3.*label_fraction"):
+    with pytest.raises(InputError, match=r"class 'b' has 2 training images, and 3.*label_fraction"):
         splits.partition(data, settings(num_labels=9))
 
 

@@ -1,26 +1,25 @@
 """The strong view in tf.data: RandAugment and Cutout on whole batches, as drawn by `sampler`.
 
-Nothing here draws random numbers. The rows of a batch are grouped by operation and each operation
-runs once on its group: per image, tf.data would spend its time starting operations. All of them
-are bit for bit Pillow's on RGB images, so its roundings are followed to the letter: blends are
-float32 and truncated, affine maps 16.16 fixed-point numbers.
+Nothing here draws random numbers. The rows of a batch are grouped by operation, and each operation
+runs once, on its group: image by image, TensorFlow spends its time starting operations. All of
+them equal Pillow's on RGB images bit for bit, which means following its roundings to the letter:
+blends are float32 and truncated, the coefficients of affine maps 16.16 fixed-point numbers.
 
-How it is written follows from what TensorFlow does fast on a CPU, which is plain arithmetic along
-long rows. So images are seen as [k, S, 3S] (lines of interleaved channels) or [k, 3S²] where an
-operation allows it; gathers (about 20 times an addition) and `tf.where` on uint8 are avoided.
+How the operations are written follows from what TensorFlow does fast on a CPU: plain arithmetic
+along long rows. So images are seen as [k, S, 3S] (lines) or [k, 3S²] where that is possible, and
+gathers (20 times an addition), `tf.where` on uint8 and broadcasts over the last axis are avoided.
 
-k is the number of images that an operation is applied to, S their side in pixels.
+In this file k is the number of images that an operation is applied to, S their side in pixels.
 """
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from layermatch_jax.data import sampler
 
 CUTOUT_COLOR = (125, 123, 114)
-_LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601-2 as Pillow has it, · 2^16
-_ONE = 1 << 16  # of 16.16 fixed-point numbers
 
 
 def strong_views(
@@ -29,10 +28,10 @@ def strong_views(
     """Applies n operations in order to each image, then Cutout.
 
     Args:
-      images: uint8 [m, S, S, 3], S known when the graph is built. m may be unknown, or 0.
+      images: uint8 [m, S, S, 3], S known when the graph is built; m may be unknown, or 0.
       op: int32 [m, n], operations by their position in `sampler.RANDAUGMENT`; n known.
       value: float32 [m, n], their magnitudes in the units and ranges given there.
-      cutout: int32 [m, 4], box (y0, x0, y1, x1) to fill, half-open, pixels.
+      cutout: int32 [m, 4], the box to fill (y0, x0, y1, x1), half-open, pixels.
 
     Returns:
       uint8 [m, S, S, 3]. A row depends on nothing but its own row of the arguments.
@@ -40,34 +39,45 @@ def strong_views(
     Raises:
       tf.errors.InvalidArgumentError: when run, if an op is not in the list.
     """
-    size = images.shape[1]
-    for k in range(op.shape[1]):
-        rows = tf.dynamic_partition(tf.range(tf.shape(op)[0]), op[:, k], len(_OPERATIONS))
-        parts = [
-            operation(tf.gather(images, r), tf.gather(value[:, k], r))
-            for operation, r in zip(_OPERATIONS, rows, strict=True)
-        ]
-        images = tf.ensure_shape(tf.dynamic_stitch(rows, parts), [None, size, size, 3])
+    for step in range(op.shape[1]):
+        images = _apply(images, op[:, step], value[:, step])
     return cut_out(images, cutout)
+
+
+def _apply(images, op, value):
+    """One operation per image; op int32 [m], value float32 [m]."""
+    size = images.shape[1]
+    rows = tf.dynamic_partition(tf.range(tf.shape(op)[0]), op, len(sampler.RANDAUGMENT))
+    rows = {name: r for (name, *_), r in zip(sampler.RANDAUGMENT, rows, strict=True)}
+    where = [rows[name] for name in PIXELWISE]
+    parts = [
+        function(tf.gather(images, r), tf.gather(value, r))
+        for function, r in zip(PIXELWISE.values(), where, strict=True)
+    ]
+    where.append(tf.concat([rows[name] for name in AFFINE], 0))
+    maps = [
+        function(tf.cast(tf.gather(value, rows[name]), tf.float64), size)
+        for name, function in AFFINE.items()
+    ]
+    parts.append(warp(tf.gather(images, where[-1]), tf.concat(maps, 0)))
+    return tf.ensure_shape(tf.dynamic_stitch(where, parts), [None, size, size, 3])
 
 
 def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """Fills the box (y0, x0, y1, x1), half-open, int32 [k, 4], with grey. uint8 [k, S, S, 3]."""
     size = images.shape[1]
-    pixel = tf.range(size)
 
-    def inside(low, high):
-        within = (pixel >= box[:, low, None]) & (pixel < box[:, high, None])
+    def inside(position, low, high):
+        within = (position >= box[:, low, None]) & (position < box[:, high, None])
         return tf.cast(within, tf.uint8) * 255  # all bits of a byte
 
-    rows = inside(0, 2)[:, :, None]
-    columns = tf.repeat(inside(1, 3), 3, axis=1)[:, None, :]
+    line = inside(np.arange(size), 0, 2)[:, :, None]
+    byte = inside(np.arange(size).repeat(3), 1, 3)[:, None, :]
     grey = tf.constant(CUTOUT_COLOR * size, tf.uint8)
-    keep = ~rows | ~columns
-    return _like(images, (_lines(images) & keep) | (rows & (columns & grey)))
+    return _like(images, (_lines(images) & (~line | ~byte)) | (line & (byte & grey)))
 
 
-# The operations: (uint8 [k, S, S, 3], float32 [k]) -> uint8 [k, S, S, 3].
+# Pixelwise operations: (images uint8 [k, S, S, 3], value float32 [k]) -> uint8 [k, S, S, 3].
 
 
 def autocontrast(images, _):
@@ -75,52 +85,51 @@ def autocontrast(images, _):
     size = images.shape[1]
     pixels = tf.reshape(images, [-1, size**2, 3])
     low = tf.cast(tf.reduce_min(pixels, 1), tf.float64)
-    high = tf.cast(tf.reduce_max(pixels, 1), tf.float64)
-    flat = high <= low
-    one, zero = tf.constant(1.0, tf.float64), tf.constant(0.0, tf.float64)
-    scale = tf.where(flat, one, 255.0 / tf.where(flat, one, high - low))
-    offset = tf.where(flat, zero, -low * scale)
-    # In float64 and in this order the result falls below a whole number where Pillow's does.
+    span = tf.cast(tf.reduce_max(pixels, 1), tf.float64) - low
+    flat = tf.cast(span == 0, tf.float64)  # stays as it is
+    scale = flat + (1 - flat) * 255 / (span + flat)
+    offset = (1 - flat) * -low * scale
+    # float64 and this order: products fall short of whole numbers just where Pillow's do.
     x = tf.cast(_lines(images), tf.float64)
     x = x * _per_channel(scale, size) + _per_channel(offset, size)
-    return _like(images, tf.cast(tf.clip_by_value(x, 0.0, 255.0), tf.uint8))
+    return _like(images, tf.cast(tf.clip_by_value(x, 0, 255), tf.uint8))
 
 
 def brightness(images, value):
-    """Blends with black; value: share of the image. `ImageEnhance.Brightness(image)`."""
-    return _like(images, tf.cast(tf.cast(_flat(images), tf.float32) * value[:, None], tf.uint8))
+    """Mixes with black; value: share of the image. `ImageEnhance.Brightness(image)`."""
+    x = tf.cast(_flat(images), tf.float32)
+    return _like(images, tf.cast(value[:, None] * x, tf.uint8))
 
 
 def color(images, value):
-    """Blends with its grey version; value: share of the image. `ImageEnhance.Color(image)`."""
+    """Mixes with its grey version; value: share of the image. `ImageEnhance.Color(image)`."""
     x = tf.cast(_flat(images), tf.float32)
-    return _blend(images, tf.reshape(_luma(images), tf.shape(x)), x, value[:, None])
+    grey = tf.tile(_luma(images)[:, :, None], [1, 1, 3])
+    return _like(images, _mix(tf.reshape(grey, tf.shape(x)), x, value[:, None]))
 
 
 def contrast(images, value):
-    """Blends with its mean grey level; value: share of the image. `ImageEnhance.Contrast(image)`."""
+    """Mixes with its mean grey level; value: share of the image. `ImageEnhance.Contrast(image)`."""
+    x = tf.cast(_flat(images), tf.float32)
     area = images.shape[1] ** 2
-    total = tf.reduce_sum(tf.cast(tf.reshape(_luma(images), [-1, area, 3])[..., 0], tf.int32), 1)
-    mean = tf.cast((2 * total + area) // (2 * area), tf.float32)
-    return _blend(images, mean[:, None], tf.cast(_flat(images), tf.float32), value[:, None])
+    total = tf.reduce_sum(tf.cast(_luma(images), tf.int32), axis=1, keepdims=True)
+    mean = (2 * total + area) // (2 * area)
+    return _like(images, _mix(tf.cast(mean, tf.float32), x, value[:, None]))
 
 
 def equalize(images, _):
-    """Makes each channel's histogram uniform. `ImageOps.equalize(image)`."""
-    size = images.shape[1]
-    k = tf.shape(images)[0]
-    first = 256 * tf.reshape(tf.range(3 * k), [k, 3])  # one table of 256 per row and channel
-    index = tf.cast(_lines(images), tf.int32) + _per_channel(first, size)
-    counts = tf.raw_ops.Bincount(
-        arr=index, size=256 * 3 * k, weights=tf.zeros([0], tf.int32)
-    )
-    counts = tf.reshape(counts, [-1, 256])
-    darker = tf.cumsum(counts, axis=1, exclusive=True)
-    but_brightest = tf.reduce_max(tf.where(counts > 0, darker, 0), axis=1, keepdims=True)
-    step = but_brightest // 255
-    table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
-    table = tf.cast(tf.where(step > 0, table, tf.range(256)), tf.uint8)
-    return _like(images, tf.gather(tf.reshape(table, [-1]), index))
+    """Evens out each channel's histogram. `ImageOps.equalize(image)`."""
+    size, k = images.shape[1], tf.shape(images)[0]
+    table = 256 * tf.reshape(tf.range(3 * k), [k, 3])  # where a channel's levels begin
+    index = tf.cast(_lines(images), tf.int32) + _per_channel(table, size)
+    count = tf.raw_ops.Bincount(arr=index, size=768 * k, weights=tf.zeros([0], tf.float32))
+    count = tf.cast(tf.reshape(count, [-1, 256]), tf.int32)
+    darker = tf.cumsum(count, axis=1, exclusive=True)
+    brightest_left_out = tf.reduce_max(tf.where(count > 0, darker, 0), axis=1, keepdims=True)
+    step = brightest_left_out // 255
+    level = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
+    level = tf.cast(tf.where(step > 0, level, tf.range(256)), tf.uint8)
+    return _like(images, tf.gather(tf.reshape(level, [-1]), index))
 
 
 def identity(images, _):
@@ -129,105 +138,146 @@ def identity(images, _):
 
 
 def posterize(images, value):
-    """Keeps the highest bits; value: their number, its integer part. `ImageOps.posterize`."""
+    """Keeps the highest bits; value: how many (integer part, at least 1). `ImageOps.posterize`."""
     bits = tf.maximum(tf.cast(value, tf.int32), 1)
     mask = tf.cast(256 - tf.bitwise.left_shift(1, 8 - bits), tf.uint8)
     return _like(images, _flat(images) & mask[:, None])
 
 
-def rotate(images, value):
-    """Rotates about the centre; value: degrees counter-clockwise. `Image.rotate(value)`."""
-    angle = -tf.cast(value, tf.float64) * (math.pi / 180)
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    centre = images.shape[1] / 2
-    c = cos * -centre + sin * -centre + centre
-    f = -sin * -centre + cos * -centre + centre
-    return _warp(images, cos, sin, c, -sin, cos, f)
-
-
 def sharpness(images, value):
-    """Blends with a smoothed version; value: share of the image. `ImageEnhance.Sharpness`."""
+    """Mixes with a smoothed version; value: share of the image. `ImageEnhance.Sharpness(image)`."""
     x = tf.cast(_lines(images), tf.float32)
-    rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
-    total = rows[:, :, :-6] + rows[:, :, 3:-3] + rows[:, :, 6:]
+    total = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+    total = total[:, :, :-6] + total[:, :, 3:-3] + total[:, :, 6:]
     centre = x[:, 1:-1, 3:-3]
-    smooth = tf.floor((total + 4 * centre) / 13 + 0.5)
-    smooth = x + tf.pad(smooth - centre, [[0, 0], [1, 1], [3, 3]])  # the border stays
-    return _blend(images, smooth, x, value[:, None, None])
-
-
-def shear_x(images, value):
-    """Slants columns; value: slope."""
-    return _warp(images, b=value)
-
-
-def shear_y(images, value):
-    """Slants lines; value: slope."""
-    return _warp(images, d=value)
+    change = tf.floor((total + 4 * centre) / 13 + 0.5) - centre  # ImageFilter.SMOOTH
+    smooth = x + tf.pad(change, [[0, 0], [1, 1], [3, 3]])  # the border stays
+    return _like(images, _mix(smooth, x, value[:, None, None]))
 
 
 def solarize(images, value):
-    """Inverts what is not darker; value: grey level. `ImageOps.solarize(image, value)`."""
-    bright = tf.cast(_flat(images), tf.float32) >= value[:, None]
-    return _like(images, _flat(images) ^ (tf.cast(bright, tf.uint8) * 255))
+    """Inverts levels from value on; value: grey level. `ImageOps.solarize(image, value)`."""
+    x = _flat(images)
+    bright = tf.cast(x, tf.float32) >= value[:, None]
+    return _like(images, x ^ (tf.cast(bright, tf.uint8) * 255))
 
 
-def translate_x(images, value):
-    """Moves to the left; value: share of the side."""
-    return _warp(images, c=tf.cast(value, tf.float64) * images.shape[1])
+PIXELWISE = {
+    "autocontrast": autocontrast,
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "equalize": equalize,
+    "identity": identity,
+    "posterize": posterize,
+    "sharpness": sharpness,
+    "solarize": solarize,
+}
+
+# Affine maps: (value float64 [k], S) -> coefficients float64 [k, 6] for `warp`.
 
 
-def translate_y(images, value):
-    """Moves up; value: share of the side."""
-    return _warp(images, f=tf.cast(value, tf.float64) * images.shape[1])
+def rotate(value, size):
+    """About the centre; value: degrees, counter-clockwise. `image.rotate(value)`."""
+    angle = value * (-math.pi / 180)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    half = size / 2
+    return _map(value, cos, sin, half - (cos + sin) * half, -sin, cos, half + (sin - cos) * half)
 
 
-_OPERATIONS = [globals()[name] for name, *_ in sampler.RANDAUGMENT]
+def shear_x(value, _):
+    """Moves lines sideways, the lower the farther; value: slope."""
+    return _map(value, 1, value, 0, 0, 1, 0)
 
 
-def _warp(images, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
-    """Pillow's affine map: pixel (x, y) is taken from (ax + by + c, dx + ey + f)."""
-    size = images.shape[1]
-    k = tf.shape(images)[0]
-    a, b, c, d, e, f = (tf.cast(v, tf.float64) for v in (a, b, c, d, e, f))
-    aligned = (b == 0) & (d == 0)
-    half = tf.where(aligned, tf.constant(0.0, tf.float64), 0.5)
+def shear_y(value, _):
+    """Moves columns up or down, the farther right the more; value: slope."""
+    return _map(value, 1, 0, 0, value, 1, 0)
 
-    def fix(v):
-        return tf.cast(tf.floor(v * _ONE + half), tf.int32) + tf.zeros([k], tf.int32)
-    pixel = tf.range(size)
+
+def translate_x(value, size):
+    """To the left; value: share of the side."""
+    return _map(value, 1, 0, value * size, 0, 1, 0)
+
+
+def translate_y(value, size):
+    """Up; value: share of the side."""
+    return _map(value, 1, 0, 0, 0, 1, value * size)
+
+
+AFFINE = {
+    "rotate": rotate,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+}
+
+
+def warp(images: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
+    """The point (x, y) comes from (ax + by + c, dx + ey + f); nearest neighbour, black outside.
+
+    `image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))`. Pixels are looked up
+    at their centres, in 16.16 fixed-point numbers, except that pure shifts (the only maps here
+    with b = d = 0) are not rounded to those: cut off instead, they give the same whole numbers.
+
+    Args:
+      images: uint8 [k, S, S, 3].
+      coefficients: float64 [k, 6], a to f, pixels.
+
+    Returns:
+      uint8 [k, S, S, 3].
+    """
+    size, k = images.shape[1], tf.shape(images)[0]
+    a, b, c, d, e, f = tf.unstack(coefficients, axis=1)
+    rounding = tf.where((b == 0) & (d == 0), tf.zeros_like(b), 0.5)
+
+    def fixed(x):
+        return tf.cast(tf.floor(x * 2**16 + rounding), tf.int32)[:, None]
+
     def source(u, v, w):
-        at = (fix(u)[:, None] * pixel + fix(w + u / 2 + v / 2)[:, None])[:, None, :] + (
-            fix(v)[:, None] * pixel)[:, :, None]
-        return tf.bitwise.right_shift(at, 16)
+        along = fixed(u) * tf.range(size) + fixed(w + u / 2 + v / 2)
+        down = fixed(v) * tf.range(size)
+        return tf.bitwise.right_shift(along[:, None, :] + down[:, :, None], 16)
 
     x, y = source(a, b, c), source(d, e, f)
+    # As unsigned numbers the negative ones are too large as well.
     inside = (tf.bitcast(x, tf.uint32) < size) & (tf.bitcast(y, tf.uint32) < size)
-    row = tf.range(k)[:, None, None] * size**2
-    black = k * size**2
+    index = y * size + x + tf.range(k)[:, None, None] * size**2
     pixels = tf.concat([tf.reshape(images, [-1, 3]), tf.zeros([1, 3], tf.uint8)], 0)
-    return tf.gather(pixels, tf.where(inside, row + y * size + x, black))
+    return tf.gather(pixels, tf.where(inside, index, k * size**2))
+
+
+def _map(like, *coefficients):
+    return tf.stack([tf.zeros_like(like) + x for x in coefficients], axis=1)
 
 
 def _luma(images):
-    """Grey levels, three times: float32 [k * P, 3], whole numbers."""
-    x = tf.reshape(tf.cast(images, tf.float32), [-1, 3])
-    weights = tf.tile(tf.constant(_LUMA)[:, None], [1, 3])
-    return tf.floor((tf.matmul(x, weights) + 2**15) / 2**16)
+    """Grey levels, whole numbers: float32 [k, S²]. `image.convert("L")`."""
+    pixels = tf.reshape(images, [-1, images.shape[1] ** 2, 3])
+    red, green, blue = tf.unstack(tf.cast(pixels, tf.float32), axis=2)
+    # Every sum is below 2^24, so float32 is exact.
+    return tf.floor((red * 19595 + green * 38470 + blue * 7471 + 2**15) / 2**16)
 
 
-def _blend(images, degenerate, x, value):
-    return _like(images, tf.cast(degenerate + value * (x - degenerate), tf.uint8))
+def _mix(first, second, value):
+    """`Image.blend(first, second, value)` with 0 ≤ value ≤ 1: float32 in, uint8 out."""
+    return tf.cast(first + value * (second - first), tf.uint8)
+
+
+def _per_channel(x, size):
+    """[k, 3] -> [k, 1, 3S], to meet `_lines`."""
+    return tf.tile(x, [1, size])[:, None, :]
 
 
 def _lines(images):
-    return tf.reshape(images, [-1, images.shape[1], images.shape[2] * 3])
+    size = images.shape[1]
+    return tf.reshape(images, [-1, size, 3 * size])
+
 
 def _flat(images):
-    return tf.reshape(images, [-1, images.shape[1] * images.shape[2] * 3])
+    return tf.reshape(images, [-1, 3 * images.shape[1] ** 2])
+
 
 def _like(images, x):
     return tf.reshape(x, tf.shape(images))
-
-def _per_channel(x, size):
-    return tf.tile(x, [1, size])[:, None, :]

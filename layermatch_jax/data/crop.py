@@ -1,12 +1,59 @@
-"""TEMPORARY stand-in."""
+"""Crops and flips of uint8 images in NumPy: the weak view, and the ground of the strong one."""
+
 import numpy as np
-def crop_and_flip(images, offset, flip, pad, size):
-    p = np.pad(images, ((0,0),(pad,pad),(pad,pad),(0,0)), mode="reflect")
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for i, (y, x) in enumerate(offset):
-        v = p[i, y:y+size, x:x+size]
-        out[i] = v[:, ::-1] if flip[i] else v
-    return out
-def center_crop(images, size):
-    o = (images.shape[1]-size)//2
-    return images[:, o:o+size, o:o+size]
+
+
+def crop_and_flip(
+    images: np.ndarray, offset: np.ndarray, flip: np.ndarray, pad: int, size: int
+) -> np.ndarray:
+    """Pads by reflection, crops, and mirrors left-right where asked: one view per row.
+
+    An image that is wanted in several views is given several times; nothing is padded in memory,
+    so that costs no more than its share.
+
+    Args:
+      images: uint8 [n, R, R, C].
+      offset: int [n, 2], (y, x) of the crop in the padded image, pixels, 0..R + 2·pad - size.
+      flip: bool [n]. The crop is mirrored, not the image.
+      pad: pixels added on each side, without repeating the border (`np.pad(mode="reflect")`).
+      size: side of the crop, pixels.
+
+    Returns:
+      uint8 [n, size, size, C].
+
+    Raises:
+      ValueError: if the padded image is smaller than the crop, or an offset is out of range.
+    """
+    n, R, _, C = images.shape
+    limit = R + 2 * pad - size
+    if limit < 0:
+        raise ValueError(f"a crop of {size} pixels from images of {R} padded by {pad}")
+    if n and not 0 <= offset.min() <= offset.max() <= limit:
+        raise ValueError(
+            f"crop offsets {offset.min()}..{offset.max()} outside 0..{limit} "
+            f"(images of {R} pixels padded by {pad}, crops of {size})"
+        )
+    source = np.pad(np.arange(R), pad, mode="reflect")  # padded position -> position
+    # NumPy looks up single bytes twice as fast as pixels.
+    pixels = C * source[:, None] + np.arange(C)
+    as_is, mirrored = pixels.ravel(), pixels[::-1].ravel()
+    views = np.empty((n, size, C * size), np.uint8)
+    lines = np.reshape(images, (n, R, C * R))
+    where = zip(offset.tolist(), flip.tolist(), strict=True)
+    for view, image, ((y, x), f) in zip(views, lines, where, strict=True):
+        columns = mirrored[C * (limit - x) :] if f else as_is[C * x :]
+        kept = image.take(source[y : y + size], axis=0)
+        kept.take(columns[: C * size], axis=1, out=view, mode="clip")  # "raise" would buffer it
+    return views.reshape(n, size, size, C)
+
+
+def center_crop(images: np.ndarray, size: int) -> np.ndarray:
+    """The middle [n, size, size, C] of images [n, R, R, C]; a view, nearer the top left if odd.
+
+    Raises:
+      ValueError: if the images are smaller than the crop.
+    """
+    if min(images.shape[1:3]) < size:
+        raise ValueError(f"a crop of {size} pixels from images of {images.shape[1:3]}")
+    y, x = ((side - size) // 2 for side in images.shape[1:3])
+    return images[:, y : y + size, x : x + size]

@@ -101,8 +101,9 @@ def decode(path: str, side: int) -> np.ndarray:
     """One image file as uint8 [side, side, 3]; see `load`. InputError if it cannot be decoded."""
     try:
         with Image.open(path) as image:
-            # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8: never below `side`.
-            image.draft("RGB", (side, side))
+            # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; twice what
+            # is needed is left, so that the resizing after it still decides the quality.
+            image.draft("RGB", (2 * side, 2 * side))
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):  # Pillow's own conversion would clip to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -72,7 +72,9 @@ def square(image: Image.Image, side: int) -> Image.Image:
     """
     width, height = image.size
     short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
+    left, top = (width - short) / 2, (height - short) / 2
+    if short == side:  # nothing to resize: no half pixels
+        left, top = int(left), int(top)
     box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.BILINEAR, box)
 

@@ -94,9 +94,7 @@ class Sampler:
 
 def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
     """A counter-based generator: cheap to start anywhere, independent for each (stream, count)."""
-    return np.random.Generator(
-        np.random.Philox(np.random.SeedSequence((seed, stream, count)))
-    )
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, count))))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,6 +1,5 @@
 """From the name of a data set to its images: the one entrance of the data wing."""
 
-import difflib
 import hashlib
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ from layermatch_jax.data.images import (
     from_array,
     take,
 )
-from layermatch_jax.errors import InputError
+from layermatch_jax.errors import InputError, unknown
 
 __all__ = [
     "LOADERS",
@@ -65,12 +64,7 @@ def load(dataset: ConfigDict) -> Source:
         message says how to mend it. A broken image of a folder raises when it is read.
     """
     if dataset.name not in LOADERS:
-        near = difflib.get_close_matches(str(dataset.name), LOADERS, n=1, cutoff=0.5)
-        raise InputError(
-            f"Unknown data set {dataset.name!r}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" Allowed for --config.dataset.name: {', '.join(LOADERS)}."
-        )
+        raise unknown("--config.dataset.name", dataset.name, LOADERS)
     if dataset.stored_size < 1:
         raise InputError(
             f"--config.dataset.stored_size={dataset.stored_size}: images need a side of at least"

@@ -164,9 +164,9 @@ def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarra
         if len(members) < count:
             raise InputError(
                 f"Data set {name!r}: class {source.class_names[c]!r} has {len(members)} training"
-                f" images, and {count} of them were to be labelled. Lower"
-                " --config.dataset.num_labels, which the classes share equally, or use"
-                " label_fraction, which takes a share of each class."
+                f" images, and {count} of them were to be labelled. Add images of it"
+                " (every class needs some), lower --config.dataset.num_labels, which the"
+                " classes share equally, or use label_fraction, which takes a share of each class."
             )
         chosen.append(members[np.argsort(draws[members], kind="stable")[:count]])
     return np.sort(np.concatenate(chosen))

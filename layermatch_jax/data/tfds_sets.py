@@ -51,7 +51,11 @@ def _read(builder, split: str, side: int) -> Images:
     labels = np.empty(count, np.int32)
     # One shard after another: tfds's default interleaves them, so that the order would depend on
     # into how many files a set was written. No cache: it would hold all images a second time.
-    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    # A number of images other than the announced one is an error, raised while reading.
+    config = tfds.ReadConfig(
+        interleave_cycle_length=1, try_autocache=False, assert_cardinality=True
+    )
+    config.options.autotune.enabled = False  # 1.4 s instead of 2.2 s for 10,000 CIFAR images
     stored = builder.as_dataset(
         split=split, shuffle_files=False, as_supervised=True, read_config=config
     )
@@ -61,10 +65,11 @@ def _read(builder, split: str, side: int) -> Images:
             stop = done + len(label)
             pixels[done:stop], labels[done:stop] = resize(image, side), label
             done = stop
-    except (tf.errors.OpError, ValueError) as error:  # ValueError: more images than announced
-        raise InputError(_damaged(builder, split, str(error).splitlines()[0])) from error
-    if done != count:
-        raise InputError(_damaged(builder, split, f"{done} images instead of {count}"))
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"Split {split!r} of {builder.data_dir} is damaged ({str(error).splitlines()[0]})."
+            " Delete that folder and prepare the set again (with network, the next run does)."
+        ) from error
     return from_array(pixels, labels)
 
 
@@ -129,10 +134,3 @@ def _answers(url: str) -> bool:
     thread.start()
     thread.join(_PROBE_SECONDS + 1)
     return answers == [True]
-
-
-def _damaged(builder, split: str, what: str) -> str:
-    return (
-        f"Split {split!r} of {builder.data_dir} is damaged: {what}. Delete that folder and prepare"
-        " the set again (with network, it is downloaded on the next run)."
-    )

@@ -12,13 +12,12 @@ Gradient masks are regular expressions on parameter paths, so the paths are regu
 with leaves `kernel` (convolutions, dense), `scale` and `bias` (BatchNorm; nothing else has a bias).
 """
 
-import difflib
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from layermatch_jax.errors import InputError
+from layermatch_jax.errors import InputError, unknown
 from layermatch_jax.models.layers import Layers
 from layermatch_jax.models.resnet import ResNet
 from layermatch_jax.models.small import Conv4, Linear
@@ -46,7 +45,7 @@ def _wide_resnet(c: Any, axis_name: str | None) -> nn.Module:
         depth=c.depth,
         widen_factor=c.widen_factor,
         stages=c.stages,
-        first_stride=getattr(c, "first_stride", 1),
+        first_stride=c.first_stride,
         layers=_layers(c, axis_name),
         remat=c.remat,
     )
@@ -81,7 +80,5 @@ def _layers(c: Any, axis_name: str | None) -> Layers:
 def _lookup(table: dict[str, Any], c: Any, field: str) -> Any:
     name = getattr(c, field)
     if name not in table:
-        near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"model.{field}={name!r} is unknown; {hint}allowed: {', '.join(table)}")
+        raise unknown(f"--config.model.{field}", name, table)
     return table[name]

@@ -25,8 +25,8 @@ class Inputs(NamedTuple):
 class Assignment(NamedTuple):
     """What a policy answers, for the same rows.
 
-    The unsupervised loss is scale · (1/μB · Σ_j weights_j · loss(logits_j, targets_j) + regulariser),
-    where the regulariser enters by its gradient alone.
+    The unsupervised loss is scale · (1/μB · Σ_j weights_j · loss(logits_j, targets_j) + R), where
+    the regulariser R enters by its gradient alone.
     """
 
     targets: jax.Array  # [μB, K] float32, probabilities

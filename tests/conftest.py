@@ -1,0 +1,10 @@
+import os
+
+# Before JAX starts: eight devices on one CPU, for the tests of what several devices do.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# With more devices than cores, programs that were dispatched ahead wait for each other's threads.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
