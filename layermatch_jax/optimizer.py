@@ -7,7 +7,7 @@ import optax
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """The rate lr · cos(7πk / 16K) of step k of K (Sohn 2020, section 2.4); its last is 0.195 lr."""
+    """The rate lr · cos(7πk / 16K) at step k of K (Sohn 2020, section 2.4): at last 0.195 lr."""
     peak, steps = config.optimizer.learning_rate, config.train_steps
     return lambda step: peak * jax.numpy.cos(7 * np.pi / 16 * step / steps)
 

@@ -5,6 +5,7 @@ device runs it on its own rows and `axis_name` names the axis to reduce over; un
 sees the global batch, `axis_name` is None, and the compiler cuts it up. Both give the same numbers.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,7 @@ def axis_name(parallelism: str) -> str | None:
     return AXIS if parallelism == "pmap" else None
 
 
+@functools.cache
 def mesh() -> Mesh:
     """All devices of all processes in a row."""
     # Auto: the Explicit default breaks optax's and our own sharding-agnostic code (jax >= 0.12).
@@ -72,7 +74,7 @@ def place_batch(batch, parallelism: str):
     def place(x):
         x = np.asarray(x)
         if parallelism == "pmap":
-            x = x.reshape(local, -1, *x.shape[1:])
+            x = x.reshape(local, len(x) // local, *x.shape[1:])
         return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(place, batch)

@@ -155,7 +155,7 @@ SIZES = {
         *(96, 256, 10, 5_929_434, 645_712_384),
     ),
     "resnet50": ({"name": "resnet50"}, 224, 2048, 1000, 25_557_032, 4_089_184_256),
-    "conv4": ({"name": "conv4"}, 16, 64, 10, 61_338, 323_200),
+    "conv4": ({"name": "conv4"}, 16, 64, 10, 61_338, 212_608),
     "linear": ({"name": "linear"}, 16, 16, 10, 12_458, 12_448),
 }
 
@@ -264,7 +264,7 @@ class NumpyForward:
         return x.mean(axis=(1, 2))
 
     def conv4(self, x):
-        strides = {"stem": 2, "stage1_block0": 2, "stage2_block0": 2, "stage3_block0": 1}
+        strides = {"stem": 2, "stage1_block0": 2, "stage2_block0": 2, "stage3_block0": 2}
         for name, stride in strides.items():
             x = self.leaky(self.norm(f"{name}/norm", self.conv(f"{name}/conv", x, stride)))
         return x.mean(axis=(1, 2))

@@ -271,3 +271,13 @@ def test_split_file_that_cannot_be_read(tmp_path):
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(InputError, match=r"cannot be read.*labeled_split\.json"):
             splits.partition(source(), settings(split_file=str(path)))
+
+
+def test_a_class_without_images_gets_no_labels():
+    labels = np.array([0, 0, 0, 2, 2, 2])  # none of class 1
+    pixels = np.zeros((6, 4, 4, 3), np.uint8)
+    source = Source(("a", "b", "c"), from_array(pixels, labels), None, from_array(pixels, labels))
+    record = splits.partition(source, settings(num_labels=4)).record
+    assert record["class_counts"] == [2, 0, 2]
+    with pytest.raises(InputError, match="all 2 classes"):
+        splits.partition(source, settings(num_labels=1))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -133,6 +134,10 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     """How many labels each class is to get: int64 [classes]. InputError if out of range."""
     names = source.class_names
     available = np.bincount(source.train.labels, minlength=len(names))
+    present = available > 0
+    if not present.all():
+        absent = [name for name, here in zip(names, present, strict=True) if not here]
+        logging.warning("%s: no training image of %s.", dataset.name, ", ".join(absent))
     fraction = dataset.label_fraction
     if not 0 <= fraction <= 1:
         raise InputError(
@@ -140,18 +145,21 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
             " allowed are 0 < label_fraction <= 1 (0.01 is 1 %), or 0 to use num_labels."
         )
     if fraction > 0:
-        return np.maximum(np.floor(fraction * available + 0.5).astype(np.int64), 1)
+        return np.maximum(np.floor(fraction * available + 0.5).astype(np.int64), present)
     number = dataset.num_labels
-    if not len(names) <= number <= available.sum():
+    classes = int(present.sum())
+    if not classes <= number <= available.sum():
         raise InputError(
-            f"--config.dataset.num_labels={number}: it counts the labels of all {len(names)}"
+            f"--config.dataset.num_labels={number}: it counts the labels of all {classes}"
             f" classes together, and each needs at least one. Allowed are"
-            f" {len(names)}..{available.sum()} (the number of training images)."
+            f" {classes}..{available.sum()} (the number of training images)."
         )
-    each, rest = divmod(number, len(names))
-    counts = np.full(len(names), each)
-    draws = _draws(dataset.name, dataset.label_seed, _CLASSES, len(names))
-    counts[np.argsort(draws, kind="stable")[:rest]] += 1
+    each, rest = divmod(number, classes)
+    counts = np.where(present, each, 0)
+    order = np.argsort(
+        _draws(dataset.name, dataset.label_seed, _CLASSES, len(names)), kind="stable"
+    )
+    counts[order[present[order]][:rest]] += 1
     return counts
 
 
@@ -261,7 +269,7 @@ def _read_split(path: str, source: Source, dataset: ConfigDict, count: int) -> n
             f" are {counts}. The training images are not those it was made from (another order or"
             " another class list): take the same data."
         )
-    if 0 in counts:
-        name = source.class_names[counts.index(0)]
-        raise refuse(f"has no label of class {name!r}; every class needs at least one.")
+    for c in set(source.train.labels) - set(source.train.labels[indices]):
+        name = source.class_names[c]
+        raise refuse(f"has no label of class {name!r}; every class that has images needs one.")
     return indices

@@ -29,9 +29,8 @@ class Conv4(nn.Module):
     expression such as "backbone/stage3.*" means the same for the demo as for a WideResNet.
 
     Attributes:
-      width: channels of the first convolution; the others have 2, 4 and 4 times as many. The first
-        three halve the image: a full-size first convolution doubles the time of a step and adds
-        nothing on the digits.
+      width: channels of the first convolution; the others have 2, 4 and 4 times as many. All halve
+        the image: on a CPU, stride-1 convolutions cost two to three times the whole step's time.
       layers: the settings of convolutions and BatchNorm.
     """
 
@@ -52,7 +51,7 @@ class Conv4(nn.Module):
         x = ConvNorm(self.width, 2, self.layers, train, name="stem")(images)
         x = ConvNorm(2 * self.width, 2, self.layers, train, name="stage1_block0")(x)
         x = ConvNorm(4 * self.width, 2, self.layers, train, name="stage2_block0")(x)
-        x = ConvNorm(4 * self.width, 1, self.layers, train, name="stage3_block0")(x)
+        x = ConvNorm(4 * self.width, 2, self.layers, train, name="stage3_block0")(x)
         return global_average(x)
 
 

@@ -1,0 +1,128 @@
+"""A small problem in float64 on which every part of the method does something."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from layermatch_jax import config as config_lib
+from layermatch_jax import steps
+from layermatch_jax.batch import TrainBatch
+from layermatch_jax.state import TrainState
+
+B, MU, K, D = 4, 3, 3, 4
+SIDE = 2
+NUM_UNLABELED = 20
+THRESHOLD = 0.6
+RATE = 0.5  # of `recording`
+
+
+def backbone(variables, images, train, mutable=()):
+    """Two layers with a BatchNorm between them: every row's features depend on all rows."""
+    params, statistics = variables["params"], variables["batch_stats"]
+    # The step normalises in float32; whole pixel values give float64 back.
+    pixels = jnp.rint(images.astype(jnp.float64) * 255) / 255 - 0.5
+    x = pixels.reshape(len(images), -1) @ params["stem"]["kernel"] + params["stem"]["bias"][None]
+    if train:
+        statistics = {"mean": jnp.mean(x, axis=0), "var": jnp.var(x, axis=0)}
+    x = (x - statistics["mean"][None]) / jnp.sqrt(statistics["var"][None] + 1e-3)
+    features = jnp.tanh(x) @ params["block"]["kernel"]
+    return (features, {"batch_stats": statistics}) if mutable else features
+
+
+def recording():
+    """Plain gradient descent whose state is the gradient it was given last."""
+    return optax.GradientTransformation(
+        init=lambda params: jax.tree.map(jnp.zeros_like, params),
+        update=lambda grads, state, params: (jax.tree.map(lambda g: -RATE * g, grads), grads),
+    )
+
+
+def make_params(seed=0):
+    rng = np.random.RandomState(seed)  # RandomState: its streams never change
+    return {
+        "backbone": {
+            "stem": {"kernel": jnp.array(rng.randn(12, D)), "bias": jnp.array(rng.randn(D))},
+            "block": {"kernel": jnp.array(rng.randn(D, D))},
+        },
+        "classifier": make_classifier(seed + 100),
+    }
+
+
+def make_classifier(seed):
+    """Scaled so that a third to two thirds of the rows are confident."""
+    rng = np.random.RandomState(seed)
+    return {"kernel": jnp.array(0.6 * rng.randn(D, K)), "bias": jnp.array(0.2 * rng.randn(K))}
+
+
+def make_batch(seed=0, mu=MU):
+    rng = np.random.RandomState(seed)
+    return TrainBatch(
+        images=rng.randint(0, 256, (B, 1 + 2 * mu, SIDE, SIDE, 3)).astype(np.uint8),
+        labels=rng.randint(0, K, B).astype(np.int32),
+        indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
+        true_labels=rng.randint(-1, K, (B, mu)).astype(np.int32),
+    )
+
+
+def make_config(method="fixmatch", **fields):
+    """`fields`: dotted names with '__' for the dot."""
+    config = config_lib.apply_method(config_lib.base(), method)
+    config.policy.threshold = THRESHOLD
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    return config
+
+
+def make_method(params, method="fixmatch", **fields):
+    return steps.create_method(make_config(method, **fields), params, ((0.0,) * 3, (1.0,) * 3))
+
+
+def make_state(params, method, tx=None, apply_fn=backbone):
+    """The state before a step, in float64 throughout."""
+    tx = recording() if tx is None else tx
+    to_float64 = lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    return TrainState(
+        step=jnp.int32(0),
+        apply_fn=apply_fn,
+        params=params,
+        tx=tx,
+        opt_state=tx.init(params),
+        batch_stats={"mean": jnp.zeros(D), "var": jnp.ones(D)},
+        ema_params=params,
+        centres=jax.tree.map(to_float64, method.centres.init(params["classifier"], NUM_UNLABELED)),
+        policy=method.policy.init(K, NUM_UNLABELED),
+    )
+
+
+def gradients(method, params, batch, centres=None):
+    """What one step hands to the optimizer."""
+    state = make_state(params, method)
+    state = state if centres is None else state.replace(centres=centres)
+    # Not compiled: the operations are, one by one, and all tests share them.
+    new, _ = steps.train_step(state, batch, method=method)
+    return new.opt_state
+
+
+def views(params, batch):
+    """Features of the labelled [B, D], weak and strong [μB, D] rows, from one backbone pass."""
+    images = batch.images.reshape(-1, SIDE, SIDE, 3) / 255
+    features = backbone({"params": params, "batch_stats": {}}, images, train=True)
+    features = features.reshape(B, -1, D)
+    mu = batch.indices.shape[1]
+    weak, strong = features[:, 1 : mu + 1], features[:, mu + 1 :]
+    return features[:, 0], weak.reshape(-1, D), strong.reshape(-1, D)
+
+
+def logits_of(classifier, features):
+    return features @ classifier["kernel"] + classifier["bias"][None]
+
+
+def assert_informative(probabilities, threshold=THRESHOLD):
+    """On a batch where (almost) every or no row is accepted, most tests would prove nothing."""
+    probabilities = np.asarray(probabilities)
+    confidence = probabilities.max(axis=-1)
+    assert 0.2 <= np.mean(confidence >= threshold) <= 0.8
+    assert set(probabilities.argmax(axis=-1)) == set(range(K))
+    assert np.abs(confidence - threshold).min() > 1e-4
