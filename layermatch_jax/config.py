@@ -4,12 +4,16 @@ A config file in configs/ starts from `base()`, sets what its data set needs, an
 `apply_arg`, so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
 """
 
+import pathlib
 import re
+import sys
 
 import ml_collections
 from ml_collections import config_dict
 
 from layermatch_jax.errors import InputError, unknown
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
@@ -27,6 +31,7 @@ METHODS = {
 
 # Fields that may change between two starts of one run: they do not change its result.
 RESULT_NEUTRAL = (
+    "applied_method",  # says again what `method` says
     "parallelism",
     "dataset.data_dir",
     "input.prefetch",
@@ -161,29 +166,37 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
       InputError: an unknown key or a value that is none.
     """
     given = parse_arg(arg, ("labels", "method", "layerwise"))
-    if labels := given.get("labels"):
-        try:
-            if labels.endswith("%"):
-                config.dataset.label_fraction = float(labels[:-1]) / 100
-            else:
-                config.dataset.num_labels = int(labels)
-                config.dataset.label_fraction = 0.0
-        except ValueError:
-            raise InputError(
-                f"labels={labels}: give a whole number of images for all classes together "
-                "(labels=250), or a percentage of each class (labels=10%)"
-            ) from None
+    if (labels := given.get("labels")) is not None:
+        config.dataset.num_labels, config.dataset.label_fraction = _parse_labels(
+            labels, config.dataset.num_labels
+        )
     layerwise = given.get("layerwise", "False")
     if layerwise not in ("True", "False"):
         raise InputError(f"layerwise={layerwise}: give True or False")
     return apply_method(config, given.get("method", "layermatch"), layerwise == "True")
 
 
+def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
+    """'250' -> (250, 0.0); '10%' -> (num_labels, 0.1)."""
+    try:
+        if not labels.endswith("%"):
+            return int(labels), 0.0
+        # Refused here, because a fraction of 0 would mean num_labels.
+        if 0 < (percent := float(labels[:-1])) <= 100:
+            return num_labels, percent / 100
+    except ValueError:
+        pass
+    raise InputError(
+        f"labels={labels}: give a whole number of images for all classes together (labels=250), "
+        "or a percentage of each class, above 0% and up to 100% (labels=10%)"
+    )
+
+
 def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
     """Parses 'a=1,b=x' into {'a': '1', 'b': 'x'}.
 
     Raises:
-      InputError: a part without '=', or a key that is not in `keys`.
+      InputError: a part without '=', a key that is not in `keys`, or one that is there twice.
     """
     given = {}
     for part in filter(None, arg.split(",")):
@@ -192,6 +205,8 @@ def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"config argument {part!r}: write key=value, keys: {', '.join(keys)}")
         if key not in keys:
             raise unknown("config argument", key, keys)
+        if key in given:
+            raise InputError(f"config argument {key!r} is there twice: {given[key]!r}, {value!r}")
         given[key] = value
     return given
 
@@ -213,6 +228,13 @@ def check_field(name: str) -> None:
     """Raises InputError, naming the nearest one, unless `name` is a field's dotted name."""
     if name not in fields(base()):
         raise unknown("config field", name, fields(base()))
+
+
+def check_file(name: str) -> None:
+    """Raises InputError, naming the files there are, unless `name` is a Python file's."""
+    if not (name.endswith(".py") and pathlib.Path(name).is_file()):
+        known = ", ".join(sorted(path.name for path in FOLDER.glob("*.py")))
+        raise InputError(f"--config={name}: no such Python file; {FOLDER} has {known}")
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -251,10 +273,16 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("ema_decay", 0, 1),
         ("dataset.label_seed", 0, None),
         ("dataset.label_fraction", 0, 1),
+        ("dataset.stored_size", 1, None),
         ("dataset.image_size", 1, None),
         ("dataset.padding", 0, config.dataset.stored_size - 1),
         ("augment.randaugment_ops", 0, None),
         ("policy.threshold", 0, 1),
+        ("model.widen_factor", 1, None),
+        ("model.stages", 1, None),
+        ("model.first_stride", 1, None),
+        ("model.width", 1, None),
+        ("model.bn_epsilon", 0, None),
         ("model.bn_decay", 0, 1),
         ("optimizer.learning_rate", 0, None),
         ("optimizer.momentum", 0, 1),
@@ -267,8 +295,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("checkpoints_kept", 1, None),
     ):
         value = _get(config, name)
-        if not low <= value <= (float("inf") if high is None else high):
-            limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        if not low <= value <= (sys.float_info.max if high is None else high):
+            limits = f"finite, at least {low}" if high is None else f"between {low} and {high}"
             raise InputError(f"--config.{name}={value} must be {limits}")
     momentum = config.avg_clustering.momentum
     if momentum is not None and not 0 <= momentum < 1:
@@ -291,15 +319,15 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             f"--config.dataset.image_size={config.dataset.image_size} is more than stored_size + "
             f"2 · padding = {padded} pixels: no crop fits"
         )
+    uneven = []
     for name in ("batch_size", "eval_batch_size"):
         size = _get(config, name)
         if size % num_devices:
             below = size - size % num_devices
-            allowed = [n for n in (below, below + num_devices) if n]
-            raise InputError(
-                f"--config.{name}={size} does not divide by {num_devices} devices: use "
-                + " or ".join(map(str, allowed))
-            )
+            allowed = " or ".join(str(n) for n in (below, below + num_devices) if n)
+            uneven.append(f"--config.{name}={size} (use {allowed})")
+    if uneven:
+        raise InputError(f"not divisible by {num_devices} devices: {', '.join(uneven)}")
     for pair in config.layerwise.gradient_mask:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_FEW = 20  # names that are read rather than skipped
+
 
 class InputError(Exception):
     """The user asked for something that cannot be done (exit status 2).
@@ -17,8 +19,14 @@ class NonFiniteLossError(Exception):
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that does not exist: tells the nearest one, and all of them."""
-    allowed = list(allowed)
-    nearest = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return InputError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}")
+    """The error for a name that does not exist: tells the nearest ones, and all if they are few."""
+    name, allowed = str(name), list(allowed)
+    # A field that was looked for in another group of its tree is nearer than one spelled alike.
+    nearest = [other for other in allowed if other.split(".")[-1] == name.split(".")[-1]]
+    nearest = nearest or difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    message = f"unknown {kind} {name!r}."
+    if nearest:
+        message += f" Did you mean {' or '.join(map(repr, nearest))}?"
+    if not nearest or len(allowed) <= _FEW:
+        message += f" There are: {', '.join(allowed)}"
+    return InputError(message)

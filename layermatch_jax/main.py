@@ -1,6 +1,7 @@
 """The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
 
-import pathlib
+import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -9,33 +10,22 @@ from ml_collections import config_flags
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError, NonFiniteLossError, unknown
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 MODES = ("train",)
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(CONFIGS / "digits.py"),
-    "File with the settings, as FILE:labels=250,method=fixmatch; --config.FIELD=VALUE changes one.",
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED."
-)
-_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 
-
-def main(argv: list[str]) -> int:
+def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     """Returns the exit status: 0 done, 1 diverged, 2 asked for something that cannot be done."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
-        config = _CONFIG.value
+        config = flag_values.config
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-        if _MODE.value not in MODES:
-            raise unknown("mode", _MODE.value, MODES)
+        if flag_values.mode not in MODES:
+            raise unknown("--mode", flag_values.mode, MODES)
         from layermatch_jax import train, workdir  # JAX starts here, not for a wrong flag
 
-        folder = _WORKDIR.value or workdir.default(config)
+        folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
         print(workdir.summary(train.train_and_evaluate(config, folder), folder))
     except (InputError, NonFiniteLossError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -43,20 +33,41 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags, refusing what absl and ml_collections would meet with a traceback."""
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines and parses the flags; returns what is left of `argv`.
+
+    Raises:
+      SystemExit: 2 after a line that says what is wrong, where absl and ml_collections would end
+        with a traceback or status 1; 0 after --help.
+    """
     try:
-        for arg in argv[1:]:
-            name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
-            if name.startswith("config."):
-                config_lib.check_field(name.removeprefix("config."))
-            if name == "config" and not pathlib.Path(file := value.split(":")[0]).is_file():
-                known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.py")))
-                raise InputError(f"no config file {file!r}; in {CONFIGS} there are: {known}")
-        return flags.FLAGS(argv)
+        _check(argv)
+        config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
+            "config",
+            str(config_lib.FOLDER / "digits.py"),
+            "Settings, as FILE:labels=250,method=fixmatch; --config.FIELD=VALUE changes one.",
+            flag_values=flag_values,
+            sys_argv=argv,
+        )
+        for name, default, text in (
+            ("workdir", None, "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED."),
+            ("mode", "train", f"What to do: {', '.join(MODES)}."),
+        ):
+            flags.DEFINE_string(name, default, text, flag_values=flag_values)
+        return flag_values(argv)
     except (InputError, flags.Error) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit:  # of --help, which absl ends with status 1
+        sys.exit(0)
+
+
+def _check(argv: list[str]) -> None:
+    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
+            config_lib.check_field(override[1])
+        elif given := re.fullmatch(r"--?config(?:=(.*))?", arg):
+            config_lib.check_file((following if given[1] is None else given[1]).split(":")[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, progress, result.json."""
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -50,11 +51,24 @@ def accumulate(window: dict, metrics: dict, step: jax.Array) -> dict:
     }
 
 
-def check_finite(window: dict) -> None:
-    """Raises NonFiniteLossError, naming the step, if a loss of the window is NaN or infinite."""
+def check_finite(window: dict, state=None) -> None:
+    """Raises NonFiniteLossError, naming the step, if a run has diverged.
+
+    Args:
+      window: one of its losses may be NaN or infinite.
+      state: a TrainState, if that is to be checked as well: the step whose loss is the last finite
+        one may have spoilt it, and then it is no good checkpoint.
+    """
     step = int(window["nonfinite_step"])
     if step != NEVER:
         raise NonFiniteLossError(f"the loss is not finite at step {step}")
+    if state is not None and not _all_finite(state):
+        raise NonFiniteLossError(f"the update of step {int(state.step)} is not finite")
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def means(sums: dict) -> dict[str, float | None]:
@@ -86,7 +100,10 @@ class Log:
     ):
         self._path = workdir / FILE
         kept = [line for line in read(workdir) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # Whole or not at all: who is killed here must not lose the lines before.
+        part = workdir / f"{FILE}.part"
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(self._path)
         self._events = _tensorboard(workdir) if tensorboard else None
         self._train_steps, self._images_per_step = train_steps, images_per_step
         self._latest = {}  # the newest line of each split
@@ -117,7 +134,13 @@ class Log:
             print(self._progress(step), file=sys.stderr, flush=True)
 
     def evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
-        """Writes the scores of an evaluation."""
+        """Writes the scores of an evaluation.
+
+        Raises:
+          NonFiniteLossError: the loss of the split is NaN or infinite, with either parameters.
+        """
+        if not math.isfinite(scores["loss"] + scores["loss_ema"]):
+            raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
         self._write(step, split, scores | {"seconds": self._seconds()})
 
     def close(self) -> None:
@@ -126,6 +149,8 @@ class Log:
             self._events.close()
 
     def _write(self, step: int, split: str, scalars: dict[str, float | None]) -> None:
+        # JSON has no word for NaN: a diagnostic that is not finite is not known.
+        scalars = {k: v if math.isfinite(v or 0) else None for k, v in scalars.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split} | scalars) + "\n")
         self._latest[split] = scalars
@@ -195,7 +220,8 @@ def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     Returns:
       {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1],
       'evaluations_in_median': at most 20; 'mask_rate', 'pseudo_label_accuracy' and
-      'pseudo_label_accuracy_all': means over the run's log windows (None if never known),
+      'pseudo_label_accuracy_all': over all pseudo-labels of the run (None if never known), however
+      its steps were cut into log windows,
       'wall_seconds': of training and evaluation, over all starts of the run,
       'images_per_second': views through the backbone in training, median of the log windows}.
     """
@@ -209,10 +235,18 @@ def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
             "median20": statistics.median(values[-20:]),
             "best": max(values),
         }
+    # Windows count by their steps, and the accuracy of the used ones by how many were used.
+    steps = np.diff([0, *(line["step"] for line in windows)])
+    used = [n * (line["mask_rate"] or 0) for n, line in zip(steps, windows, strict=True)]
     means = {}
-    for name in ("mask_rate", "pseudo_label_accuracy", "pseudo_label_accuracy_all"):
-        known = [line[name] for line in windows if line[name] is not None]
-        means[name] = statistics.fmean(known) if known else None
+    for name, counts in (
+        ("mask_rate", steps),
+        ("pseudo_label_accuracy", used),
+        ("pseudo_label_accuracy_all", steps),
+    ):
+        values = [line[name] for line in windows]
+        known = [(value, n) for value, n in zip(values, counts, strict=True) if value is not None]
+        means[name] = statistics.fmean(*zip(*known, strict=True)) if known else None
     return {
         f"{split}_accuracy": accuracy,
         "evaluations_in_median": min(20, len(evaluations)),

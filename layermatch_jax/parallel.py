@@ -101,7 +101,11 @@ def gather_rows(tree, axis_name: str | None):
     """Every device's rows [n, ...] in global order, [n · devices, ...]."""
     if axis_name is None:
         return tree
-    return jax.lax.all_gather(tree, axis_name, tiled=True)
+
+    def gather(x):  # no rows, as of unlabelled images in supervised training, are refused by XLA
+        return jax.lax.all_gather(x, axis_name, tiled=True) if x.size else x
+
+    return jax.tree.map(gather, tree)
 
 
 def own_rows(tree, axis_name: str | None):

@@ -46,8 +46,6 @@ def create(
     policy = policies.create(config.policy)
     side = config.dataset.image_size
 
-    # One program: hundreds of small initialisers would otherwise compile one by one.
-    @jax.jit
     def init() -> TrainState:
         rng_backbone, rng_classifier = jax.random.split(jax.random.key(config.seed))
         images = jnp.zeros((1, side, side, 3), jnp.float32)
@@ -73,4 +71,7 @@ def create(
             policy=policy.init(num_classes, num_unlabeled),
         )
 
-    return init()
+    # One program: hundreds of initialisers would otherwise compile one by one. It runs once, so on a
+    # CPU, where optimising it takes a quarter of a minute, it is not optimised.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=quick)()

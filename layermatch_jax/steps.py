@@ -160,8 +160,8 @@ def train_step(
     mu = batch.indices.shape[1]
     rows = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
         features=features[:, : 1 + mu],
-        targets=jnp.concatenate([labels[:, None], targets.reshape(-1, mu, labels.shape[-1])], 1),
-        weights=jnp.concatenate([jnp.ones((len(labels), 1)), weights.reshape(-1, mu)], 1),
+        targets=jnp.concatenate([labels[:, None], targets.reshape(len(labels), mu, labels.shape[1])], 1),
+        weights=jnp.concatenate([jnp.ones((len(labels), 1)), weights.reshape(len(labels), mu)], 1),
     )
     new = new.replace(
         ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
@@ -185,8 +185,8 @@ def train_step(
         ),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "classifier_gradient_cosine": (cosine(*head_gradients), 1),
-        "gradient_norm": (optax.global_norm(gradients), 1),
-        "parameter_norm": (optax.global_norm(new.params), 1),
+        "gradient_norm": (optax.tree.norm(gradients), 1),
+        "parameter_norm": (optax.tree.norm(new.params), 1),
         **{name: (value, 1) for name, value in answer.diagnostics.items()},
     }
     return new, {name: jnp.array(pair, jnp.float32) for name, pair in metrics.items()}
@@ -235,7 +235,7 @@ def split_views(x: jax.Array) -> Views:
     """[B, 1 + 2μ, ...] by labelled row -> the three views."""
     mu = x.shape[1] // 2
     weak, strong = x[:, 1 : 1 + mu], x[:, 1 + mu :]
-    return Views(x[:, 0], *(v.reshape(-1, *x.shape[2:]) for v in (weak, strong)))
+    return Views(x[:, 0], *(v.reshape(len(x) * mu, *x.shape[2:]) for v in (weak, strong)))
 
 
 def normalize(images: jax.Array, method: Method) -> jax.Array:
@@ -247,5 +247,5 @@ def normalize(images: jax.Array, method: Method) -> jax.Array:
 def cosine(a, b) -> jax.Array:
     """Cosine of two trees seen as vectors; 0 where one of them is 0."""
     return optax.tree.vdot(a, b) / jnp.maximum(
-        optax.global_norm(a) * optax.global_norm(b), jnp.finfo(jnp.float32).tiny
+        optax.tree.norm(a) * optax.tree.norm(b), jnp.finfo(jnp.float32).tiny
     )

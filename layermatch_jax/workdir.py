@@ -1,6 +1,7 @@
 """The folder of a run: what it was started with, and how it ended."""
 
 import json
+import os
 import subprocess
 from typing import Any
 
@@ -20,35 +21,60 @@ CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
 def default(config: ml_collections.ConfigDict) -> str:
     """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED."""
     dataset = config.dataset
-    labels = f"{dataset.label_fraction:.0%}" if dataset.label_fraction else dataset.num_labels
+    labels = f"{100 * dataset.label_fraction:g}%" if dataset.label_fraction else dataset.num_labels
     return f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
 
 
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses to go on with a run under a config that would change its result.
+    """Refuses a folder that cannot be written to, or holds a run that would end in another result.
 
     Raises:
-      InputError: lists the fields that differ.
+      InputError: names what is in the way, or lists the fields that differ.
     """
+    if "://" not in str(workdir):  # of a bucket, only writing tells
+        there = next(path for path in (workdir, *workdir.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise InputError(
+                f"--workdir={workdir}: {there} is no folder that can be written to. Take another."
+            )
     path = workdir / CONFIG
+    if path.exists():
+        differences = _differences(json.loads(path.read_text()), _plain(config))
+        for name in config_lib.RESULT_NEUTRAL:
+            differences.pop(name, None)
+        if differences:
+            raise InputError(
+                f"{workdir} holds a run with other settings:\n{_listed(differences)}\n"
+                "Take the same settings to go on with it, or another --workdir to start anew."
+            )
+
+
+def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Refuses to go on with a run whose images are others now, under the same settings.
+
+    Args:
+      workdir: the run's folder.
+      record: what labeled_split.json is going to hold.
+
+    Raises:
+      InputError: lists what differs.
+    """
+    path = workdir / SPLIT
     if not path.exists():
         return
-    before, now = json.loads(path.read_text()), _plain(config)
-    differences = [
-        f"  {name}: {before.get(name)!r} before, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in config_lib.RESULT_NEUTRAL
-    ]
+    differences = _differences(json.loads(path.read_text()), json.loads(json.dumps(record)))
     if differences:
+        differences.pop("indices", None)  # too many to read; the sha256 differs with them
         raise InputError(
-            f"{workdir} holds a run with other settings:\n" + "\n".join(differences) + "\n"
-            "Take the same settings to go on with it, or another --workdir to start anew."
+            f"{workdir} holds a run on other images:\n{_listed(differences)}\n"
+            "Bring the data set back to what it was to go on with the run, or take another "
+            "--workdir to start anew."
         )
 
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Writes every field under its dotted name."""
-    (workdir / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n")
+    _write_json(workdir / CONFIG, _plain(config))
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -92,7 +118,7 @@ def write_result(
         },
         "git_commit": _git_commit(),
     }
-    (workdir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    _write_json(workdir / RESULT, result)
     return result
 
 
@@ -122,6 +148,25 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields as JSON gives them back: tuples become lists."""
     return json.loads(json.dumps(config_lib.fields(config)))
+
+
+def _differences(before: dict, now: dict) -> dict[str, tuple]:
+    """{name: (before, now)} of the entries that differ; None where there was or is none."""
+    pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _listed(differences: dict[str, tuple]) -> str:
+    return "\n".join(
+        f"  {name}: {before!r} before, {now!r} now" for name, (before, now) in differences.items()
+    )
+
+
+def _write_json(path: epath.Path, content: dict) -> None:
+    # Whole or not at all: a run that is killed meanwhile must be able to start again.
+    part = path.parent / f"{path.name}.part"
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
 
 
 def _git_commit() -> str | None:

@@ -45,22 +45,17 @@ def strong_views(
 
 
 def _apply(images, op, value):
-    """One operation per image; op int32 [m], value float32 [m]."""
-    size = images.shape[1]
-    rows = tf.dynamic_partition(tf.range(tf.shape(op)[0]), op, len(sampler.RANDAUGMENT))
-    rows = {name: r for (name, *_), r in zip(sampler.RANDAUGMENT, rows, strict=True)}
-    where = [rows[name] for name in PIXELWISE]
-    parts = [
-        function(tf.gather(images, r), tf.gather(value, r))
-        for function, r in zip(PIXELWISE.values(), where, strict=True)
-    ]
-    where.append(tf.concat([rows[name] for name in AFFINE], 0))
-    maps = [
-        function(tf.cast(tf.gather(value, rows[name]), tf.float64), size)
-        for name, function in AFFINE.items()
-    ]
-    parts.append(warp(tf.gather(images, where[-1]), tf.concat(maps, 0)))
-    return tf.ensure_shape(tf.dynamic_stitch(where, parts), [None, size, size, 3])
+    """One operation on each image; op int32 [m], value float32 [m]."""
+    size, names = images.shape[1], [name for name, *_ in sampler.RANDAUGMENT]
+    rows = tf.dynamic_partition(tf.range(tf.size(op)), op, len(names))
+    rows = dict(zip(names, rows, strict=True))
+    values = dict(zip(names, tf.dynamic_partition(value, op, len(names)), strict=True))
+    places = [rows[name] for name in PIXELWISE]
+    parts = [f(tf.gather(images, rows[name]), values[name]) for name, f in PIXELWISE.items()]
+    places.append(tf.concat([rows[name] for name in AFFINE], 0))
+    maps = [f(tf.cast(values[name][:, None], tf.float64), size) for name, f in AFFINE.items()]
+    parts.append(warp(tf.gather(images, places[-1]), tf.concat(maps, 0)))
+    return tf.ensure_shape(tf.dynamic_stitch(places, parts), [None, size, size, 3])
 
 
 def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -174,35 +169,37 @@ PIXELWISE = {
     "solarize": solarize,
 }
 
-# Affine maps: (value float64 [k], S) -> coefficients float64 [k, 6] for `warp`.
+# Affine maps: (value float64 [k, 1], S) -> coefficients float64 [k, 6] for `warp`.
+
+_IDENTITY = np.array([1.0, 0, 0, 0, 1, 0])
 
 
 def rotate(value, size):
     """About the centre; value: degrees, counter-clockwise. `image.rotate(value)`."""
-    angle = value * (-math.pi / 180)
+    angle, half = value * (-math.pi / 180), size / 2
     cos, sin = tf.cos(angle), tf.sin(angle)
-    half = size / 2
-    return _map(value, cos, sin, half - (cos + sin) * half, -sin, cos, half + (sin - cos) * half)
+    c, f = half - (cos + sin) * half, half + (sin - cos) * half
+    return tf.concat([cos, sin, c, -sin, cos, f], 1)
 
 
 def shear_x(value, _):
-    """Moves lines sideways, the lower the farther; value: slope."""
-    return _map(value, 1, value, 0, 0, 1, 0)
+    """Lines move sideways, the lower the farther; value: slope."""
+    return _IDENTITY + value * [0, 1, 0, 0, 0, 0]
 
 
 def shear_y(value, _):
-    """Moves columns up or down, the farther right the more; value: slope."""
-    return _map(value, 1, 0, 0, value, 1, 0)
+    """Columns move up or down, the farther right the more; value: slope."""
+    return _IDENTITY + value * [0, 0, 0, 1, 0, 0]
 
 
 def translate_x(value, size):
     """To the left; value: share of the side."""
-    return _map(value, 1, 0, value * size, 0, 1, 0)
+    return _IDENTITY + value * [0, 0, size, 0, 0, 0]
 
 
 def translate_y(value, size):
     """Up; value: share of the side."""
-    return _map(value, 1, 0, 0, 0, 1, value * size)
+    return _IDENTITY + value * [0, 0, 0, 0, 0, size]
 
 
 AFFINE = {
@@ -230,14 +227,12 @@ def warp(images: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """
     size, k = images.shape[1], tf.shape(images)[0]
     a, b, c, d, e, f = tf.unstack(coefficients, axis=1)
-    rounding = tf.where((b == 0) & (d == 0), tf.zeros_like(b), 0.5)
-
-    def fixed(x):
-        return tf.cast(tf.floor(x * 2**16 + rounding), tf.int32)[:, None]
+    fixed = tf.stack([a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2]) * 2**16
+    fixed = tf.floor(fixed + tf.where((b == 0) & (d == 0), tf.zeros_like(b), 0.5))
+    a, b, c, d, e, f = tf.unstack(tf.cast(fixed, tf.int32)[:, :, None])
 
     def source(u, v, w):
-        along = fixed(u) * tf.range(size) + fixed(w + u / 2 + v / 2)
-        down = fixed(v) * tf.range(size)
+        along, down = u * tf.range(size) + w, v * tf.range(size)
         return tf.bitwise.right_shift(along[:, None, :] + down[:, :, None], 16)
 
     x, y = source(a, b, c), source(d, e, f)
@@ -246,10 +241,6 @@ def warp(images: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     index = y * size + x + tf.range(k)[:, None, None] * size**2
     pixels = tf.concat([tf.reshape(images, [-1, 3]), tf.zeros([1, 3], tf.uint8)], 0)
     return tf.gather(pixels, tf.where(inside, index, k * size**2))
-
-
-def _map(like, *coefficients):
-    return tf.stack([tf.zeros_like(like) + x for x in coefficients], axis=1)
 
 
 def _luma(images):
@@ -280,4 +271,4 @@ def _flat(images):
 
 
 def _like(images, x):
-    return tf.reshape(x, tf.shape(images))
+    return tf.reshape(x, [-1, *images.shape[1:]])

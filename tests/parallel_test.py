@@ -1,0 +1,194 @@
+"""One device and eight, pmap and jit: the same run."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layermatch_jax import config as config_lib
+from layermatch_jax import parallel, state, steps
+from layermatch_jax.batch import EvalBatch, TrainBatch
+
+CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
+
+
+def configuration(**fields):
+    config = config_lib.apply_method(config_lib.base(), "layermatch")
+    config.update_from_flattened_dict(
+        {
+            "batch_size": B,
+            "unlabeled_ratio": MU,
+            "dataset.image_size": 8,
+            "policy.threshold": 0.7,
+            "model.name": "linear",
+            "model.width": 6,
+        }
+        | fields
+    )
+    return config
+
+
+def make_batch(step=0, side=8):
+    rng = np.random.RandomState(step)
+    return TrainBatch(
+        images=rng.randint(0, 256, (B, 1 + 2 * MU, side, side, 3)).astype(np.uint8),
+        labels=(np.arange(B) % CLASSES).astype(np.int32),
+        indices=rng.randint(0, UNLABELED, (B, MU)).astype(np.int32),
+        true_labels=rng.randint(-1, CLASSES, (B, MU)).astype(np.int32),
+    )
+
+
+def counting(policy):
+    """The policy with per-sample state: a device that sees only its own rows is found out."""
+
+    def assign(state, inputs):
+        rows = jnp.arange(len(inputs.indices), dtype=jnp.int32)
+        seen = state.at[inputs.indices].max(rows)  # each sample's last row in the global batch
+        return policy.assign((), inputs)._replace(state=seen)
+
+    return policy._replace(
+        init=lambda num_classes, num_unlabeled: jnp.full(num_unlabeled, -1, jnp.int32),
+        assign=assign,
+    )
+
+
+def start(config, axis_name):
+    """A state whose classifier is sure of some rows and unsure of others, and the step's parts."""
+    initial = state.create(config, CLASSES, UNLABELED, axis_name)
+    kernel = initial.params["classifier"]["kernel"]
+    scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
+    params = initial.params | {"classifier": scaled}
+    method = steps.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
+    method = method._replace(policy=counting(method.policy))
+    return method, initial.replace(
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        centres=method.centres.init(params["classifier"], UNLABELED),
+        policy=method.policy.init(CLASSES, UNLABELED),
+    )
+
+
+def run(config, devices, num_steps=3):
+    """State and metrics after some steps: devices 'one', 'pmap' or 'jit' (of eight)."""
+    method, current = start(config, "batch" if devices == "pmap" else None)
+    step = functools.partial(steps.train_step, method=method)
+    if devices == "one":
+        compiled, place = jax.jit(step), lambda batch: batch
+    else:
+        compiled = parallel.compile_step(step, devices)
+        place = functools.partial(parallel.place_batch, parallelism=devices)
+        current = parallel.replicate(current)
+    for k in range(num_steps):
+        current, metrics = compiled(current, place(make_batch(k, config.dataset.image_size)))
+        used, count = np.asarray(metrics["mask_rate"])
+        assert 0.2 <= used / count <= 0.8, "an uninformative batch: all or no rows pass"
+    return jax.device_get((current, metrics))
+
+
+def assert_equal_within(actual, expected, tolerance):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("centres", ["features", "outputs", "none"])
+def test_one_device_equals_eight(centres):
+    config = configuration(**{"avg_clustering.centres": centres})
+    expected = run(config, "one")
+    assert np.sum(expected[0].policy >= 0) > UNLABELED // 2
+    for devices in ("pmap", "jit"):
+        assert_equal_within(run(config, devices), expected, 1e-5)
+
+
+def test_one_device_equals_eight_with_batch_norm():
+    config = configuration(
+        **{
+            "model.name": "wide_resnet",
+            "model.depth": 10,
+            "model.widen_factor": 1,
+            "policy.threshold": 0.5,
+            # On fewer pixels, a LeakyReLU's kink that rounding moved to the other side shows.
+            "dataset.image_size": 16,
+        }
+    )
+    expected, expected_metrics = run(config, "one")
+    for devices in ("pmap", "jit"):
+        actual, metrics = run(config, devices)
+        assert_equal_within(actual, expected, 1e-5)
+        assert_equal_within(metrics, expected_metrics, 1e-4)
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), expected.params, start(config, None)[1].params
+    )
+    assert min(jax.tree.leaves(moved)) > 1e-4, "a parameter that hardly moved proves nothing"
+
+
+@pytest.mark.parametrize("devices", ["pmap", "jit"])
+@pytest.mark.parametrize("centres", ["classifier", "features", "outputs"])
+def test_images_stay_where_they_are(devices, centres):
+    config = configuration(**{"avg_clustering.centres": centres})
+    method, current = start(config, parallel.axis_name(devices))
+    compiled = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
+    placed = parallel.place_batch(make_batch(), devices)
+    program = compiled.lower(parallel.replicate(current), placed).compile().as_text()
+    assert "all-reduce" in program, "not the program of several devices"
+    found = re.findall(r"all-to-all|collective-permute", program)
+    assert not found
+    gathered = re.findall(r"= (?:\()?u8\[[^=]*all-gather", program)
+    assert not gathered, "images are gathered"
+
+
+@pytest.mark.parametrize("devices", ["pmap", "jit"])
+def test_evaluation_counts_every_image_once(devices):
+    config = configuration(**{"model.width": 4})
+    method, current = start(config, parallel.axis_name(devices))
+    rng = np.random.RandomState(0)
+    batch = EvalBatch(
+        images=rng.randint(0, 256, (16, 8, 8, 3)).astype(np.uint8),
+        labels=rng.randint(0, CLASSES, 16).astype(np.int32),
+        mask=(np.arange(16) < 11).astype(np.float32),
+    )
+    params = jax.device_get(current.params)
+    pixels = (batch.images.reshape(16, -1) / 255 - 0.5) / 0.3
+    logits = (
+        pixels @ params["backbone"]["stem"]["kernel"] @ params["classifier"]["kernel"]
+        + params["classifier"]["bias"]
+    )
+    correct = (logits.argmax(-1) == batch.labels)[:11].sum()
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = -log_probabilities[np.arange(16), batch.labels][:11].sum()
+
+    compiled = parallel.compile_step(
+        functools.partial(steps.eval_step, method=method), devices, donate_state=False
+    )
+    placed = parallel.place_batch(batch, devices)
+    _, metrics = compiled(parallel.replicate(current), placed)
+    np.testing.assert_array_equal(metrics["accuracy"], [correct, 11])
+    np.testing.assert_allclose(metrics["loss"], [loss, 11], rtol=1e-5)
+
+
+def test_rows_are_gathered_in_order_and_cut_again():
+    rows = np.arange(32).reshape(16, 2)
+
+    def step(state, x, *, axis_name):
+        everything = parallel.gather_rows(x, axis_name)
+        own = parallel.own_rows(everything, axis_name)
+        sums = parallel.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
+        return state, (everything, *sums, parallel.num_shards(axis_name))
+
+    compiled = parallel.compile_step(step, "pmap", donate_state=False)
+    _, (everything, difference, total, shards) = compiled(
+        jnp.zeros(()), parallel.place_batch(rows, "pmap")
+    )
+    np.testing.assert_array_equal(everything, rows)
+    assert (difference, total, shards) == (0, 31 * 32 / 2, 8)
+
+
+def test_replicated_state_is_a_copy():
+    value = jnp.arange(3.0)
+    step = parallel.compile_step(lambda state, batch, *, axis_name: (state + 1, batch), "jit")
+    step(parallel.replicate(value), parallel.place_batch(np.zeros(8), "jit"))
+    np.testing.assert_array_equal(value, [0, 1, 2])  # donated, it would be gone
