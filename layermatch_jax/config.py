@@ -4,9 +4,9 @@ A config file in configs/ starts from `base()`, sets what its data set needs, an
 `apply_arg`, so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
 """
 
+import math
 import pathlib
 import re
-import sys
 
 import ml_collections
 from ml_collections import config_dict
@@ -274,12 +274,12 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("dataset.label_seed", 0, None),
         ("dataset.label_fraction", 0, 1),
         ("dataset.stored_size", 1, None),
-        ("dataset.image_size", 1, None),
+        ("dataset.image_size", 2, None),
         ("dataset.padding", 0, config.dataset.stored_size - 1),
         ("augment.randaugment_ops", 0, None),
         ("policy.threshold", 0, 1),
         ("model.widen_factor", 1, None),
-        ("model.stages", 1, None),
+        ("model.stages", 1, 4),
         ("model.first_stride", 1, None),
         ("model.width", 1, None),
         ("model.bn_epsilon", 0, None),
@@ -295,8 +295,10 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("checkpoints_kept", 1, None),
     ):
         value = _get(config, name)
-        if not low <= value <= (sys.float_info.max if high is None else high):
-            limits = f"finite, at least {low}" if high is None else f"between {low} and {high}"
+        if not math.isfinite(value):
+            raise InputError(f"--config.{name}={value} must be a finite number")
+        if value < low or (high is not None and value > high):
+            limits = f"at least {low}" if high is None else f"between {low} and {high}"
             raise InputError(f"--config.{name}={value} must be {limits}")
     momentum = config.avg_clustering.momentum
     if momentum is not None and not 0 <= momentum < 1:

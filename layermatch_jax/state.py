@@ -71,7 +71,7 @@ def create(
             policy=policy.init(num_classes, num_unlabeled),
         )
 
-    # One program: hundreds of initialisers would otherwise compile one by one. It runs once, so on a
-    # CPU, where optimising it takes a quarter of a minute, it is not optimised.
+    # One program: hundreds of initialisers would otherwise compile one by one. It runs once, so it
+    # is not optimised on a CPU, where that takes a quarter of a minute.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=quick)()

@@ -157,16 +157,16 @@ def train_step(
 
     # The update, and then what averages over updates.
     new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
-    mu = batch.indices.shape[1]
-    rows = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
+    rows, mu = batch.indices.shape
+    members = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
         features=features[:, : 1 + mu],
-        targets=jnp.concatenate([labels[:, None], targets.reshape(len(labels), mu, labels.shape[1])], 1),
-        weights=jnp.concatenate([jnp.ones((len(labels), 1)), weights.reshape(len(labels), mu)], 1),
+        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, mu, labels.shape[1])], 1),
+        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, mu)], 1),
     )
     new = new.replace(
         ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
         centres=centres.update(
-            centres_state, new.params["classifier"], state.step, rows, axis_name
+            centres_state, new.params["classifier"], state.step, members, axis_name
         ),
         policy=answer.state,
     )

@@ -2,6 +2,8 @@ import os
 
 # Before JAX starts: eight devices on one CPU, for the tests of what several devices do.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Tests compile much and compute little. Processes that tests start inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 

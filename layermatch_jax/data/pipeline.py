@@ -127,7 +127,7 @@ def train_batches(
     dataset = tf.data.Dataset.range(steps.start, steps.stop)
     dataset = dataset.map(load, num_parallel_calls=2, deterministic=True)
     if mu:
-        dataset = dataset.map(augment, num_parallel_calls=2, deterministic=True)
+        dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
         dataset = dataset.map(lambda *arrays: arrays[: len(TrainBatch._fields)])
     try:

@@ -1,0 +1,181 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from layermatch_jax.data.sampler import RANDAUGMENT, Draws, Sampler
+
+SAMPLER = Sampler(
+    seed=3,
+    num_labeled=10,
+    num_unlabeled=50,
+    batch_size=8,
+    unlabeled_ratio=3,
+    image_size=32,
+    crop_range=8,
+    flip=True,
+    randaugment_ops=2,
+)
+
+
+def sampler(**changed):
+    return dataclasses.replace(SAMPLER, **changed)
+
+
+def many(steps=40, **changed):
+    """The draws of several steps, joined along the rows. B = 64: 2,560 rows."""
+    s = sampler(**{"batch_size": 64, **changed})
+    return Draws(*map(np.concatenate, zip(*(s.draw(step) for step in range(steps)), strict=True)))
+
+
+def test_shapes_and_types():
+    expected = {
+        "labeled": ((8,), np.int32),
+        "unlabeled": ((8, 3), np.int32),
+        "flip": ((8, 7), np.bool_),
+        "offset": ((8, 7, 2), np.int32),
+        "op": ((8, 3, 2), np.int32),
+        "value": ((8, 3, 2), np.float32),
+        "cutout": ((8, 3, 4), np.int32),
+    }
+    found = {k: (v.shape, v.dtype) for k, v in SAMPLER.draw(5)._asdict().items()}
+    assert found == expected
+
+
+def test_a_function_of_seed_and_step():
+    other = sampler()  # another object, asked for other steps before
+    other.draw(2)
+    other.draw(1_000_000)
+    for a, b in zip(SAMPLER.draw(7), other.draw(np.int64(7)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"step": 8}, {"step": 7 + 2**32}])
+def test_another_seed_or_step_draws_anew(changed):
+    step = changed.pop("step", 7)
+    pairs = zip(Draws._fields, SAMPLER.draw(7), sampler(**changed).draw(step), strict=True)
+    for name, a, b in pairs:
+        assert (a != b).any(), name
+
+
+def test_labelled_and_unlabelled_orders_are_independent():
+    same = sampler(num_labeled=24, num_unlabeled=24).draw(0)
+    labeled = np.concatenate([sampler(num_labeled=24).draw(s).labeled for s in range(3)])
+    assert (labeled != same.unlabeled.ravel()).any()
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (10, 10), (10, 25), (1, 3), (7, 64)])
+def test_streams_are_one_permutation_after_another(size, batch):
+    s = sampler(num_labeled=size, num_unlabeled=size, batch_size=batch)
+    draws = [s.draw(step) for step in range(12)]
+    for stream in (
+        np.concatenate([d.labeled for d in draws]),
+        np.concatenate([d.unlabeled.ravel() for d in draws]),
+    ):
+        epochs = stream[: len(stream) // size * size].reshape(-1, size)
+        assert (np.sort(epochs, axis=1) == np.arange(size)).all()
+        assert len(set(stream[len(epochs) * size :])) == len(stream) - len(epochs) * size
+        if size > 1:
+            assert len(np.unique(epochs, axis=0)) > 1, "every epoch in the same order"
+
+
+def test_a_stream_does_not_depend_on_how_it_is_cut():
+    whole = sampler(batch_size=24).draw(0)
+    parts = [sampler(batch_size=6).draw(step) for step in range(4)]
+    np.testing.assert_array_equal(whole.labeled, np.concatenate([d.labeled for d in parts]))
+    np.testing.assert_array_equal(whole.unlabeled, np.concatenate([d.unlabeled for d in parts]))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_together_have_the_global_draws(hosts):
+    draws, each = SAMPLER.draw(11), SAMPLER.batch_size // hosts
+    parts = [draws.rows(slice(h * each, (h + 1) * each)) for h in range(hosts)]
+    assert all(len(x) == each for part in parts for x in part)
+    for whole, joined in zip(draws, map(np.concatenate, zip(*parts, strict=True)), strict=True):
+        np.testing.assert_array_equal(joined, whole)
+
+
+def test_magnitudes_fill_their_ranges():
+    draws = many()
+    for index, (name, low, high) in enumerate(RANDAUGMENT):
+        values = draws.value[draws.op == index]
+        assert values.min() >= np.float32(low), name
+        assert values.max() <= np.float32(high), name
+        # About 1,100 uniform draws: the mean is off by 5 standard errors, 0.2887/sqrt(1100) of
+        # the range each, once in 2 million; the ends are reached to 2 %.
+        share = (values - low) / (high - low)
+        assert abs(share.mean() - 0.5) < 5 * 0.2887 / np.sqrt(len(share)), name
+        assert share.min() < 0.02, name
+        assert share.max() > 0.98, name
+
+
+def chi_square(values, categories):
+    """Pearson's statistic against the uniform distribution, and its degrees of freedom."""
+    count = np.bincount(np.ravel(values), minlength=categories)
+    assert len(count) == categories
+    expected = count.sum() / categories
+    return ((count - expected) ** 2 / expected).sum(), categories - 1
+
+
+def test_operations_offsets_and_flips_are_uniform():
+    draws = many()
+    assert draws.op.size == 2_560 * 3 * 2
+    for values, categories in (
+        (draws.op, 14),
+        (draws.op[..., 0] * 14 + draws.op[..., 1], 14 * 14),  # independent of each other
+        (draws.offset[..., 0], 9),
+        (draws.offset[..., 0] * 9 + draws.offset[..., 1], 81),
+        (draws.flip.astype(int), 2),
+        (2 * draws.flip[:, 1] + draws.flip[:, 4], 4),  # the two views of an image
+    ):
+        statistic, freedom = chi_square(values, categories)
+        # Mean = freedom, variance = 2 · freedom: five standard deviations up, and not absurdly low.
+        assert statistic < freedom + 5 * np.sqrt(2 * freedom) + 5
+        assert statistic > freedom - 5 * np.sqrt(2 * freedom)
+
+
+def test_chi_square_can_fail():
+    # One of the fourteen comes 30 % too often.
+    skewed = np.concatenate([np.arange(14).repeat(1_000), np.full(300, 3)])
+    statistic, freedom = chi_square(skewed, 14)
+    assert statistic > freedom + 5 * np.sqrt(2 * freedom) + 5
+
+
+@pytest.mark.parametrize("size", [8, 32, 96])
+def test_cutout_boxes(size):
+    low, high = np.split(many(image_size=size, steps=10).cutout.reshape(-1, 4), 2, axis=1)
+    assert low.min() >= 0
+    assert high.max() <= size
+    sides = high - low
+    assert sides.min() >= 1  # Pillow's corners are inclusive: never empty
+    assert sides.max() <= size // 2 + 1
+    # A side is uniform up to half the image, and inclusive corners add about half a pixel; of the
+    # boxes a quarter or so are cut off at the border.
+    inner = sides[((low > 0) & (high < size)).all(1)]
+    assert inner.mean() < size / 4 + 1
+    assert inner.mean() > size / 4 * 0.75
+    assert (low == 0).any()
+    assert (high == size).any()
+
+
+def test_images_that_may_not_be_mirrored():
+    never, always_the_same = sampler(flip=False), SAMPLER
+    for step in range(20):
+        draws = never.draw(step)
+        assert not draws.flip.any()
+        np.testing.assert_array_equal(draws.offset, always_the_same.draw(step).offset)
+
+
+def test_no_crop_range():
+    assert not sampler(crop_range=0).draw(0).offset.any()
+
+
+def test_supervised():
+    draws = sampler(unlabeled_ratio=0).draw(4)
+    assert draws.labeled.shape == (8,)
+    assert draws.flip.shape == (8, 1)
+    assert draws.offset.shape == (8, 1, 2)
+    assert draws.unlabeled.shape == (8, 0)
+    assert draws.op.shape == (8, 0, 2)
+    assert draws.cutout.shape == (8, 0, 4)
+    np.testing.assert_array_equal(draws.labeled, SAMPLER.draw(4).labeled)

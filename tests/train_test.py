@@ -1,0 +1,200 @@
+"""The loop, end to end: the shipped configs shrunk, and runs that are interrupted."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from layermatch_jax import checkpoint, config, metrics, train
+from layermatch_jax.data import pipeline
+
+ROOT = pathlib.Path(__file__).parent.parent
+DATA = os.environ.get("TFDS_DATA_DIR", "")
+
+
+def run_main(config_arg, workdir, *flags, devices=1):
+    """`python -m layermatch_jax.main` in a process of its own, as a user starts it."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, "-m", "layermatch_jax.main"]
+    command += [f"--config={config_arg}", f"--workdir={workdir}", *flags]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+SHRUNK = {
+    "digits.py": ["--config.model.width=4"],
+    "cifar10.py:labels=20": ["--config.model.depth=10", "--config.model.widen_factor=1"],
+    "cifar100.py:labels=200,method=fixmatch": ["--config.model.name=conv4"],
+    "stl10.py:labels=18": ["--config.model.name=conv4", "--config.model.width=4"],
+}
+
+
+@pytest.mark.parametrize("shipped", SHRUNK)
+def test_a_shipped_config_runs(shipped, tmp_path):
+    name = shipped.partition(".")[0]
+    if name != "digits" and not (pathlib.Path(DATA) / name).is_dir():
+        pytest.skip(f"needs {name}: set TFDS_DATA_DIR to a folder in which tfds has prepared it")
+    small = ["batch_size=4", "unlabeled_ratio=2", "train_steps=6", "log_every=2", "eval_every=3"]
+    small += ["checkpoint_every=3", "eval_batch_size=64", "policy.threshold=0.01"]
+    flags = [f"--config.{field}" for field in small] + SHRUNK[shipped]
+    done = run_main(f"configs/{shipped}", tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "median2" in done.stdout
+    assert "step 6/6" in done.stderr
+    assert "steps/s" in done.stderr
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["split"], line["step"]) for line in lines]
+    assert steps == [("train", 2), ("test", 3), ("train", 4), ("train", 6), ("test", 6)]
+    train_line = lines[0]
+    assert {"loss", "loss_supervised", "loss_unsupervised", "learning_rate", "mask_rate"} <= set(
+        train_line
+    )
+    assert {"gradient_norm", "parameter_norm", "images_per_second"} <= set(train_line)
+    assert {"pseudo_label_accuracy", "pseudo_label_accuracy_all"} <= set(train_line)
+    assert 0 < train_line["mask_rate"] <= 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    split = json.loads((tmp_path / "labeled_split.json").read_text())
+    assert result["split_sha256"] == split["sha256"]
+    assert result["num_labels"] == len(split["indices"])
+    tests = [line for line in lines if line["split"] == "test"]
+    assert result["test_accuracy"]["ema"] == {
+        "last": tests[-1]["accuracy_ema"],
+        "median20": np.median([line["accuracy_ema"] for line in tests]),
+        "best": max(line["accuracy_ema"] for line in tests),
+    }
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    # Accuracies are shares of the whole test set, whatever the batches it was cut into.
+    images = split["num_evaluation"]
+    for line in tests:
+        assert abs(line["accuracy"] * images - round(line["accuracy"] * images)) < 1e-4
+
+
+# ------------------------------------------------------------------------------------ interruption
+
+
+def tiny(method="layermatch", **fields):
+    c = config.base()
+    c.update_from_flattened_dict(
+        {
+            "dataset.name": "fake",
+            "dataset.num_labels": 20,
+            "dataset.stored_size": 8,
+            "dataset.image_size": 8,
+            "dataset.padding": 1,
+            "model.name": "conv4",
+            "model.width": 4,
+            "batch_size": 8,
+            "unlabeled_ratio": 2,
+            "train_steps": 8,
+            "policy.threshold": 0.15,
+            "log_every": 3,  # does not divide checkpoint_every: a window is cut by the restart
+            "eval_every": 4,
+            "checkpoint_every": 4,
+            "eval_batch_size": 64,
+            "tensorboard": False,
+        }
+    )
+    config.apply_method(c, method)
+    c.update_from_flattened_dict(fields)
+    return c
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step):
+    """The next run dies when it asks for the batch of this step (1-based)."""
+    original = pipeline.train_batches
+
+    def dying(*args, steps, **kwargs):
+        for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
+            if number == step:
+                raise Killed
+            yield batch
+
+    monkeypatch.setattr(pipeline, "train_batches", dying)
+
+
+def final_state(workdir):
+    """The newest checkpoint as {path: array}."""
+    manager = checkpoint.open_manager(epath.Path(workdir), kept=2)
+    tree = manager.restore(manager.latest_step())
+    manager.close()
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the machine."""
+    return [
+        {name: value for name, value in line.items() if name not in metrics.TIME_FIELDS}
+        for line in metrics.read(epath.Path(workdir))
+    ]
+
+
+@pytest.mark.parametrize("centres", ["classifier", "outputs"])
+def test_an_interrupted_run_equals_an_uninterrupted_one(centres, tmp_path, monkeypatch):
+    c = tiny(**{"avg_clustering.centres": centres})
+    whole = train.train_and_evaluate(c, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 8)
+        with pytest.raises(Killed):
+            train.train_and_evaluate(c, tmp_path / "cut")
+    assert [line["step"] for line in lines(tmp_path / "cut")] == [3, 4, 6]
+    resumed = train.train_and_evaluate(c, tmp_path / "cut")
+
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert [(line["step"], line["split"]) for line in lines(tmp_path / "cut")] == [
+        (3, "train"),
+        (4, "test"),
+        (6, "train"),
+        (8, "train"),
+        (8, "test"),
+    ]
+    expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    assert any("ema_params" in path for path in expected)
+    assert any("centres" in path for path in expected)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(actual[path], value, err_msg=path)
+    assert len(actual) == len(expected)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
+    assert jax.device_count() == 8
+    c = tiny()
+    train.train_and_evaluate(c, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            train.train_and_evaluate(c, tmp_path / "cut")
+
+    (tmp_path / "tiny_config.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+        "from train_test import tiny as get_config\n"
+    )
+    done = run_main(
+        tmp_path / "tiny_config.py", tmp_path / "cut", "--config.parallelism=jit", devices=1
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 4 of 8" in done.stderr
+    assert "1 x cpu (jit)" in done.stderr
+    expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    for path, value in expected.items():
+        np.testing.assert_allclose(actual[path], value, rtol=0, atol=1e-4, err_msg=path)
