@@ -63,7 +63,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
 
 
 def _check(argv: list[str]) -> None:
-    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
             config_lib.check_field(override[1])
         elif given := re.fullmatch(r"--?config(?:=(.*))?", arg):

@@ -45,6 +45,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
     rows = parallel.host_rows(config.batch_size)
     example, _ = pipeline.weak_views(partition, sampler, config.dataset.padding, 0, rows)
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
+    workdir_lib.check_split(workdir, partition.record)
 
     # --- State and steps -------------------------------------------------------------------------
     initial = state.create(
@@ -108,7 +109,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
                 scores = evaluate.evaluate(eval_step, current, partition.evaluation, config)
                 log.evaluation(step, config.dataset.evaluate_on, scores)
             if save_now:  # before the next batch is taken: the state and the step agree
-                metrics.check_finite(window)
+                metrics.check_finite(window, current)
                 checkpoint.save(checkpoints, step, {"state": current, "window": window})
     except NonFiniteLossError as error:
         kept = checkpoints.latest_step()

@@ -111,7 +111,7 @@ def tiny(method="layermatch", **fields):
     return c
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -122,7 +122,7 @@ def kill_at(monkeypatch, step):
     def dying(*args, steps, **kwargs):
         for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
             if number == step:
-                raise Killed
+                raise KilledError
             yield batch
 
     monkeypatch.setattr(pipeline, "train_batches", dying)
@@ -153,7 +153,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(centres, tmp_path, monke
     whole = train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_at(patch, 8)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train.train_and_evaluate(c, tmp_path / "cut")
     assert [line["step"] for line in lines(tmp_path / "cut")] == [3, 4, 6]
     resumed = train.train_and_evaluate(c, tmp_path / "cut")
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
     train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_at(patch, 6)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train.train_and_evaluate(c, tmp_path / "cut")
 
     (tmp_path / "tiny_config.py").write_text(

@@ -114,7 +114,8 @@ def decode(path: str, side: int) -> np.ndarray:
     except Exception as error:
         raise InputError(
             f"Cannot decode the image {path} ({type(error).__name__}: {error}). Remove or replace"
-            " it. (A removed training image shifts the positions in a split file.)"
+            " it. (Replaced, a run that has begun goes on; removed, a new one is needed: the"
+            " positions in the data set shift.)"
         ) from error
 
 

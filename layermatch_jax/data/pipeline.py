@@ -95,16 +95,17 @@ def train_batches(
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
     mu, size, n = sampler.unlabeled_ratio, sampler.image_size, sampler.randaugment_ops
-    failures = []
+    failures = {}  # by step
 
     def read(step):
         try:
             batch, draws = weak_views(partition, sampler, padding, int(step), rows)
-        except InputError as error:  # tf.data would bury it in a traceback of its own
-            failures.append(error)
-            raise
+        except InputError as error:  # raised here, TensorFlow would print a page of traceback
+            failures[int(step)] = error
+            batch, draws = weak_views(partition, sampler, padding, int(step), slice(0))
         return *batch, draws.op, draws.value, draws.cutout
 
+    @tf.autograph.experimental.do_not_convert
     def load(step):
         arrays = tf.numpy_function(
             read, [step], [tf.uint8] + [tf.int32] * 4 + [tf.float32, tf.int32], stateful=False
@@ -113,6 +114,7 @@ def train_batches(
         shapes += [[None, mu, n], [None, mu, n], [None, mu, 4]]
         return tuple(map(tf.ensure_shape, arrays, shapes))
 
+    @tf.autograph.experimental.do_not_convert
     def augment(images, labels, indices, true_labels, op, value, cutout):
         strong = augment_tf.strong_views(
             tf.reshape(images[:, 1 + mu :], [-1, size, size, 3]),
@@ -130,13 +132,11 @@ def train_batches(
         dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
         dataset = dataset.map(lambda *arrays: arrays[: len(TrainBatch._fields)])
-    try:
-        for arrays in dataset.prefetch(prefetch).as_numpy_iterator():
-            yield TrainBatch(*arrays)
-    except tf.errors.OpError:
-        if failures:
-            raise failures[0] from None
-        raise
+    batches = dataset.prefetch(prefetch).as_numpy_iterator()
+    for step, arrays in zip(steps, batches, strict=True):
+        if step in failures:
+            raise failures[step]
+        yield TrainBatch(*arrays)
 
 
 def eval_batches(images: Images, batch_size: int, image_size: int) -> Iterator[EvalBatch]:

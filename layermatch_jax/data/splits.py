@@ -127,7 +127,10 @@ def indices_sha256(indices: Sequence[int] | np.ndarray) -> str:
 def write_split(record: dict, path: str | epath.Path) -> None:
     """Writes a Partition's record as a JSON object, one field a line; `path` may be a gs:// one."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
-    epath.Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path = epath.Path(path)
+    part = path.parent / f"{path.name}.part"  # whole or not at all
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    part.replace(path)
 
 
 def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:

@@ -1,0 +1,328 @@
+import importlib.util
+
+import ml_collections
+import pytest
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.errors import InputError, unknown
+
+MASK = (("classifier/.*", 0.0),)
+
+
+def configured(method="layermatch", **fields):
+    """`fields`: dotted names with '__' for the dot."""
+    config = config_lib.apply_method(config_lib.base(), method)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def shipped(name, arg=""):
+    spec = importlib.util.spec_from_file_location("shipped", config_lib.FOLDER / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def refused(config, num_devices=1):
+    with pytest.raises(InputError) as caught:
+        config_lib.validate(config, num_devices)
+    return str(caught.value)
+
+
+# ---- The tree ----
+
+
+def test_tree_is_locked():
+    config = config_lib.base()
+    for tree, field in ((config, "learning_rate"), (config.optimizer, "lr")):
+        with pytest.raises((AttributeError, KeyError), match=field):
+            setattr(tree, field, 1.0)
+
+
+def test_fields_are_dotted_names_of_plain_values():
+    tree = ml_collections.ConfigDict({"a": 1, "b": {"c": (("x", 0.0),), "d": {"e": None}}})
+    assert config_lib.fields(tree) == {"a": 1, "b.c": (("x", 0.0),), "b.d.e": None}
+
+
+def test_names_that_stand_elsewhere_are_fields():
+    # A field that was renamed in base() alone would silently lose its meaning here.
+    known = config_lib.fields(config_lib.base())
+    assert set(config_lib.RESULT_NEUTRAL) <= known.keys()
+    for choices in config_lib.METHODS.values():
+        assert choices.keys() <= known.keys()
+
+
+# ---- Methods ----
+
+
+@pytest.mark.parametrize(
+    ("method", "mask", "centres", "weight", "ratio"),
+    [
+        ("supervised", (), "none", 0.0, 0),
+        ("fixmatch", (), "none", 1.0, 7),
+        ("grad_relu", MASK, "none", 1.0, 7),
+        ("avg_clustering", (), "classifier", 1.0, 7),
+        ("layermatch", MASK, "classifier", 1.0, 7),
+    ],
+)
+def test_what_a_method_chooses(method, mask, centres, weight, ratio):
+    config = configured(method)
+    assert config.method == config.applied_method == method
+    assert config.layerwise.gradient_mask == mask
+    assert config.avg_clustering.centres == centres
+    assert (config.unsupervised_weight, config.unlabeled_ratio) == (weight, ratio)
+    config_lib.validate(config)
+
+
+def test_layerwise_adds_both_parts_and_changes_nothing_else():
+    plain = config_lib.fields(configured("fixmatch"))
+    both = config_lib.fields(config_lib.apply_method(config_lib.base(), "fixmatch", layerwise=True))
+    assert {name: both[name] for name in both if both[name] != plain[name]} == {
+        "layerwise.gradient_mask": MASK,
+        "avg_clustering.centres": "classifier",
+    }
+
+
+def test_layerwise_means_nothing_without_pseudo_labels():
+    with pytest.raises(InputError, match="supervised has no unsupervised gradient"):
+        config_lib.apply_method(config_lib.base(), "supervised", layerwise=True)
+
+
+@pytest.mark.parametrize("written", ["fixmach", "FixMatch", "fix_match"])
+def test_unknown_method_names_the_nearest(written):
+    with pytest.raises(InputError, match=f"unknown method '{written}'. Did you mean 'fixmatch'"):
+        config_lib.apply_method(config_lib.base(), written)
+
+
+def test_method_changed_after_the_preset_is_refused():
+    config = configured("layermatch")
+    config.method = "fixmatch"  # as --config.method=fixmatch does
+    message = refused(config)
+    assert "--config.method=fixmatch alone" in message
+    assert "keep the settings of 'layermatch'" in message
+    assert "--config=FILE:method=fixmatch" in message
+
+
+# ---- What stands behind the colon ----
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in config_lib.FOLDER.glob("*.py")))
+def test_shipped_configs_take_labels_and_method(file):
+    config = shipped(file)
+    assert config.method == "layermatch"
+    config_lib.validate(config)
+    config = shipped(file, "labels=100,method=fixmatch,layerwise=True")
+    assert (config.dataset.num_labels, config.dataset.label_fraction) == (100, 0.0)
+    assert (config.method, config.layerwise.gradient_mask) == ("fixmatch", MASK)
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "fraction"),
+    [("10", 10, 0.0), ("10%", 40, 0.1), ("0.5%", 40, 0.005), ("100%", 40, 1.0), ("-5", -5, 0.0)],
+)
+def test_labels_as_a_number_or_a_percentage(labels, number, fraction):
+    dataset = shipped("digits.py", f"labels={labels}").dataset
+    assert dataset.num_labels == number  # how many there may be, splits.partition knows
+    assert dataset.label_fraction == pytest.approx(fraction)
+
+
+def test_number_replaces_a_fraction():
+    config = config_lib.base()
+    config.dataset.label_fraction = 0.1
+    config_lib.apply_arg(config, "labels=20")
+    assert (config.dataset.num_labels, config.dataset.label_fraction) == (20, 0.0)
+
+
+@pytest.mark.parametrize("labels", ["", "ten", "2.5", "%", "x%", "0%", "-1%", "101%", "nan%"])
+def test_labels_that_are_none(labels):
+    # 0% above all: a fraction of 0 would quietly mean the default number.
+    with pytest.raises(InputError, match=r"give a whole number .*\(labels=250\).*\(labels=10%\)"):
+        shipped("digits.py", f"labels={labels}")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("label=10", "unknown config argument 'label'. Did you mean 'labels'?"),
+        ("methd=x", "unknown config argument 'methd'. Did you mean 'method'?"),
+        ("methd=x", "There are: labels, method, layerwise"),
+        ("method=fixmach", "unknown method 'fixmach'. Did you mean 'fixmatch'?"),
+        ("250", "'250': write key=value, keys: labels, method, layerwise"),
+        ("labels=10,labels=20", "'labels' is there twice: '10', '20'"),
+        ("layerwise=yes", "layerwise=yes: give True or False"),
+    ],
+)
+def test_argument_that_cannot_be_read(arg, message):
+    with pytest.raises(InputError) as caught:
+        shipped("digits.py", arg)
+    assert message in str(caught.value)
+
+
+def test_parse_arg():
+    assert config_lib.parse_arg("a=1,b=x=y", ("a", "b", "c")) == {"a": "1", "b": "x=y"}
+    assert config_lib.parse_arg("", ("a",)) == {}
+
+
+# ---- Names ----
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [
+        ("metod", "'method'"),
+        ("gradient_mask", "'layerwise.gradient_mask'"),
+        ("centres", "'avg_clustering.centres'"),
+        ("learning_rate", "'optimizer.learning_rate'"),
+        ("optimizer.nestorov", "'optimizer.nesterov'"),
+        ("model.momentum", "'avg_clustering.momentum' or 'optimizer.momentum'"),
+        ("dataset", "'dataset.name'"),  # a group is no field
+    ],
+)
+def test_unknown_field_names_the_nearest(field, nearest):
+    with pytest.raises(InputError) as caught:
+        config_lib.check_field(field)
+    assert str(caught.value) == f"unknown config field {field!r}. Did you mean {nearest}?"
+
+
+def test_unknown_field_like_no_other_lists_all():
+    with pytest.raises(InputError, match=r"'xyzzy'\. There are: .*batch_size.*train_steps"):
+        config_lib.check_field("xyzzy")
+    config_lib.check_field("layerwise.gradient_mask")
+
+
+def test_few_names_are_all_listed():
+    message = str(unknown("fruit", "aple", ["apple", "fig"]))
+    assert message == "unknown fruit 'aple'. Did you mean 'apple'? There are: apple, fig"
+    assert str(unknown("fruit", 5, ["apple", "fig"])) == "unknown fruit '5'. There are: apple, fig"
+
+
+@pytest.mark.parametrize("name", ["", "nonexistent.py", "configs", "pyproject.toml"])
+def test_config_file_that_is_none(name, monkeypatch):
+    monkeypatch.chdir(config_lib.FOLDER.parent)
+    with pytest.raises(InputError, match=rf"--config={name}: no such Python file; .*digits\.py"):
+        config_lib.check_file(name)
+    config_lib.check_file("configs/digits.py")
+
+
+# ---- Values ----
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("policy.threshold", (1.5, -0.1), (0.0, 1.0)),
+        ("train_steps", (0, -1), (1,)),
+        ("batch_size", (0,), (1,)),
+        ("unlabeled_ratio", (-1,), (1,)),
+        ("seed", (-1, 2**32), (0, 2**32 - 1)),
+        ("ema_decay", (1.001,), (0.0, 1.0)),
+        ("optimizer.learning_rate", (-1.0,), (0.0, 1e20)),
+        ("dataset.stored_size", (0,), (32,)),
+        ("dataset.padding", (-1, 32), (0, 31)),  # a reflection is shorter than the image
+        ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
+        ("model.width", (0,), (1,)),
+        ("eval_every", (0,), (1,)),
+        ("checkpoints_kept", (0,), (1,)),
+    ],
+)
+def test_limits(name, bad, good):
+    for value in good:
+        config_lib.validate(configured(**{name: value}))
+    for value in bad:
+        message = refused(configured(**{name: value}))
+        assert message.startswith(f"--config.{name}={value} must be ")
+        assert "at least" in message or "between" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["optimizer.learning_rate", "unsupervised_weight", "ema_decay"])
+def test_numbers_are_finite(name, value):
+    assert (
+        refused(configured(**{name: value})) == f"--config.{name}={value} must be a finite number"
+    )
+
+
+def test_limits_are_told():
+    assert refused(configured(policy__threshold=1.5)).endswith("must be between 0 and 1")
+    assert refused(configured(train_steps=0)).endswith("must be at least 1")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_momentum_of_the_centres(value):
+    message = refused(configured(avg_clustering__momentum=value))
+    assert message == f"--config.avg_clustering.momentum={value} must be in [0, 1)"
+    for allowed in (None, 0.0, 0.9):
+        config_lib.validate(configured(avg_clustering__momentum=allowed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("parallelism", "pjit", "jit"),
+        ("dataset.evaluate_on", "valid", "validation"),
+        ("model.dtype", "float16", "bfloat16"),
+        ("avg_clustering.centres", "classifer", "classifier"),
+        ("avg_clustering.target_head", "centers", "centres"),
+    ],
+)
+def test_choices(name, value, nearest):
+    message = refused(configured(**{name: value}))
+    assert message.startswith(f"unknown --config.{name} {value!r}. Did you mean {nearest!r}?")
+
+
+def test_settings_that_contradict_each_other():
+    message = refused(configured(unlabeled_ratio=0))
+    assert "--config.unlabeled_ratio to 1 or more" in message
+    assert ":method=supervised" in message
+    message = refused(configured("fixmatch", avg_clustering__target_head="centres"))
+    assert "needs --config.avg_clustering.centres=classifier" in message
+    config_lib.validate(configured("layermatch", avg_clustering__target_head="centres"))
+    # 32 pixels and 4 on both sides are 40.
+    assert "more than stored_size + 2 · padding = 40 " in refused(
+        configured(dataset__image_size=41)
+    )
+    config_lib.validate(configured(dataset__image_size=40))
+
+
+@pytest.mark.parametrize(
+    ("batch", "evaluation", "devices", "told"),
+    [
+        (64, 512, 3, ["batch_size=64 (use 63 or 66)", "eval_batch_size=512 (use 510 or 513)"]),
+        (66, 512, 3, ["eval_batch_size=512 (use 510 or 513)"]),
+        (4, 512, 8, ["batch_size=4 (use 8)"]),  # no images at all is no batch
+        (64, 512, 8, None),
+        (1, 1, 1, None),
+    ],
+)
+def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
+    config = configured(batch_size=batch, eval_batch_size=evaluation)
+    if told is None:
+        config_lib.validate(config, devices)
+    else:
+        listed = ", ".join(f"--config.{item}" for item in told)
+        assert refused(config, devices) == f"not divisible by {devices} devices: {listed}"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (("classifier",), "entry 'classifier': write (regular expression, multiplier), as in"),
+        # What --config.layerwise.gradient_mask="(('classifier/.*', 0.0))" gives: a comma short.
+        (("classifier/.*", 0.0), "gradient_mask=\"(('classifier/.*', 0.0),)\""),
+        ((("classifier/.*", 0.0, 1.0),), "write (regular expression, multiplier)"),
+        (((0.0, "classifier/.*"),), "write (regular expression, multiplier)"),
+        ((("classifier/.*", 2),), "'classifier/.*': multiplier 2 is not in [0, 1]"),
+        ((("classifier/.*", -0.5),), "multiplier -0.5 is not in [0, 1]"),
+        ((("classifier/.*", float("nan")),), "multiplier nan is not in [0, 1]"),
+        ((("classifier/.*", "0"),), "multiplier '0' is not in [0, 1]"),
+        ((("ok", 0.0), ("classifier/(", 0.0)), "'classifier/(' is no expression: missing )"),
+    ],
+)
+def test_mask_that_is_none(mask, message):
+    assert message in refused(configured(layerwise__gradient_mask=mask))
+
+
+def test_masks():
+    for mask in ((), (("a", 0), ("b", 1), (r"c/.*\d", 0.25))):
+        config_lib.validate(configured(layerwise__gradient_mask=mask))
