@@ -14,7 +14,7 @@ B, MU, K, D = 4, 3, 3, 4
 SIDE = 2
 NUM_UNLABELED = 20
 THRESHOLD = 0.6
-RATE = 0.5  # of `recording`
+RATE = 0.1  # of `recording`
 
 
 def backbone(variables, images, train, mutable=()):

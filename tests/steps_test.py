@@ -6,12 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from builders import (
     MU,
     NUM_UNLABELED,
-    RATE,
     THRESHOLD,
     B,
     D,
@@ -67,10 +65,10 @@ def unsupervised_loss(params, batch, targets, weights, head=None):
     return jnp.sum(weights * cross_entropy(logits, targets)) / (MU * B)
 
 
-def pseudo_labels(probabilities):
+def pseudo_labels(probabilities, threshold=THRESHOLD):
     """FixMatch's (targets, weights), on a batch of which they are worth something."""
-    assert_informative(probabilities)
-    accepted = np.max(probabilities, axis=1) >= THRESHOLD
+    assert_informative(probabilities, threshold)
+    accepted = np.max(probabilities, axis=1) >= threshold
     return one_hot(np.argmax(probabilities, axis=1)), accepted.astype(float)
 
 
@@ -216,6 +214,7 @@ def test_a_mask_inside_the_backbone_scales_what_it_names_and_nothing_else():
 
 def test_one_and_two_pull_backs_agree_where_both_apply():
     params, batch = make_params(1), make_batch(1)
+    pseudo_labels(weak_probabilities(params, batch))  # is informative
 
     def backbone_gradients(*mask):
         method = make_method(params, layerwise__gradient_mask=mask)
@@ -282,13 +281,12 @@ class NumpyFeatures(NumpyNone):
         self.centres, self.updates = np.zeros((K, D)), np.zeros(K, int)
 
     def head(self, features):
-        seen = np.flatnonzero(self.updates)
-        if not len(seen):
-            return jnp.zeros((len(features), K))
-        centres = self.centres[seen] / np.linalg.norm(self.centres[seen], axis=1, keepdims=True)
-        cosine = features / jnp.linalg.norm(features, axis=1, keepdims=True) @ centres.T
-        # Classes left out of the softmax: put back as columns of no probability.
-        return jnp.full((len(features), K), -1e5).at[:, seen].set(cosine / 0.1)
+        norms = np.maximum(np.linalg.norm(self.centres, axis=1, keepdims=True), 1e-300)
+        cosine = (
+            features / jnp.linalg.norm(features, axis=1, keepdims=True) @ (self.centres / norms).T
+        )
+        seen = np.tile(self.updates > 0, (len(features), 1))
+        return jnp.where(seen, cosine / 0.1, -1e5)  # exp(-1e5) is 0: not in the softmax
 
     def pullable(self, targets, weights):
         return targets, weights * (self.updates[np.argmax(targets, axis=1)] > 0)
@@ -331,22 +329,23 @@ class NumpyOutputs(NumpyNone):
 
 
 @pytest.mark.parametrize(
-    ("centres", "reading", "rtol"),
+    ("centres", "reading", "threshold", "rtol"),
     [
-        ("none", NumpyNone, 1e-10),
-        ("classifier", NumpyClassifier, 1e-10),
-        ("features", NumpyFeatures, 1e-8),  # the code's cosine has an epsilon of 1e-12
-        ("outputs", NumpyOutputs, 1e-6),  # the code corrects the bias in float32
+        ("none", NumpyNone, 0.6, 1e-10),
+        ("classifier", NumpyClassifier, 0.6, 1e-10),
+        ("features", NumpyFeatures, 0.6, 1e-10),
+        ("outputs", NumpyOutputs, 0.5, 1e-6),  # the code corrects the bias in float32
     ],
 )
-def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, rtol):
-    params = make_params(2)
+def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, threshold, rtol):
+    params = make_params(3)
     momentum = getattr(reading, "momentum", None)
     method = make_method(
         params,
         layerwise__gradient_mask=GRAD_RELU,
         avg_clustering__centres=centres,
         avg_clustering__momentum=momentum,
+        policy__threshold=threshold,
     )
     current, step = make_state(params, method), functools.partial(steps.train_step, method=method)
     mirror = reading(params["classifier"])
@@ -357,7 +356,7 @@ def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, rtol):
         params = current.params
         features = views(params["backbone"], batch)
         weak_logits = np.array(logits_of(params["classifier"], features[1]))
-        targets, weights = pseudo_labels(mirror.label(weak_logits, indices))
+        targets, weights = pseudo_labels(mirror.label(weak_logits, indices), threshold)
         pullable = mirror.pullable(targets, weights)
 
         def objective(params, batch=batch, pullable=pullable):
@@ -369,13 +368,589 @@ def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, rtol):
 
         expected = jax.grad(objective)(params)
         current, _ = step(current, batch)
-        mirror.update(
-            t,
-            current.params["classifier"],
-            batch,
-            np.array(features[:2] + (0,), object),
-            targets,
-            weights,
-        )
+        features = [np.array(x) for x in features]
+        targets, weights = np.array(targets), np.array(weights)
+        mirror.update(t, current.params["classifier"], batch, features, targets, weights)
         assert_trees_close(current.opt_state, expected, rtol=rtol, atol=rtol)
         assert_trees_close(current.centres, mirror.state(), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("centres", ["features", "outputs"])
+def test_the_first_step_knows_no_centres_and_stays_finite(centres):
+    params, batch = make_params(), make_batch()
+    method = without_labels(make_method(params, avg_clustering__centres=centres))
+    actual = gradients(method, params, batch)["backbone"]["stem"]["kernel"]
+    if centres == "features":  # no centre pulls at anything
+        np.testing.assert_array_equal(actual, 0.0)
+    else:  # a first visit's average is the visit itself
+        targets, weights = pseudo_labels(weak_probabilities(params, batch))
+        last = {j: t for j, t in zip(batch.indices.ravel(), targets, strict=True)}
+        targets = jnp.array([last[j] for j in batch.indices.ravel()])
+        last = {j: w for j, w in zip(batch.indices.ravel(), weights, strict=True)}
+        weights = jnp.array([last[j] for j in batch.indices.ravel()])
+        expected = jax.grad(unsupervised_loss)(params, batch, targets, weights)
+        np.testing.assert_allclose(actual, expected["backbone"]["stem"]["kernel"], rtol=1e-9)
+
+
+def test_a_class_without_centre_is_left_out_of_the_softmax_and_its_rows_weigh_nothing():
+    params, batch = make_params(), make_batch()
+    targets, weights = pseudo_labels(weak_probabilities(params, batch))
+    assert np.sum(weights * targets[:, 1]) > 0  # rows of the class without a centre are accepted
+    centres = np.random.RandomState(3).randn(K, D)
+    state_of_centres = {"centres": jnp.array(centres), "updates": jnp.array([5, 0, 1])}
+
+    def two_classes(params):
+        _, _, strong = views(params["backbone"], batch)
+        unit = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+        cosine = strong / jnp.linalg.norm(strong, axis=1, keepdims=True) @ unit[[0, 2]].T
+        logs = jax.nn.log_softmax(cosine / 0.1)
+        return -jnp.sum(weights[:, None] * targets[:, jnp.array([0, 2])] * logs) / (MU * B)
+
+    method = make_method(params, "layermatch", avg_clustering__centres="features")
+    actual = gradients(without_labels(method), params, batch, state_of_centres)
+    assert_trees_close(actual, jax.jit(jax.grad(two_classes))(params), rtol=1e-9, atol=1e-12)
+
+
+def test_the_averaged_classifier_labels_when_it_is_asked_to():
+    params, batch, averaged = make_params(), make_batch(), make_classifier(9)
+    targets, weights = pseudo_labels(weak_probabilities(params, batch, averaged))
+    usual, usual_weights = pseudo_labels(weak_probabilities(params, batch))
+    assert np.any(targets != usual)
+    assert np.any(weights != usual_weights)
+    for target_head, labels in (
+        ("centres", (targets, weights)),
+        ("classifier", (usual, usual_weights)),
+    ):
+        method = make_method(params, "layermatch", avg_clustering__target_head=target_head)
+        actual = gradients(without_labels(method), params, batch, averaged)["backbone"]
+        head = functools.partial(logits_of, averaged)
+        expected = jax.grad(unsupervised_loss)(params, batch, *labels, head)["backbone"]
+        assert_trees_close(actual, expected)
+
+
+# ---------------------------------------------------------------------------------------------
+# A policy that uses every part of its answer.
+
+
+def toy_policy(view, loss):
+    def init(num_classes, num_unlabeled):
+        del num_unlabeled
+        return {"calls": jnp.array(0.0), "mean": jnp.full(num_classes, 1 / num_classes)}
+
+    def assign(policy_state, inputs):
+        probabilities = jax.nn.softmax(inputs.weak_logits)
+        confidence = jnp.max(probabilities, axis=1)
+        mean = 0.9 * policy_state["mean"] + 0.1 * jnp.mean(probabilities, axis=0)
+        return policies.Assignment(
+            targets=jax.nn.softmax(2 * inputs.weak_logits),
+            weights=jnp.where(confidence >= THRESHOLD, confidence + 0.01 * inputs.indices, 0.0),
+            labeled_weights=1 / (1.0 + inputs.labels) + inputs.labeled_logits[:, 0] ** 2,
+            scale=0.5 + 0.25 * policy_state["calls"],
+            regulariser=0.05 * jnp.tanh(inputs.strong_logits),
+            state={"calls": policy_state["calls"] + 1, "mean": mean},
+            diagnostics={"first_class": mean[0]},
+        )
+
+    return policies.Policy(init, assign, loss, view)
+
+
+class Terms(NamedTuple):
+    """The toy policy's losses, in the order of the equations."""
+
+    supervised: jax.Array
+    unsupervised: jax.Array  # the weighted mean over rows
+    regulariser: jax.Array
+
+
+def toy_terms(params, batch, view, loss, head=logits_of, constants=None, target_head=None):
+    """The losses as functions of params; `constants`: where pseudo-labels are made, and by whom."""
+    constants = params if constants is None else constants
+    classifier = constants["classifier"] if target_head is None else target_head
+    labeled, weak, strong = jax.lax.stop_gradient(views(constants["backbone"], batch))
+    probabilities = jax.nn.softmax(logits_of(classifier, weak))
+    confidence = jnp.max(probabilities, axis=1)
+    weights = (confidence >= THRESHOLD) * (confidence + 0.01 * batch.indices.reshape(-1))
+    targets = probabilities**2 / jnp.sum(probabilities**2, axis=1, keepdims=True)
+    pull = 0.05 * jnp.tanh(head(constants["classifier"], strong))
+    of_labeled = 1 / (1.0 + batch.labels) + logits_of(constants["classifier"], labeled)[:, 0] ** 2
+    weights, targets, pull, of_labeled = jax.lax.stop_gradient((weights, targets, pull, of_labeled))
+
+    labeled, weak, strong = views(params["backbone"], batch)
+    logits = head(params["classifier"], {"weak": weak, "strong": strong}[view])
+    ce = cross_entropy(logits_of(params["classifier"], labeled), one_hot(batch.labels))
+    return Terms(
+        jnp.sum(of_labeled * ce) / B,
+        jnp.sum(weights * loss(logits, targets)) / (MU * B),
+        jnp.sum(pull * logits),
+    )
+
+
+def squared_error(logits, targets):
+    return jnp.sum((jax.nn.softmax(logits) - targets) ** 2, axis=1) / K
+
+
+def test_every_part_of_an_assignment_reaches_the_gradient():
+    @jax.jit
+    @jax.grad
+    def gradient(params, batch, scale):
+        terms = toy_terms(params, batch, "weak", squared_error)
+        return terms.supervised + 2.0 * scale * (terms.unsupervised + terms.regulariser)
+
+    params = make_params()
+    method = make_method(params, "fixmatch", unsupervised_weight=2.0)
+    method = method._replace(policy=toy_policy("weak", losses.squared_error))
+    current, mean = make_state(params, method), np.full(K, 1 / 3)
+    for seed, scale in ((0, 0.5), (1, 0.75)):  # the second step sees the state of the first
+        params, batch = current.params, make_batch(seed)
+        probabilities = np.array(weak_probabilities(params, batch))
+        assert_informative(probabilities)
+        expected = gradient(params, batch, scale)
+        current, metrics = steps.train_step(current, batch, method=method)
+        assert_trees_close(current.opt_state, expected)
+        mean = 0.9 * mean + 0.1 * probabilities.mean(axis=0)
+        np.testing.assert_allclose(current.policy["mean"], mean, rtol=1e-12)
+        np.testing.assert_allclose(metrics["first_class"], [mean[0], 1], rtol=1e-6)
+    assert current.policy["calls"] == 2
+
+
+def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centres():
+    params, batch, averaged = make_params(), make_batch(), make_classifier(9)
+    assert_informative(weak_probabilities(params, batch, averaged))
+    method = make_method(
+        params,
+        layerwise__gradient_mask=(("classifier/.*", 0.25),),
+        avg_clustering__centres="classifier",
+        avg_clustering__target_head="centres",
+    )
+    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    through_centres = lambda classifier, features: logits_of(averaged, features)  # noqa: E731
+
+    def objective(trained):
+        terms = functools.partial(
+            toy_terms, batch=batch, view="strong", loss=cross_entropy, target_head=averaged
+        )
+        features = terms(trained, head=through_centres, constants=params)
+        # The classifier's gate: the same value, a quarter of the gradient, on constant features.
+        gated = jax.tree.map(lambda p: 0.25 * p + 0.75 * jax.lax.stop_gradient(p), trained)
+        gated = {"backbone": params["backbone"], "classifier": gated["classifier"]}
+        classifier = terms(gated, head=logits_of, constants=params)
+        # The regulariser is one constant, taken at the logits that features see the loss through.
+        _, _, strong = views(params["backbone"], batch)
+        pull = 0.05 * jnp.tanh(logits_of(averaged, strong))
+        regulariser = jnp.sum(pull * logits_of(gated["classifier"], strong))
+        return features.supervised + 0.5 * (
+            features.unsupervised + features.regulariser + classifier.unsupervised + regulariser
+        )
+
+    assert_trees_close(gradients(method, params, batch, averaged), jax.grad(objective)(params))
+
+
+def test_metrics_are_sums_and_weights():
+    params, batch = make_params(), make_batch()
+    method = make_method(
+        params, "grad_relu", unsupervised_weight=2.0, optimizer__learning_rate=0.25
+    )
+    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    probabilities = np.array(weak_probabilities(params, batch))
+    assert_informative(probabilities)
+    confidence, indices = probabilities.max(axis=1), batch.indices.reshape(-1)
+    weights = np.where(confidence >= THRESHOLD, confidence + 0.01 * indices, 0.0)
+    # Every third row is right, wrong, of unknown truth.
+    kind, pseudo = np.arange(MU * B) % 3, probabilities.argmax(axis=1)
+    truth = np.select([kind == 0, kind == 1], [pseudo, (pseudo + 1) % K], -1).astype(np.int32)
+    known, correct = kind != 2, kind == 0
+    assert 0 < weights @ correct < weights @ known < weights.sum()
+    batch = batch._replace(true_labels=truth.reshape(B, MU))
+    new, metrics = steps.train_step(make_state(params, method), batch, method=method)
+
+    terms = toy_terms(params, batch, "strong", cross_entropy)
+    of_labels, of_pseudo_labels = (
+        jax.grad(lambda p, pick=pick: pick(toy_terms(p, batch, "strong", cross_entropy)))(params)
+        for pick in (lambda t: t.supervised, lambda t: t.unsupervised + t.regulariser)
+    )
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
+    a, b = flat(of_labels["classifier"]), flat(of_pseudo_labels["classifier"])
+    backbone_gradient = flat(of_labels["backbone"]) + flat(of_pseudo_labels["backbone"])
+    expected = {
+        "loss": (terms.supervised + terms.unsupervised, 1),  # λ_u · scale = 2 · 0.5
+        "loss_supervised": (terms.supervised, 1),
+        "loss_unsupervised": (terms.unsupervised, 1),
+        "learning_rate": (0.25, 1),
+        "mask_rate": (weights.sum(), MU * B),
+        "pseudo_label_accuracy": (weights @ correct, weights @ known),
+        "pseudo_label_accuracy_all": (correct.sum(), known.sum()),
+        "classifier_gradient_cosine": (a @ b / np.linalg.norm(a) / np.linalg.norm(b), 1),
+        "gradient_norm": (np.linalg.norm(np.concatenate([backbone_gradient, a])), 1),
+        "parameter_norm": (np.linalg.norm(flat(new.params)), 1),
+        "first_class": (0.3 + 0.1 * probabilities[:, 0].mean(), 1),
+    }
+    assert metrics.keys() == expected.keys()
+    for name, pair in expected.items():
+        np.testing.assert_allclose(metrics[name], pair, rtol=1e-6, err_msg=name)
+
+
+def test_losses_are_means_over_all_rows_accepted_or_not():
+    params, batch = make_params(), make_batch()
+    targets, weights = pseudo_labels(weak_probabilities(params, batch))
+    method = make_method(params)
+    _, metrics = steps.train_step(make_state(params, method), batch, method=method)
+    _, _, strong = views(params["backbone"], batch)
+    rows = cross_entropy(logits_of(params["classifier"], strong), targets)
+    accepted = [float(loss) for loss, weight in zip(rows, weights, strict=True) if weight]
+    np.testing.assert_allclose(metrics["loss_unsupervised"], [sum(accepted) / 12, 1], rtol=1e-6)
+    np.testing.assert_allclose(metrics["mask_rate"], [len(accepted), 12])
+    np.testing.assert_allclose(
+        metrics["loss_supervised"], [supervised_loss(params, batch), 1], rtol=1e-6
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# What else a step carries.
+
+
+def test_supervised_training_needs_no_unlabeled_images():
+    params, batch = make_params(), make_batch(mu=0)
+    assert batch.images.shape[1] == 1
+    assert batch.indices.shape == (B, 0)
+    method = make_method(params, "supervised")
+    step = jax.jit(functools.partial(steps.train_step, method=method))
+    new, metrics = step(make_state(params, method), batch)
+    expected = jax.jit(jax.grad(supervised_loss))(params, batch)
+    assert_trees_close(new.opt_state, expected)
+    for name, pair in metrics.items():
+        assert np.all(np.isfinite(pair)), name
+    assert metrics["loss_supervised"][0] == metrics["loss"][0]
+    assert metrics["mask_rate"][1] == 0
+
+
+def test_ema_has_no_warm_up_and_follows_the_update():
+    params, other = make_params(), make_params(1)
+    method = make_method(params, ema_decay=0.75)
+    start = make_state(params, method).replace(ema_params=other)
+    first, _ = steps.train_step(start, make_batch(), method=method)
+    mean = lambda old, new: 0.75 * old + 0.25 * new  # noqa: E731
+    assert_trees_close(first.ema_params, jax.tree.map(mean, other, first.params))
+    second, _ = steps.train_step(first, make_batch(1), method=method)
+    assert_trees_close(second.ema_params, jax.tree.map(mean, first.ema_params, second.params))
+
+
+def test_batch_statistics_are_those_of_all_views():
+    params, batch = make_params(), make_batch()
+    method = make_method(params)
+    new, _ = steps.train_step(make_state(params, method), batch, method=method)
+    x = (batch.images / 255 - 0.5).reshape(-1, 12) @ np.array(params["backbone"]["stem"]["kernel"])
+    x = x + np.array(params["backbone"]["stem"]["bias"])
+    np.testing.assert_allclose(new.batch_stats["mean"], x.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(new.batch_stats["var"], x.var(axis=0), rtol=1e-10)
+
+
+def test_no_mask_touches_weight_decay_and_a_zero_gradient_is_no_zero_update():
+    params = make_params()
+    settings = {
+        "layerwise__gradient_mask": ((".*", 0.0),),
+        "optimizer__learning_rate": 0.5,
+        "optimizer__weight_decay": 0.125,
+        "optimizer__momentum": 0.5,
+        "train_steps": 2,
+    }
+    method = without_labels(make_method(params, **settings))
+    tx = optimizer.create(make_config(**settings))
+    current = make_state(params, method, tx)
+    for seed in (0, 1):
+        current, metrics = steps.train_step(current, make_batch(seed), method=method)
+        assert metrics["gradient_norm"][0] == 0
+    # p(1 - 0.5·1.5·0.125) = 0.90625 p. Then d = 0.125·0.90625 p, velocity 0.0625 p + d, and
+    # p falls by 0.5·cos(7π/32)·(d + velocity / 2).
+    d = 0.125 * 0.90625
+    factor = 0.90625 - 0.5 * 0.7730104533627370 * (d + 0.5 * (0.5 * 0.125 + d))
+
+    def expected(path, p):
+        return factor * p if path[-1].key == "kernel" else p
+
+    assert_trees_close(current.params, jax.tree_util.tree_map_with_path(expected, params))
+
+
+def test_shards_of_a_batch_add_up_to_the_batch():
+    """Two devices, in the shape of a vmap: sums, row order, everybody's own answers."""
+    params, batch = make_params(3), make_batch()
+
+    def one_matrix(variables, images, train, mutable):  # BatchNorm is the models' affair
+        x = jnp.rint(images.astype(jnp.float64) * 255).reshape(len(images), -1) / 255 - 0.5
+        return x @ variables["params"]["stem"]["kernel"], {"batch_stats": variables["batch_stats"]}
+
+    weak = (batch.images[:, 1 : 1 + MU].reshape(MU * B, 12) / 255 - 0.5) @ np.array(
+        params["backbone"]["stem"]["kernel"]
+    )
+    assert_informative(softmax(np.array(logits_of(params["classifier"], weak))))
+    method = make_method(params, "layermatch", avg_clustering__centres="features")
+    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    seen = {"centres": jnp.array(np.random.RandomState(3).randn(K, D)), "updates": jnp.ones(K, int)}
+    start = make_state(params, method, apply_fn=one_matrix).replace(centres=seen)
+    whole = steps.train_step(start, batch, method=method)
+    shards = jax.tree.map(lambda x: x.reshape(2, B // 2, *x.shape[1:]), batch)
+    step = functools.partial(steps.train_step, method=method, axis_name="batch")
+    both = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="batch"))(start, shards)
+    for device in (0, 1):
+        own = jax.tree.map(lambda x, i=device: np.array(x)[i], both)
+        assert_trees_close(own, whole, rtol=1e-6, atol=1e-12)
+
+
+def test_evaluation_skips_padding_and_uses_the_live_statistics():
+    params, averaged = make_params(), make_params(1)
+    method = make_method(params)
+    rng = np.random.RandomState(0)
+    live = {"mean": jnp.array(rng.randn(D)), "var": jnp.array(rng.rand(D) + 0.5)}
+    start = make_state(params, method).replace(ema_params=averaged, batch_stats=live)
+    batch = EvalBatch(
+        images=rng.randint(0, 256, (6, 2, 2, 3)).astype(np.uint8),
+        labels=np.array([0, 1, 2, 0, -1, 1], np.int32),
+        mask=np.array([1, 1, 1, 1, 0, 0], np.float32),
+    )
+    same, metrics = jax.jit(functools.partial(steps.eval_step, method=method))(start, batch)
+    assert_trees_close(same, start, rtol=0, atol=0)
+    for suffix, p in (("", params), ("_ema", averaged)):
+        features = backbone(
+            {"params": p["backbone"], "batch_stats": live}, batch.images[:4] / 255, train=False
+        )
+        q = softmax(np.array(logits_of(p["classifier"], features)))
+        hits = (q.argmax(axis=1) == batch.labels[:4]).sum()
+        loss = -np.log(q[np.arange(4), batch.labels[:4]]).sum()
+        np.testing.assert_allclose(metrics["accuracy" + suffix], [hits, 4])
+        np.testing.assert_allclose(metrics["loss" + suffix], [loss, 4], rtol=1e-6)
+
+
+def test_rows_go_by_labeled_image():
+    rows = steps.split_views(jnp.arange(10).reshape(2, 5))
+    np.testing.assert_array_equal(rows.labeled, [0, 5])
+    np.testing.assert_array_equal(rows.weak, [1, 2, 6, 7])
+    np.testing.assert_array_equal(rows.strong, [3, 4, 8, 9])
+
+
+def test_images_are_normalised_by_channel():
+    method = make_method(make_params())._replace(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 2.0))
+    images = np.array([[[[0, 0, 0], [255, 255, 255], [51, 102, 204]]]], np.uint8)
+    expected = [[[[-2, -0.5, 0], [2, 1.5, 0.5], [-1.2, 0.3, 0.4]]]]
+    actual = steps.normalize(jnp.array(images), method)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_cosine():
+    a, b = {"x": jnp.array([3.0, 0.0]), "y": jnp.array(4.0)}, {"x": jnp.array([1.0, 5.0]), "y": 0.0}
+    np.testing.assert_allclose(steps.cosine(a, b), 3 / (5 * 26**0.5))
+    np.testing.assert_allclose(steps.cosine(a, jax.tree.map(lambda x: -2 * x, a)), -1)
+    assert steps.cosine(a, jax.tree.map(lambda x: 0 * x, a)) == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Three training steps in numbers.
+
+PIXEL_MEAN, PIXEL_STD = (0.5, 0.4, 0.6), (0.25, 0.2, 0.3)
+
+
+def literal_problem():
+    """Start and three batches: 2 labelled, 4 unlabelled images of 2x2 pixels, 3 classes, D = 3.
+
+    Seed 184 is the first on which every step is informative.
+    """
+    rng = np.random.RandomState(184)
+    start = {
+        "stem": np.round(0.3 * rng.randn(12, 3), 2),
+        "kernel": np.round(rng.randn(3, 3), 2),
+        "bias": np.round(0.2 * rng.randn(3), 2),
+    }
+    batches = [
+        (rng.randint(0, 256, (2, 5, 2, 2, 3)).astype(np.uint8), rng.randint(0, 3, 2))
+        for _ in range(3)
+    ]
+    return start, batches
+
+
+def numpy_layermatch_steps(start, batches):
+    """LayerMatch on z = x·S, by the method's equations and the chain rule, in float64.
+
+    λ_u = 0.75, τ = 0.5, lr = 0.2·cos(7πk / 16·4), Nesterov 0.9, decay 0.02, EMA 0.8, centres 0.15.
+
+    Returns:
+      The last parameters, their EMA, the centres; [(L_s, L_u)] and [q] of the steps.
+    """
+    p, ema, centres = dict(start), dict(start), dict(start)
+    velocity = dict.fromkeys(p, 0.0)
+    step_losses, step_probabilities = [], []
+    for t, (images, labels) in enumerate(batches):
+        x = ((images / 255 - PIXEL_MEAN) / PIXEL_STD).reshape(2, 5, 12)
+        labeled, weak, strong = x[:, 0], x[:, 1:3].reshape(4, 12), x[:, 3:].reshape(4, 12)
+
+        z = labeled @ p["stem"]
+        prob = softmax(z @ p["kernel"] + p["bias"])
+        loss_s = -np.log(prob[[0, 1], labels]).mean()
+        error = (prob - np.eye(3)[labels]) / 2  # ∂L_s/∂logits
+        gradient = {
+            "stem": labeled.T @ error @ p["kernel"].T,
+            "kernel": z.T @ error,
+            "bias": error.sum(axis=0),
+        }
+
+        q = softmax(weak @ p["stem"] @ p["kernel"] + p["bias"])
+        pseudo, accepted = q.argmax(axis=1), q.max(axis=1) >= 0.5
+        prob = softmax(strong @ p["stem"] @ centres["kernel"] + centres["bias"])
+        loss_u = -(accepted * np.log(prob[[0, 1, 2, 3], pseudo])).sum() / 4
+        error = accepted[:, None] * (prob - np.eye(3)[pseudo]) / 4
+        gradient["stem"] = gradient["stem"] + 0.75 * strong.T @ error @ centres["kernel"].T
+
+        rate = 0.2 * np.cos(7 * np.pi * t / (16 * 4))
+        m = min(0.15, (1 + t) / (10 + t))
+        for name in p:
+            decay = 0.0 if name == "bias" else 0.02 * p[name]
+            d = gradient[name] + decay
+            velocity[name] = 0.9 * velocity[name] + d
+            p[name] = p[name] - rate * (d + 0.9 * velocity[name])
+            ema[name] = 0.8 * ema[name] + 0.2 * p[name]
+            centres[name] = m * centres[name] + (1 - m) * p[name]
+        step_losses.append((loss_s, loss_u))
+        step_probabilities.append(q)
+    return p, ema, centres, step_losses, step_probabilities
+
+
+# Printed once by numpy_layermatch_steps(*literal_problem()), to 12 digits.
+LITERAL = {
+    "stem": [
+        [0.118874181585, -0.00231616123813, 0.16192051641],
+        [-0.602390673253, 0.0305628231966, -0.815079093713],
+        [-0.0606671236255, 0.484473975677, -0.481613789639],
+        [-0.0234755044038, 0.152994067205, 0.0235965199791],
+        [0.218909316014, -0.0855491109873, -0.206666479427],
+        [-0.317068707266, 0.00209343581076, -0.0699901338639],
+        [0.0284593902514, 0.292438473967, -0.178281966207],
+        [0.5690070691, 0.110840072319, -0.293537354154],
+        [-0.360202239784, 0.282313841744, -0.211224822914],
+        [0.332886018408, -0.276037332713, 1.0940100369],
+        [0.724502369141, 0.651440784744, 0.524091145183],
+        [0.367162930065, -0.175593092583, -0.3132171],
+    ],
+    "kernel": [
+        [-0.349166866093, 0.441939527258, -0.248250715457],
+        [0.482718593083, -0.302496117395, -0.209374610867],
+        [-0.189539605401, 1.27068063758, 0.0266401046485],
+    ],
+    "bias": [0.385882540519, -0.553662670077, 0.157780129558],
+    "ema_stem": [
+        [0.0327566404867, -0.164555182881, -0.0666666863075],
+        [-0.23007541668, 0.389058935149, 0.0693296731001],
+    ],
+    "ema_kernel": [
+        [-0.186559813744, 0.364604903147, -0.336530602238],
+        [0.155956044271, 0.125668339674, -0.311340417601],
+        [-0.143351270056, 1.3445060087, -0.0719454597012],
+    ],
+    "ema_bias": [0.145151923917, -0.391148394757, 0.23599647084],
+    "centres_kernel": [
+        [-0.354370304566, 0.437590059262, -0.23898933698],
+        [0.447175001095, -0.256217456627, -0.220164341146],
+        [-0.182273667538, 1.27413012303, 0.0180018182893],
+    ],
+    "centres_bias": [0.363375657194, -0.544240052018, 0.170864394824],
+    "losses": [
+        [0.463130769276, 2.31260547258],
+        [1.84872054043, 0.88346602131],
+        [0.932485895983, 0.404237771071],
+    ],  # (L_s, L_u) of the steps
+}
+CHANGED = (
+    "The numbers of a training step changed. If you did not mean to change the method, you just "
+    "did; if you did, derive them anew with numpy_layermatch_steps, never with the code under test."
+)
+
+
+def as_params(p):
+    return {
+        "backbone": {"stem": {"kernel": p["stem"]}},
+        "classifier": {"kernel": p["kernel"], "bias": p["bias"]},
+    }
+
+
+def literal_config():
+    return make_config(
+        "layermatch",
+        batch_size=2,
+        unlabeled_ratio=2,
+        unsupervised_weight=0.75,
+        train_steps=4,
+        ema_decay=0.8,
+        policy__threshold=0.5,
+        avg_clustering__momentum=0.15,
+        optimizer__learning_rate=0.2,
+        optimizer__weight_decay=0.02,
+        model__name="linear",
+        model__width=3,
+        dataset__image_size=2,
+    )
+
+
+def assert_literal(p, ema, centres, step_losses, rtol):
+    for name, actual in {
+        "stem": p["stem"],
+        "kernel": p["kernel"],
+        "bias": p["bias"],
+        "ema_stem": ema["stem"][:2],
+        "ema_kernel": ema["kernel"],
+        "ema_bias": ema["bias"],
+        "centres_kernel": centres["kernel"],
+        "centres_bias": centres["bias"],
+        "losses": np.array(step_losses),
+    }.items():
+        np.testing.assert_allclose(actual, LITERAL[name], rtol=rtol, atol=rtol, err_msg=CHANGED)
+
+
+def test_the_literal_numbers_are_those_of_the_equations():
+    *answer, probabilities = numpy_layermatch_steps(*literal_problem())
+    for q in probabilities:
+        assert_informative(q, 0.5)
+    assert_literal(*answer, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_three_training_steps_equal_literal_numbers(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        start, batches = literal_problem()
+        config = literal_config()
+        current = state.create(config, num_classes=3, num_unlabeled=4)
+        params = jax.tree.map(jnp.array, as_params(start))
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, current.params)
+        method = steps.create_method(config, params, (PIXEL_MEAN, PIXEL_STD))
+        current = current.replace(
+            params=params,
+            ema_params=params,
+            opt_state=current.tx.init(params),
+            centres=method.centres.init(params["classifier"], 4),
+        )
+
+        def exact(variables, images, train, mutable):
+            """The linear backbone on float64 pixels: the step normalises in float32."""
+            mean, std = (jnp.array(x)[None, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
+            pixels = jnp.rint((images.astype(jnp.float64) * std + mean) * 255)
+            x = ((pixels / 255 - mean) / std).reshape(len(images), -1)
+            return x @ variables["params"]["stem"]["kernel"], {}
+
+        if dtype == "float64":
+            current = current.replace(apply_fn=exact)
+        step = jax.jit(functools.partial(steps.train_step, method=method))
+        step_losses, rates = [], []
+        for images, labels in batches:
+            indices = np.arange(4, dtype=np.int32).reshape(2, 2)
+            batch = TrainBatch(images, labels.astype(np.int32), indices, indices % 3)
+            current, metrics = step(current, batch)
+            step_losses.append([metrics["loss_supervised"][0], metrics["loss_unsupervised"][0]])
+            rates.append(metrics["learning_rate"][0])
+        stem = lambda tree: {"stem": tree["backbone"]["stem"]["kernel"], **tree["classifier"]}  # noqa: E731
+        # Metrics are float32 in any case.
+        np.testing.assert_allclose(step_losses, LITERAL["losses"], rtol=1e-5, err_msg=CHANGED)
+        np.testing.assert_allclose(rates, 0.2 * np.array([1, 0.941544065, 0.773010453]), rtol=1e-6)
+        assert current.step == 3
+        assert_literal(
+            stem(current.params),
+            stem(current.ema_params),
+            current.centres,
+            LITERAL["losses"],
+            rtol=1e-11 if dtype == "float64" else 1e-5,
+        )
