@@ -19,7 +19,7 @@ GRAD_RELU = (("classifier/.*", 0.0),)
 
 # A method is a set of choices. Anything not named here is as in base().
 METHODS = {
-    "supervised": {"unsupervised_weight": 0.0, "unlabeled_ratio": 0},
+    "supervised": {"unsupervised_weight": 0.0},  # no unlabelled image is loaded then
     "fixmatch": {},
     "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
     "avg_clustering": {"avg_clustering.centres": "classifier"},
@@ -56,7 +56,7 @@ def base() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation, data order and augmentation
     c.train_steps = 2**20
     c.batch_size = 64  # labelled images a step, all devices and hosts together (B)
-    c.unlabeled_ratio = 7  # unlabelled images per labelled one (μ)
+    c.unlabeled_ratio = 7  # unlabelled images per labelled one (μ); none where λ_u is 0
     c.unsupervised_weight = 1.0  # λ_u
     c.ema_decay = 0.999  # of the evaluated average of the parameters, per step
     c.parallelism = "pmap"  # 'pmap' | 'jit': two roads to the same numbers

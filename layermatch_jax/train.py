@@ -73,7 +73,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
     run = parallel.replicate(checkpoint.restore_latest(checkpoints, run) or run)
     current, window = run["state"], run["window"]
     start = int(current.step)
-    images_per_step = config.batch_size * (1 + 2 * config.unlabeled_ratio)
+    images_per_step = config.batch_size * (1 + 2 * sampler.unlabeled_ratio)
     log = metrics.Log(workdir, start, config.train_steps, images_per_step, config.tensorboard)
     introduce(config, partition, current, workdir)
 

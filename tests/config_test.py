@@ -58,7 +58,7 @@ def test_names_that_stand_elsewhere_are_fields():
 @pytest.mark.parametrize(
     ("method", "mask", "centres", "weight", "ratio"),
     [
-        ("supervised", (), "none", 0.0, 0),
+        ("supervised", (), "none", 0.0, 7),
         ("fixmatch", (), "none", 1.0, 7),
         ("grad_relu", MASK, "none", 1.0, 7),
         ("avg_clustering", (), "classifier", 1.0, 7),

@@ -355,7 +355,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     data, workdir = tmp_path / "data", tmp_path / "run"
     extra = image_folder(data)
     args = [
-        f"--config={DIGITS}:labels=4,method=supervised", *TINY, f"--workdir={workdir}",
+        f"--config={DIGITS}:labels=4,method=fixmatch", *TINY, f"--workdir={workdir}",
         "--config.dataset.name=folder", f"--config.dataset.data_dir={data}",
         "--config.unlabeled_ratio=1", "--config.train_steps=8", "--config.eval_every=8",
         "--config.checkpoint_every=2",

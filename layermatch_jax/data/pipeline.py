@@ -21,7 +21,8 @@ def create_sampler(config: ml_collections.ConfigDict, partition: Partition) -> S
         num_labeled=len(partition.labeled.labels),
         num_unlabeled=len(partition.unlabeled.labels),
         batch_size=config.batch_size,
-        unlabeled_ratio=config.unlabeled_ratio,
+        # Without a loss on them, unlabelled images would only change BatchNorm's statistics.
+        unlabeled_ratio=config.unlabeled_ratio if config.unsupervised_weight > 0 else 0,
         image_size=dataset.image_size,
         crop_range=dataset.stored_size + 2 * dataset.padding - dataset.image_size,
         flip=dataset.flip,
