@@ -416,6 +416,6 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     status, out, err = call(*args)
     assert status == 0
     assert "step 6 of 8" in err
-    assert "supervised on folder, 4 labels" in out
+    assert "fixmatch on folder, 4 labels" in out
     lines = [(line["split"], line["step"]) for line in metrics.read(workdir)]
     assert lines == [("train", step) for step in range(1, 9)] + [("test", 8)]
