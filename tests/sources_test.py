@@ -590,11 +590,20 @@ def test_probe_asks_the_server(monkeypatch):
 def test_probe_gives_up(monkeypatch):
     import requests
 
-    monkeypatch.setattr(requests, "head", lambda *args, **kwargs: time.sleep(30))
-    monkeypatch.setattr(tfds_sets, "_PROBE_SECONDS", -0.9)
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(*args, **kwargs):
+        asked.set()
+        over.wait()
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", hang)
+    monkeypatch.setattr(tfds_sets, "_PROBE_SECONDS", -0.9)  # one second more is waited
     start = time.perf_counter()
     assert not tfds_sets._answers("http://example.invalid")
     assert time.perf_counter() - start < 3
+    assert asked.is_set()
+    over.set()
 
 
 @pytest.mark.parametrize(("name", "side"), [("cifar10", 32), ("cifar100", 32), ("stl10", 96)])
