@@ -1,125 +1,325 @@
 """Runs a grid of methods and label seeds, and puts the results into one table.
 
-    python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,layermatch \
+    python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
-Each run has seed = label seed, so that methods are compared on the same labels, order and draws.
-Finished runs are skipped, unfinished ones go on. Flags it does not know go to every run.
+`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Each run has seed = label seed,
+so that methods are compared on the same labels, order and draws. Flags not the runner's own
+go to every run. The same command again skips finished runs and goes on with unfinished ones. At the
+end it writes table.md and table.csv into the workdir: accuracies of the EMA parameters, mean ±
+standard deviation over seeds, and paired differences to the baseline ± their standard error.
 """
 
 import argparse
 import concurrent.futures
-import json
+import csv
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
+import time
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package is used from its checkout
+
+from absl import flags  # noqa: E402
+
+from layermatch_jax import config as config_lib  # noqa: E402
+from layermatch_jax import main as run_main  # noqa: E402
+from layermatch_jax import metrics, workdir  # noqa: E402
+from layermatch_jax.errors import InputError  # noqa: E402
+
+PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 
 
-def main() -> int:
-    """Returns 0, or 1 if a run failed (the others are finished first)."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("config", help="as for layermatch_jax.main, without method=")
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    method: str  # as in --methods
+    seed: int
+    folder: pathlib.Path
+    arguments: list[str]  # of layermatch_jax.main
+
+    def __str__(self):
+        return f"{self.method}, label seed {self.seed}"
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0; 1 if a run failed (the others are finished first); 2 for a grid that cannot be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="as --config of layermatch_jax.main, without method=")
     parser.add_argument("--methods", required=True, help="comma-separated")
     parser.add_argument("--label-seeds", required=True, help="comma-separated")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--baseline", default="fixmatch", help="what the others are compared to")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    args, extra = parser.parse_known_args()
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a folder for all runs")
+    parser.add_argument("--baseline", help="what the others are compared to; default: the first")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    options, extra = parser.parse_known_args(argv)
+    try:
+        cells = grid(options, extra)
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    finished = [cell for cell in cells if (cell.folder / workdir.RESULT).exists()]
+    unfinished = [cell for cell in cells if cell not in finished]
+    if options.dry_run:
+        for cell in unfinished:
+            print(shlex.join(PROGRAM + cell.arguments))
+        print(f"{len(unfinished)} runs to do, {len(finished)} finished", file=sys.stderr)
+        return 0
 
-    methods, seeds = args.methods.split(","), [int(s) for s in args.label_seeds.split(",")]
-    grid = [(method, seed) for seed in seeds for method in methods]
-    failed = []
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        runs = {
-            pool.submit(run, args, method, seed, extra): (method, seed) for method, seed in grid
-        }
-        for done, future in enumerate(concurrent.futures.as_completed(runs), 1):
-            method, seed = runs[future]
-            status = future.result()
-            if status:
-                failed.append(f"{method}, label seed {seed}: exit status {status}")
-            print(f"{done}/{len(grid)}  {method}  label seed {seed}  exit {status}", flush=True)
-    table = markdown(args.workdir, methods, seeds, args.baseline)
-    (args.workdir / "table.md").write_text(table)
-    print(table)
-    print("\n".join(failed), file=sys.stderr)
+    failed = run_all(unfinished, options.jobs, len(finished))
+    rows = table(cells, options.baseline or cells[0].method)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    text = markdown(rows) + "\n" + provenance(cells)
+    (options.workdir / "table.md").write_text(text)
+    with (options.workdir / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(comma_separated(rows))
+    print(text)
+    for cell, status in failed:
+        print(f"FAILED: {cell}: exit status {status}, {last_line(log(cell))}", file=sys.stderr)
+        print(f"  see {log(cell)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """Where a run of the grid is kept."""
-    return workdir / f"{method}-l{seed}"
+# ---------------------------------------------------------------------------------------------
+# The grid.
 
 
-def run(args: argparse.Namespace, method: str, seed: int, extra: list[str]) -> int:
-    """Runs one cell in a process of its own; what it prints goes to log.txt. Its exit status."""
-    workdir = folder(args.workdir, method, seed)
-    if (workdir / "result.json").exists():
-        return 0
-    workdir.mkdir(parents=True, exist_ok=True)
-    separator = "," if ":" in args.config else ":"
-    command = [sys.executable, "-m", "layermatch_jax.main"]
-    command += [f"--config={args.config}{separator}method={method}", f"--workdir={workdir}"]
-    command += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
-    with (workdir / "log.txt").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
+    """The runs, each checked as main would check it, so that a mistake is found before the first.
+
+    Raises:
+      InputError: a method, a seed or a setting that cannot be run, or a cell's folder that holds a
+        run with other settings.
+      SystemExit: 2, after a message, for a flag that layermatch_jax.main does not know.
+    """
+    methods = options.methods.split(",")
+    try:
+        seeds = [int(seed) for seed in options.label_seeds.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--label-seeds={options.label_seeds}: write numbers, as in 0,1,2"
+        ) from None
+    for name, values in (("--methods", methods), ("--label-seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise InputError(f"{name}: something is there twice")
+    if options.baseline not in (None, *methods):
+        raise InputError(f"--baseline={options.baseline} is not among --methods={options.methods}")
+    if options.jobs < 1:
+        raise InputError(f"--jobs={options.jobs} must be at least 1")
+    return [cell(options, extra, method, seed) for seed in seeds for method in methods]
 
 
-def measured(workdir: pathlib.Path) -> dict[str, float | None] | None:
-    """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished."""
-    if not (workdir / "result.json").exists():
+def cell(options: argparse.Namespace, extra: list[str], method: str, seed: int) -> Cell:
+    """One checked run."""
+    name, plus, addition = method.partition("+")
+    if plus and addition != "layerwise":
+        raise InputError(f"--methods: {method!r}: only +layerwise can be added to a method")
+    folder = options.workdir / f"{method}-l{seed}"
+    config = f"{options.config}{',' if ':' in options.config else ':'}method={name}"
+    arguments = [f"--config={config}{',layerwise=True' if plus else ''}", f"--workdir={folder}"]
+    arguments += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
+
+    values = flags.FlagValues()
+    left = run_main.parse_flags([PROGRAM[-1], *arguments], values)
+    if left[1:]:
+        raise InputError(f"unexpected argument {left[1]!r}: flags are written --name=value")
+    config_lib.validate(values.config)
+    workdir.check(folder.absolute(), values.config)
+    return Cell(method, seed, folder, arguments)
+
+
+# ---------------------------------------------------------------------------------------------
+# The runs.
+
+
+def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int]]:
+    """Runs cells, some at a time; tells of each; returns those that failed, with their status."""
+    failed, start, total = [], time.monotonic(), len(cells) + finished
+    print(f"{total} runs: {finished} finished, {len(cells)} to do, {jobs} at a time", flush=True)
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+        runs = {pool.submit(run, cell): cell for cell in cells}
+        for done, future in enumerate(concurrent.futures.as_completed(runs), 1):
+            cell, status = runs[future], future.result()
+            if status:
+                failed.append((cell, status))
+            scores = measured(cell)
+            outcome = f"{scores['median20']:.1f} %" if scores else f"FAILED, exit status {status}"
+            elapsed = time.monotonic() - start
+            print(
+                f"{finished + done}/{total}  {cell}: {outcome}  "
+                f"{metrics.duration(elapsed)} passed, about "
+                f"{metrics.duration(elapsed / done * (len(cells) - done))} left",
+                flush=True,
+            )
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        pool.shutdown(cancel_futures=True)
+        sys.exit(130)
+    pool.shutdown()
+    return failed
+
+
+def run(cell: Cell) -> int:
+    """Runs one cell in a process of its own, its output in log.txt; returns the exit status."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    print(f"{cell}: started, follow it by  tail -f {log(cell)}", flush=True)
+    with log(cell).open("a") as file:
+        done = subprocess.run(
+            PROGRAM + cell.arguments, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    return done.returncode
+
+
+def log(cell: Cell) -> pathlib.Path:
+    """What the cell's run prints."""
+    return cell.folder / "log.txt"
+
+
+def last_line(path: pathlib.Path) -> str:
+    """The last line of a text file that is not empty."""
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+# ---------------------------------------------------------------------------------------------
+# The table.
+
+
+class Column(NamedTuple):
+    """What a column tells: a mean over seeds and its spread."""
+
+    title: str
+    mean: float | None
+    spread: float | None  # None with less than two values
+    count: int
+    paired: bool  # a difference and its standard error; else a standard deviation
+
+
+# Name in `measured`, and whether its paired difference is of interest, too.
+COLUMNS = {
+    "median20": True,
+    "last": False,
+    "best": False,
+    "a tenth": True,
+    "used": False,
+    "used right": False,
+    "all right": True,
+    "seconds": False,
+}
+
+
+def measured(cell: Cell) -> dict[str, float | None] | None:
+    """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished.
+
+    'a tenth' is after a tenth of the steps; 'used' the utilisation (mean weight of pseudo-labels),
+    'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
+    """
+    result = workdir.read_result(cell.folder)
+    if result is None:
         return None
-    result = json.loads((workdir / "result.json").read_text())
     split = "test" if "test_accuracy" in result else "validation"
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    curve = {line["step"]: 100 * line["accuracy_ema"] for line in lines if line["split"] == split}
-    tenth = min(curve, key=lambda step: abs(step - result["train_steps"] / 10))
-    percent = lambda name: None if result[name] is None else 100 * result[name]  # noqa: E731
-    return {
-        "median20": 100 * result[f"{split}_accuracy"]["ema"]["median20"],
-        "last": 100 * result[f"{split}_accuracy"]["ema"]["last"],
-        "best": 100 * result[f"{split}_accuracy"]["ema"]["best"],
-        "at a tenth": curve[tenth],
-        "used": percent("mask_rate"),
-        "right of used": percent("pseudo_label_accuracy"),
-        "right of all": percent("pseudo_label_accuracy_all"),
-        "seconds": result["wall_seconds"],
+    curve = {
+        line["step"]: line["accuracy_ema"]
+        for line in metrics.read(cell.folder)
+        if line["split"] == split
     }
+    tenth = min(curve, key=lambda step: abs(step - result["train_steps"] / 10))
+    values = {
+        **result[f"{split}_accuracy"]["ema"],
+        "a tenth": curve[tenth],
+        "used": result["mask_rate"],
+        "used right": result["pseudo_label_accuracy"],
+        "all right": result["pseudo_label_accuracy_all"],
+    }
+    percent = {name: None if value is None else 100 * value for name, value in values.items()}
+    return percent | {"seconds": result["wall_seconds"]}
 
 
-def markdown(workdir: pathlib.Path, methods: list[str], seeds: list[int], baseline: str) -> str:
-    """Mean ± standard deviation by method; paired difference to the baseline ± standard error."""
-    runs = {m: {s: r for s in seeds if (r := measured(folder(workdir, m, s)))} for m in methods}
-    columns = ("median20", "at a tenth", "last", "best", "used", "right of used", "right of all")
-    columns += ("seconds",)
-    paired = ("median20", "at a tenth", "right of all")
-    header = ["method", "n", *columns, *(f"{name} − {baseline}" for name in paired)]
-    rows = [header, ["---"] * len(header)]
-    for method, by_seed in runs.items():
-        row = [method, str(len(by_seed))]
-        for name in columns:
-            row.append(spread([r[name] for r in by_seed.values()], "sd"))
-        for name in paired:
-            both = [s for s in by_seed if s in runs.get(baseline, {})]
-            pairs = [(by_seed[s][name], runs[baseline][s][name]) for s in both]
-            differences = [a - b for a, b in pairs if a is not None and b is not None]
-            row.append("" if method == baseline else spread(differences, "se", sign="+"))
-        rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def table(cells: list[Cell], baseline: str) -> dict[str, list[Column]]:
+    """Means over seeds and paired differences to the baseline, by method."""
+    scores = {(cell.method, cell.seed): values for cell in cells if (values := measured(cell))}
+    rows = {}
+    for method in dict.fromkeys(cell.method for cell in cells):
+        by_seed = {seed: values for (m, seed), values in scores.items() if m == method}
+        rows[method] = []
+        for name, compared in COLUMNS.items():
+            own = [values[name] for values in by_seed.values()]
+            rows[method].append(column(name, own, paired=False))
+            if compared:
+                pairs = [
+                    (values[name], scores[baseline, seed][name])
+                    for seed, values in by_seed.items()
+                    if (baseline, seed) in scores and method != baseline
+                ]
+                differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+                rows[method].append(column(f"− {baseline}", differences, paired=True))
+    return rows
 
 
-def spread(values: list[float | None], kind: str, sign: str = "") -> str:
-    """'mean ± standard deviation' (kind 'sd') or '± standard error of the mean' ('se')."""
-    values = [value for value in values if value is not None]
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):{sign}.1f}"
-    if len(values) == 1:
-        return mean
-    deviation = statistics.stdev(values) / (len(values) ** 0.5 if kind == "se" else 1)
-    return f"{mean} ± {deviation:.1f}"
+def column(title: str, values: list[float | None], *, paired: bool) -> Column:
+    """The mean of what is known, its standard deviation, or its standard error if paired."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Column(title, None, None, 0, paired)
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    if paired and spread is not None:
+        spread /= len(known) ** 0.5
+    return Column(title, statistics.fmean(known), spread, len(known), paired)
+
+
+def markdown(rows: dict[str, list[Column]]) -> str:
+    """The table as people read it."""
+
+    def shown(column: Column) -> str:
+        if column.mean is None:
+            return ""
+        mean = f"{column.mean:{'+' if column.paired else ''}.1f}"
+        return mean if column.spread is None else f"{mean} ± {column.spread:.1f}"
+
+    columns = next(iter(rows.values()))
+    lines = [["method", "n", *(column.title for column in columns)], ["---"] * (len(columns) + 2)]
+    for method, row in rows.items():
+        lines.append([f"`{method}`", str(row[0].count), *map(shown, row)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comma_separated(rows: dict[str, list[Column]]) -> list[list[Any]]:
+    """The table as programs read it: unrounded, mean and spread in columns of their own."""
+    header, before = ["method", "n"], ""
+    for column in next(iter(rows.values())):
+        name = f"{before} {column.title}" if column.paired else column.title
+        header += [name, f"{name}, {'standard error' if column.paired else 'standard deviation'}"]
+        before = before if column.paired else column.title
+    lines = [
+        [method, row[0].count, *(x for column in row for x in (column.mean, column.spread))]
+        for method, row in rows.items()
+    ]
+    return [header, *lines]
+
+
+def provenance(cells: list[Cell]) -> str:
+    """What the table's numbers were measured on, from the result files."""
+    results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
+
+    def all_of(value) -> str:
+        return ", ".join(sorted({str(value(result)) for result in results}))
+
+    return (
+        f"{len(results)} of {len(cells)} runs. Data: {all_of(lambda r: r['dataset'])}, "
+        f"{all_of(lambda r: r['num_labels'])} labels; "
+        f"steps: {all_of(lambda r: r['train_steps'])}; "
+        f"device: {all_of(lambda r: '{count} x {kind}'.format(**r['device']))}; "
+        f"jax {all_of(lambda r: r['versions']['jax'])}; "
+        f"commit {all_of(lambda r: r['git_commit'])}.\n"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,10 +17,30 @@ FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
+POLICIES = (
+    "adamatch",
+    "dash",
+    "fixed_threshold",
+    "flexmatch",
+    "freematch",
+    "mean_teacher",
+    "pseudo_label",
+    "softmatch",
+    "uda",
+)
+
 # A method is a set of choices. Anything not named here is as in base().
 METHODS = {
     "supervised": {"unsupervised_weight": 0.0},  # no unlabelled image is loaded then
+    "pseudo_label": {"policy.name": "pseudo_label"},
+    "mean_teacher": {"policy.name": "mean_teacher", "unsupervised_weight": 50.0},
+    "uda": {"policy.name": "uda", "policy.threshold": 0.8},
     "fixmatch": {},
+    "flexmatch": {"policy.name": "flexmatch"},
+    "dash": {"policy.name": "dash"},
+    "adamatch": {"policy.name": "adamatch"},
+    "freematch": {"policy.name": "freematch"},
+    "softmatch": {"policy.name": "softmatch"},
     "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
     "avg_clustering": {"avg_clustering.centres": "classifier"},
     "layermatch": {
@@ -93,9 +113,21 @@ def base() -> ml_collections.ConfigDict:
     m.bn_epsilon = 1e-3
     m.remat = False  # recompute blocks in the backward pass: less memory, more time
 
-    c.policy = ml_collections.ConfigDict()
-    c.policy.name = "fixed_threshold"  # a key of policies.POLICIES
-    c.policy.threshold = 0.95  # confidence that a pseudo-label needs (τ), in [0, 1]
+    # Who reads a field stands behind it; policies/ has a file for each of POLICIES.
+    c.policy = p = ml_collections.ConfigDict()
+    p.name = "fixed_threshold"  # one of POLICIES; fixed_threshold is FixMatch's
+    p.threshold = 0.95  # confidence that a pseudo-label needs (τ), in [0, 1]: fixed_threshold,
+    # flexmatch, pseudo_label, uda
+    p.temperature = config_dict.placeholder(float)  # of soft pseudo-labels: uda (None = 0.4),
+    # dash (None = 0.5)
+    p.momentum = 0.999  # of averages over the batches' predictions, per step: adamatch, freematch,
+    # softmatch
+    p.relative_threshold = 0.9  # times the labelled rows' mean confidence: adamatch
+    p.fairness_weight = 0.001  # of the regulariser (w_f); 0.01 at very few labels: freematch
+    p.ramp = 0.4  # of train_steps, over which λ_u rises from 0: mean_teacher, pseudo_label
+    p.signal_annealing = "none"  # of the labelled rows: uda; 'none' | 'linear' | 'log' | 'exp'
+    p.warm_up = 2048 / 2**20  # of train_steps, in which every pseudo-label counts: dash
+    p.period = 10240 / 2**20  # of train_steps, after which the bound falls: dash
 
     c.layerwise = ml_collections.ConfigDict()
     # (regular expression on whole parameter paths, multiplier in [0, 1]) of the unsupervised
@@ -258,7 +290,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "parallelism": ("pmap", "jit"),
         "dataset.evaluate_on": ("test", "validation"),
         "model.dtype": ("float32", "bfloat16"),
-        "policy.name": ("fixed_threshold",),
+        "policy.name": POLICIES,
+        "policy.signal_annealing": ("none", "linear", "log", "exp"),
         "avg_clustering.centres": ("classifier", "features", "outputs", "none"),
         "avg_clustering.target_head": ("classifier", "centres"),
     }.items():
@@ -278,6 +311,12 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("dataset.padding", 0, config.dataset.stored_size - 1),
         ("augment.randaugment_ops", 0, None),
         ("policy.threshold", 0, 1),
+        ("policy.momentum", 0, 1),
+        ("policy.relative_threshold", 0, None),
+        ("policy.fairness_weight", 0, None),
+        ("policy.ramp", 0, 1),
+        ("policy.warm_up", 0, 1),
+        ("policy.period", 0, 1),
         ("model.widen_factor", 1, None),
         ("model.stages", 1, 4),
         ("model.first_stride", 1, None),
@@ -303,6 +342,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     momentum = config.avg_clustering.momentum
     if momentum is not None and not 0 <= momentum < 1:
         raise InputError(f"--config.avg_clustering.momentum={momentum} must be in [0, 1)")
+    temperature = config.policy.temperature
+    if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"--config.policy.temperature={temperature} must be above 0 and finite")
     if config.unsupervised_weight > 0 and config.unlabeled_ratio == 0:
         raise InputError(
             "an unsupervised loss needs unlabelled images: set --config.unlabeled_ratio to 1 or "
@@ -314,6 +356,20 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         raise InputError(
             "--config.avg_clustering.target_head=centres needs --config.avg_clustering.centres="
             "classifier: only these centres are a classifier that can label"
+        )
+    if config.unsupervised_weight == 0 and config.policy.name != "fixed_threshold":
+        raise InputError(
+            f"--config.unsupervised_weight=0 leaves --config.policy.name={config.policy.name} no "
+            "unlabelled image to look at: use :method=supervised, or a weight above 0"
+        )
+    brings = config.avg_clustering.centres == "outputs" or (
+        config.avg_clustering.target_head == "centres"
+    )
+    if config.policy.name == "mean_teacher" and brings:
+        raise InputError(
+            "--config.policy.name=mean_teacher brings its own targets, the EMA model's: averaged "
+            "ones would never be used. Take --config.avg_clustering.centres=classifier, features "
+            "or none, and --config.avg_clustering.target_head=classifier"
         )
     padded = config.dataset.stored_size + 2 * config.dataset.padding
     if config.dataset.image_size > padded:

@@ -26,7 +26,8 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> InputError:
     nearest = nearest or difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     message = f"unknown {kind} {name!r}."
     if nearest:
-        message += f" Did you mean {' or '.join(map(repr, nearest))}?"
+        *others, one = map(repr, nearest)
+        message += f" Did you mean {', '.join(others)}{' or ' if others else ''}{one}?"
     if not nearest or len(allowed) <= _FEW:
         message += f" There are: {', '.join(allowed)}"
     return InputError(message)

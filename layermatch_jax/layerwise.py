@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from layermatch_jax import parallel
+from layermatch_jax import parallel, per_sample
 from layermatch_jax.errors import InputError
 
 # Divides the cosine similarities of the `features` reading.
@@ -246,26 +246,18 @@ def _output_centres(momentum: float) -> Centres:
         }
 
     def observe(state, logits, indices):
-        size = state["visits"].shape[0]
         outputs = momentum * state["outputs"][indices] + (1 - momentum) * jax.nn.softmax(logits)
-        # Scatters with repeated indices have no defined order: keep each sample's last row only.
-        target = jnp.where(last_occurrence(indices), indices, size)
+        visits = state["visits"][indices] + 1
+        last = per_sample.last_of_each(indices)
         state = {
-            "outputs": state["outputs"].at[target].set(outputs, mode="drop"),
-            "visits": state["visits"].at[target].add(1, mode="drop"),
+            "outputs": per_sample.write(state["outputs"], indices, outputs, last),
+            "visits": per_sample.write(state["visits"], indices, visits, last),
         }
         debias = 1 - momentum ** state["visits"][indices].astype(jnp.float32)
         mean = state["outputs"][indices] / debias[:, None]
         return state, jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
 
     return _NONE._replace(init=init, observe=observe)
-
-
-def last_occurrence(indices: jax.Array) -> jax.Array:
-    """Whether no later row has the same index. int32 [n] -> bool [n]; n² comparisons."""
-    later = jnp.arange(indices.shape[0])
-    same_and_later = (indices[None, :] == indices[:, None]) & (later[None, :] > later[:, None])
-    return ~jnp.any(same_and_later, axis=1)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -71,11 +71,18 @@ def _all_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def means(sums: dict) -> dict[str, float | None]:
-    """{name: [sum, weight]} -> {name: sum / weight}, None where nothing was counted."""
+def means(sums: dict) -> dict[str, float | list[float | None] | None]:
+    """{name: [sum, weight]} -> {name: sum / weight}, None where nothing was counted.
+
+    What is counted by class, [2, K], becomes a list of K.
+    """
+
+    def mean(total, weight):
+        return float(total) / float(weight) if weight > 0 else None
+
     return {
-        name: float(total) / float(weight) if weight > 0 else None
-        for name, (total, weight) in sums.items()
+        name: mean(*pair) if np.ndim(pair) == 1 else [mean(*p) for p in zip(*pair, strict=True)]
+        for name, pair in sums.items()
     }
 
 
@@ -148,15 +155,25 @@ class Log:
         if self._events:
             self._events.close()
 
-    def _write(self, step: int, split: str, scalars: dict[str, float | None]) -> None:
+    def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
         # JSON has no word for NaN: a diagnostic that is not finite is not known.
-        scalars = {k: v if math.isfinite(v or 0) else None for k, v in scalars.items()}
+        known = lambda x: x if math.isfinite(x or 0) else None  # noqa: E731
+        values = {
+            name: [known(x) for x in value] if isinstance(value, list) else known(value)
+            for name, value in values.items()
+        }
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split} | scalars) + "\n")
-        self._latest[split] = scalars
+            file.write(json.dumps({"step": step, "split": split} | values) + "\n")
+        self._latest[split] = values
         if self._events:
-            known = {f"{split}/{k}": v for k, v in scalars.items() if v is not None}
-            self._events.write_scalars(step, known)
+            scalars, by_class = {}, {}
+            for name, value in values.items():
+                if isinstance(value, list):
+                    by_class[f"{split}/{name}"] = np.array([x for x in value if x is not None])
+                elif value is not None:
+                    scalars[f"{split}/{name}"] = value
+            self._events.write_scalars(step, scalars)
+            self._events.write_histograms(step, {k: v for k, v in by_class.items() if v.size})
 
     def _seconds(self) -> float:
         """Since the line before this one; the first one's include compilation."""

@@ -43,7 +43,7 @@ def create(
     model = models.create_model(config.model, axis_name)
     tx = optimizer.create(config)
     centres = layerwise.create_centres(config)
-    policy = policies.create(config.policy)
+    policy = policies.create(config)
     side = config.dataset.image_size
 
     def init() -> TrainState:

@@ -27,7 +27,7 @@ class Method(NamedTuple):
     learning_rate: Callable  # step -> rate, for the log
 
 
-# A metric is [sum, weight], so that steps can be averaged without a mean of means.
+# A metric is [sum, weight], so that steps can be averaged without a mean of means; [2, K] by class.
 Metrics = dict[str, jax.Array]
 
 
@@ -43,7 +43,7 @@ def create_method(
     """
     mean, std = channel_statistics
     return Method(
-        policy=policies.create(config.policy),
+        policy=policies.create(config),
         centres=layerwise.create_centres(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
         unsupervised_weight=config.unsupervised_weight,
@@ -78,21 +78,29 @@ def train_step(
     num_unlabeled = max(batch.indices.size * devices, 1)  # supervised training has none
 
     # One backbone pass over all views, with BatchNorm statistics over the global batch.
-    def forward(backbone):
-        rows, views, *image = batch.images.shape
+    def forward(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(batch.images.reshape(-1, *image), method),
+            normalize(images, method),
             train=True,
             mutable=["batch_stats"],
         )
-        return features.reshape(rows, views, -1), updates.get("batch_stats", {})
+        return features, updates.get("batch_stats", {})
 
-    features, pull_back, batch_stats = jax.vjp(forward, backbone, has_aux=True)
+    def forward_views(backbone):
+        rows, views, *image = batch.images.shape
+        features, batch_stats = forward(backbone, batch.images.reshape(-1, *image))
+        return features.reshape(rows, views, -1), batch_stats
+
+    features, pull_back, batch_stats = jax.vjp(forward_views, backbone, has_aux=True)
 
     # Pseudo-labels: a decision on the global batch, without gradient.
     def centres_head(features):
         return centres.head(state.centres, classifier, features)
+
+    def teacher_logits():
+        weak, _ = forward(state.ema_params["backbone"], split_views(batch.images).weak)
+        return layerwise.linear(state.ema_params["classifier"], weak)
 
     views = split_views(features)
     inputs, true_labels = parallel.gather_rows(
@@ -103,6 +111,7 @@ def train_step(
                 labeled_logits=layerwise.linear(classifier, views.labeled),
                 labels=batch.labels,
                 indices=batch.indices.reshape(-1),
+                teacher_logits=teacher_logits() if policy.needs_teacher else None,
             ),
             batch.true_labels.reshape(-1),
         ),
@@ -110,8 +119,9 @@ def train_step(
     )
     centres_state, weak_logits = centres.observe(state.centres, inputs.weak_logits, inputs.indices)
     answer = policy.assign(state.policy, inputs._replace(weak_logits=weak_logits))
-    targets, weights, labeled_weights, regulariser = parallel.own_rows(
-        (answer.targets, answer.weights, answer.labeled_weights, answer.regulariser), axis_name
+    targets, weights, labeled_weights, regulariser_gradient = parallel.own_rows(
+        (answer.targets, answer.weights, answer.labeled_weights, answer.regulariser_gradient),
+        axis_name,
     )
 
     # The losses, differentiated at the heads: by the classifier's D x K parameters and by features.
@@ -124,7 +134,7 @@ def train_step(
     def unsupervised_loss(head, features, targets, weights):
         logits = head(getattr(split_views(features), policy.view))
         loss = jnp.sum(weights * policy.loss(logits, targets)) / num_unlabeled
-        return loss + jnp.vdot(regulariser, logits), loss
+        return loss + jnp.vdot(regulariser_gradient, logits), loss
 
     def through_classifier(classifier):
         head = functools.partial(layerwise.linear, classifier)
@@ -171,12 +181,15 @@ def train_step(
         policy=answer.state,
     )
 
+    pseudo_labels = jnp.argmax(answer.targets, axis=-1)
+    by_class = jax.nn.one_hot(pseudo_labels, targets.shape[-1])
     known = (true_labels >= 0).astype(jnp.float32)
-    correct = known * (jnp.argmax(answer.targets, axis=-1) == true_labels)
+    correct = known * (pseudo_labels == true_labels)
     metrics = {
-        "loss": (loss_s + strength * loss_u, 1),
+        "loss": (loss_s + strength * (loss_u + answer.regulariser), 1),
         "loss_supervised": (loss_s, 1),
         "loss_unsupervised": (loss_u, 1),
+        "regulariser": (answer.regulariser, 1),
         "learning_rate": (method.learning_rate(state.step), 1),
         "mask_rate": (jnp.sum(answer.weights), answer.weights.size),
         "pseudo_label_accuracy": (
@@ -184,12 +197,18 @@ def train_step(
             jnp.vdot(answer.weights, known),
         ),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
+        "class_acceptance": (answer.weights @ by_class, jnp.sum(by_class, axis=0)),
         "classifier_gradient_cosine": (cosine(*head_gradients), 1),
         "gradient_norm": (optax.tree.norm(gradients), 1),
         "parameter_norm": (optax.tree.norm(new.params), 1),
         **{name: (value, 1) for name, value in answer.diagnostics.items()},
     }
-    return new, {name: jnp.array(pair, jnp.float32) for name, pair in metrics.items()}
+    return new, {name: _pair(*pair) for name, pair in metrics.items()}
+
+
+def _pair(total, weight) -> jax.Array:
+    """[2] or, of what is counted by class, [2, K] float32."""
+    return jnp.stack(jnp.broadcast_arrays(jnp.float32(total), jnp.float32(weight)))
 
 
 def eval_step(
@@ -219,7 +238,7 @@ def eval_step(
         correct = jnp.argmax(logits, axis=-1) == batch.labels
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
-    metrics = {name: jnp.array(pair, jnp.float32) for name, pair in metrics.items()}
+    metrics = {name: _pair(*pair) for name, pair in metrics.items()}
     return state, parallel.total(metrics, axis_name)
 
 

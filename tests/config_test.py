@@ -175,7 +175,7 @@ def test_parse_arg():
         ("centres", "'avg_clustering.centres'"),
         ("learning_rate", "'optimizer.learning_rate'"),
         ("optimizer.nestorov", "'optimizer.nesterov'"),
-        ("model.momentum", "'avg_clustering.momentum' or 'optimizer.momentum'"),
+        ("model.momentum", "'avg_clustering.momentum', 'optimizer.momentum' or 'policy.momentum'"),
         ("dataset", "'dataset.name'"),  # a group is no field
     ],
 )

@@ -289,8 +289,3 @@ def test_output_centres_by_hand():
     )
     np.testing.assert_array_equal(state["visits"], [1, 1, 0, 2, 1])
     np.testing.assert_allclose(jnp.exp(mean), [[0.4375, 0.5625], [0.9, 0.1], [0.5, 0.5]], rtol=1e-5)
-
-
-def test_the_last_occurrence_counts():
-    actual = layerwise.last_occurrence(jnp.array([4, 2, 4, 0, 2, 4]))
-    np.testing.assert_array_equal(actual, [False, False, False, True, True, True])

@@ -13,7 +13,7 @@ def make_policy(name="fixed_threshold", **fields):
     config = config_lib.base()
     config.policy.name = name
     config.policy.update(fields)
-    return policies.create(config.policy)
+    return policies.create(config)
 
 
 def make_inputs(weak_logits, num_labeled=2):
@@ -25,6 +25,7 @@ def make_inputs(weak_logits, num_labeled=2):
         labeled_logits=jnp.zeros((num_labeled, num_classes)),
         labels=jnp.arange(num_labeled, dtype=jnp.int32) % num_classes,
         indices=jnp.arange(rows, dtype=jnp.int32),
+        teacher_logits=-weak_logits,
     )
 
 
@@ -41,7 +42,8 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
         "weights": (rows,),
         "labeled_weights": (labeled,),
         "scale": (),
-        "regulariser": (rows, num_classes),
+        "regulariser": (),
+        "regulariser_gradient": (rows, num_classes),
     }
     for field, shape in floats.items():
         value = getattr(answer, field)
@@ -49,7 +51,7 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
     np.testing.assert_allclose(jnp.sum(answer.targets, axis=1), 1, rtol=1e-6)
     spec = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
     assert spec(answer.state) == spec(state)
-    assert all(jnp.shape(value) == () for value in answer.diagnostics.values())
+    assert all(jnp.shape(value) in ((), (num_classes,)) for value in answer.diagnostics.values())
     assert policy.loss(inputs.weak_logits, answer.targets).shape == (rows,)
 
 
@@ -74,10 +76,11 @@ def test_fixed_threshold(threshold, weights):
     np.testing.assert_array_equal(answer.targets, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]])
     np.testing.assert_array_equal(answer.weights, weights)
     np.testing.assert_array_equal(answer.labeled_weights, [1, 1])
-    np.testing.assert_array_equal(answer.regulariser, np.zeros((4, 3)))
+    np.testing.assert_array_equal(answer.regulariser_gradient, np.zeros((4, 3)))
+    assert answer.regulariser == 0
     assert answer.scale == 1
     assert answer.state == policy.init(3, 4) == ()
-    assert answer.diagnostics == {}
+    np.testing.assert_allclose(answer.diagnostics["class_threshold"], [threshold] * 3, rtol=1e-6)
 
 
 def test_fixed_threshold_takes_cross_entropy_on_the_strong_view():
@@ -103,7 +106,17 @@ def test_a_tie_with_the_threshold_is_accepted_and_the_first_class_wins_a_tie(
     np.testing.assert_array_equal(answer.targets, np.eye(len(logits))[:1])
 
 
-def test_the_preset_of_the_field():
+def test_the_names_that_config_knows():
+    assert tuple(sorted(policies.POLICIES)) == config_lib.POLICIES
+
+
+def test_the_presets_of_the_field():
+    presets = {m: config_lib.apply_method(config_lib.base(), m) for m in config_lib.METHODS}
     for method in ("fixmatch", "grad_relu", "avg_clustering", "layermatch"):
-        settings = config_lib.apply_method(config_lib.base(), method).policy
+        settings = presets[method].policy
         assert (settings.name, settings.threshold) == ("fixed_threshold", 0.95)
+    for method in set(policies.POLICIES) - {"fixed_threshold"}:
+        assert presets[method].policy.name == method
+    assert presets["uda"].policy.threshold == 0.8
+    assert presets["mean_teacher"].unsupervised_weight == 50
+    assert {c.unsupervised_weight for m, c in presets.items() if m != "mean_teacher"} == {0, 1}

@@ -446,9 +446,10 @@ def toy_policy(view, loss):
             weights=jnp.where(confidence >= THRESHOLD, confidence + 0.01 * inputs.indices, 0.0),
             labeled_weights=1 / (1.0 + inputs.labels) + inputs.labeled_logits[:, 0] ** 2,
             scale=0.5 + 0.25 * policy_state["calls"],
-            regulariser=0.05 * jnp.tanh(inputs.strong_logits),
+            regulariser=0.05 * jnp.sum(jnp.log(jnp.cosh(inputs.strong_logits))),
+            regulariser_gradient=0.05 * jnp.tanh(inputs.strong_logits),
             state={"calls": policy_state["calls"] + 1, "mean": mean},
-            diagnostics={"first_class": mean[0]},
+            diagnostics={"first_class": mean[0], "mean": mean},
         )
 
     return policies.Policy(init, assign, loss, view)
@@ -571,10 +572,16 @@ def test_metrics_are_sums_and_weights():
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
     a, b = flat(of_labels["classifier"]), flat(of_pseudo_labels["classifier"])
     backbone_gradient = flat(of_labels["backbone"]) + flat(of_pseudo_labels["backbone"])
+    _, _, strong = views(params["backbone"], batch)
+    regulariser = 0.05 * np.sum(np.log(np.cosh(logits_of(params["classifier"], strong))))
+    of_class = np.eye(K)[pseudo]
+    mean = 0.3 + 0.1 * probabilities.mean(axis=0)
     expected = {
-        "loss": (terms.supervised + terms.unsupervised, 1),  # λ_u · scale = 2 · 0.5
+        # λ_u · scale = 2 · 0.5
+        "loss": (terms.supervised + terms.unsupervised + regulariser, 1),
         "loss_supervised": (terms.supervised, 1),
         "loss_unsupervised": (terms.unsupervised, 1),
+        "regulariser": (regulariser, 1),
         "learning_rate": (0.25, 1),
         "mask_rate": (weights.sum(), MU * B),
         "pseudo_label_accuracy": (weights @ correct, weights @ known),
@@ -582,7 +589,9 @@ def test_metrics_are_sums_and_weights():
         "classifier_gradient_cosine": (a @ b / np.linalg.norm(a) / np.linalg.norm(b), 1),
         "gradient_norm": (np.linalg.norm(np.concatenate([backbone_gradient, a])), 1),
         "parameter_norm": (np.linalg.norm(flat(new.params)), 1),
-        "first_class": (0.3 + 0.1 * probabilities[:, 0].mean(), 1),
+        "class_acceptance": (weights @ of_class, of_class.sum(axis=0)),
+        "first_class": (mean[0], 1),
+        "mean": (mean, np.ones(K)),
     }
     assert metrics.keys() == expected.keys()
     for name, pair in expected.items():

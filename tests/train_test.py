@@ -62,6 +62,8 @@ def test_a_shipped_config_runs(shipped, tmp_path):
         train_line
     )
     assert {"gradient_norm", "parameter_norm", "images_per_second"} <= set(train_line)
+    num_classes = {"cifar100": 100}.get(name, 10)
+    assert len(train_line["class_acceptance"]) == len(train_line["class_threshold"]) == num_classes
     assert {"pseudo_label_accuracy", "pseudo_label_accuracy_all"} <= set(train_line)
     assert 0 < train_line["mask_rate"] <= 1
     result = json.loads((tmp_path / "result.json").read_text())
@@ -147,9 +149,12 @@ def lines(workdir):
     ]
 
 
-@pytest.mark.parametrize("centres", ["classifier", "outputs"])
-def test_an_interrupted_run_equals_an_uninterrupted_one(centres, tmp_path, monkeypatch):
-    c = tiny(**{"avg_clustering.centres": centres})
+# State of all kinds: by sample, of the classifier, of batches' statistics.
+@pytest.mark.parametrize(
+    ("policy", "centres"), [("flexmatch", "classifier"), ("freematch", "outputs")]
+)
+def test_an_interrupted_run_equals_an_uninterrupted_one(policy, centres, tmp_path, monkeypatch):
+    c = tiny(**{"policy.name": policy, "avg_clustering.centres": centres})
     whole = train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_at(patch, 8)
@@ -170,6 +175,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(centres, tmp_path, monke
     expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
     assert any("ema_params" in path for path in expected)
     assert any("centres" in path for path in expected)
+    assert any("policy" in path for path in expected)
     for path, value in expected.items():
         np.testing.assert_array_equal(actual[path], value, err_msg=path)
     assert len(actual) == len(expected)

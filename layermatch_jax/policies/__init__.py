@@ -2,16 +2,34 @@
 
 import ml_collections
 
-from layermatch_jax.policies import fixed_threshold
+from layermatch_jax.policies import (
+    adamatch,
+    dash,
+    fixed_threshold,
+    flexmatch,
+    freematch,
+    mean_teacher,
+    pseudo_label,
+    softmatch,
+    uda,
+)
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy
 
 __all__ = ["POLICIES", "Assignment", "Inputs", "Policy", "create"]
 
 POLICIES = {
+    "adamatch": adamatch.create,
+    "dash": dash.create,
     "fixed_threshold": fixed_threshold.create,
+    "flexmatch": flexmatch.create,
+    "freematch": freematch.create,
+    "mean_teacher": mean_teacher.create,
+    "pseudo_label": pseudo_label.create,
+    "softmatch": softmatch.create,
+    "uda": uda.create,
 }
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
-    """The policy that `config.policy` names, with its settings."""
-    return POLICIES[config.name](config)
+    """The policy that `config.policy.name` names, with its settings; reads the whole config."""
+    return POLICIES[config.policy.name](config)
