@@ -13,6 +13,7 @@ standard deviation over seeds, and paired differences to the baseline ± their s
 import argparse
 import concurrent.futures
 import csv
+import os
 import pathlib
 import shlex
 import statistics
@@ -117,12 +118,9 @@ def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
 
 def cell(options: argparse.Namespace, extra: list[str], method: str, seed: int) -> Cell:
     """One checked run."""
-    name, plus, addition = method.partition("+")
-    if plus and addition != "layerwise":
-        raise InputError(f"--methods: {method!r}: only +layerwise can be added to a method")
     folder = options.workdir / f"{method}-l{seed}"
-    config = f"{options.config}{',' if ':' in options.config else ':'}method={name}"
-    arguments = [f"--config={config}{',layerwise=True' if plus else ''}", f"--workdir={folder}"]
+    config = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
+    arguments = [f"--config={config}", f"--workdir={folder}"]
     arguments += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
 
     values = flags.FlagValues()
@@ -171,10 +169,13 @@ def run(cell: Cell) -> int:
     cell.folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell}: started, follow it by  tail -f {log(cell)}", flush=True)
     with log(cell).open("a") as file:
-        done = subprocess.run(
-            PROGRAM + cell.arguments, stdout=file, stderr=subprocess.STDOUT, check=False
-        )
-    return done.returncode
+        return subprocess.run(
+            PROGRAM + cell.arguments,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        ).returncode
 
 
 def log(cell: Cell) -> pathlib.Path:

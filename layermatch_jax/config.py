@@ -7,6 +7,7 @@ A config file in configs/ starts from `base()`, sets what its data set needs, an
 import math
 import pathlib
 import re
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -70,8 +71,8 @@ def base() -> ml_collections.ConfigDict:
     """
     c = ml_collections.ConfigDict()
 
-    c.method = "fixmatch"  # a key of METHODS; set by :method=… or apply_method, which fill in
-    # policy, layerwise and avg_clustering
+    c.method = "fixmatch"  # a key of METHODS, or KEY+layerwise; set by :method=… or apply_method,
+    # which fill in policy, layerwise and avg_clustering
     c.applied_method = "fixmatch"  # what apply_method filled in last; set by nothing else
     c.seed = 0  # of initialisation, data order and augmentation
     c.train_steps = 2**20
@@ -157,28 +158,41 @@ def base() -> ml_collections.ConfigDict:
     return c.lock()
 
 
-def apply_method(
-    config: ml_collections.ConfigDict, method: str, layerwise: bool = False
-) -> ml_collections.ConfigDict:
+def method_choices(method: str) -> dict[str, Any]:
+    """What a method sets, by dotted field name.
+
+    Args:
+      method: a key of METHODS, or one with "+layerwise" behind it: the same with Grad-ReLU and
+        Avg-Clustering.
+
+    Raises:
+      InputError: no such method (names the nearest), or one that "+layerwise" means nothing to.
+    """
+    name, plus, addition = method.partition("+")
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    if plus and addition != "layerwise":
+        raise InputError(f"method {method!r}: only +layerwise can be added to a method")
+    if plus and name == "supervised":
+        raise InputError(f"{method}: without an unsupervised gradient, layer-wise means nothing")
+    return METHODS[name] | (METHODS["layermatch"] if plus else {})
+
+
+def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
     """Fills in a method's choices.
 
     Args:
       config: one that no method was applied to yet; changed in place.
-      method: a key of METHODS.
-      layerwise: add Grad-ReLU and Avg-Clustering to it.
+      method: as of `method_choices`.
 
     Returns:
       The same config.
 
     Raises:
-      InputError: no such method (names the nearest), or one that `layerwise` means nothing to.
+      InputError: as `method_choices`.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if layerwise and method == "supervised":
-        raise InputError("supervised has no unsupervised gradient: layerwise=True means nothing")
-    choices = METHODS[method] | (METHODS["layermatch"] if layerwise else {})
-    config.update_from_flattened_dict({"method": method, "applied_method": method} | choices)
+    names = {"method": method, "applied_method": method}
+    config.update_from_flattened_dict(names | method_choices(method))
     return config
 
 
@@ -189,7 +203,7 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
       config: a data set's config, changed in place.
       arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
         percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
-        `layerwise` (True adds Grad-ReLU and Avg-Clustering to the method).
+        `layerwise` (True puts "+layerwise" behind the method).
 
     Returns:
       The same config.
@@ -205,7 +219,8 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
     layerwise = given.get("layerwise", "False")
     if layerwise not in ("True", "False"):
         raise InputError(f"layerwise={layerwise}: give True or False")
-    return apply_method(config, given.get("method", "layermatch"), layerwise == "True")
+    method = given.get("method", "layermatch")
+    return apply_method(config, f"{method}+layerwise" if layerwise == "True" else method)
 
 
 def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
@@ -279,8 +294,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     Raises:
       InputError: says what was wrong, what is allowed and how to mend it.
     """
-    if config.method not in METHODS:
-        raise unknown("method", config.method, METHODS)
+    method_choices(config.method)  # is one
     if config.method != config.applied_method:
         raise InputError(
             f"--config.method={config.method} alone would change the name and keep the settings of "

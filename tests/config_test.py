@@ -74,18 +74,30 @@ def test_what_a_method_chooses(method, mask, centres, weight, ratio):
     config_lib.validate(config)
 
 
-def test_layerwise_adds_both_parts_and_changes_nothing_else():
-    plain = config_lib.fields(configured("fixmatch"))
-    both = config_lib.fields(config_lib.apply_method(config_lib.base(), "fixmatch", layerwise=True))
+@pytest.mark.parametrize("method", ["fixmatch", "uda", "mean_teacher", "freematch"])
+def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
+    plain = config_lib.fields(configured(method))
+    both = config_lib.fields(configured(f"{method}+layerwise"))
     assert {name: both[name] for name in both if both[name] != plain[name]} == {
+        "method": f"{method}+layerwise",
+        "applied_method": f"{method}+layerwise",
         "layerwise.gradient_mask": MASK,
         "avg_clustering.centres": "classifier",
     }
 
 
-def test_layerwise_means_nothing_without_pseudo_labels():
-    with pytest.raises(InputError, match="supervised has no unsupervised gradient"):
-        config_lib.apply_method(config_lib.base(), "supervised", layerwise=True)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("supervised+layerwise", "without an unsupervised gradient, layer-wise means nothing"),
+        ("freemach+layerwise", "unknown method 'freemach'. Did you mean 'freematch'?"),
+        ("freematch+adamatch", "only [+]layerwise can be added"),
+        ("freematch+", "only [+]layerwise can be added"),
+    ],
+)
+def test_what_layerwise_cannot_be_added_to(method, message):
+    with pytest.raises(InputError, match=message):
+        config_lib.apply_method(config_lib.base(), method)
 
 
 @pytest.mark.parametrize("written", ["fixmach", "FixMatch", "fix_match"])
@@ -111,10 +123,14 @@ def test_shipped_configs_take_labels_and_method(file):
     config = shipped(file)
     assert config.method == "layermatch"
     config_lib.validate(config)
-    config = shipped(file, "labels=100,method=fixmatch,layerwise=True")
-    assert (config.dataset.num_labels, config.dataset.label_fraction) == (100, 0.0)
-    assert (config.method, config.layerwise.gradient_mask) == ("fixmatch", MASK)
-    config_lib.validate(config)
+    for method in config_lib.METHODS:
+        config = shipped(file, f"labels=100,method={method}")
+        assert (config.dataset.num_labels, config.dataset.label_fraction) == (100, 0.0)
+        config_lib.validate(config)
+        if method != "supervised":
+            config = shipped(file, f"method={method},layerwise=True")
+            assert (config.method, config.layerwise.gradient_mask) == (f"{method}+layerwise", MASK)
+            config_lib.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +239,9 @@ def test_config_file_that_is_none(name, monkeypatch):
         ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
         ("model.width", (0,), (1,)),
         ("eval_every", (0,), (1,)),
+        ("policy.momentum", (-0.1, 1.1), (0.0, 0.999)),
+        ("policy.ramp", (-0.1, 1.1), (0.0, 1.0)),
+        ("policy.fairness_weight", (-0.1,), (0.0, 2.0)),
         ("checkpoints_kept", (0,), (1,)),
     ],
 )
@@ -248,6 +267,14 @@ def test_limits_are_told():
     assert refused(configured(train_steps=0)).endswith("must be at least 1")
 
 
+@pytest.mark.parametrize("value", [-0.1, 0.0, float("nan"), float("inf")])
+def test_temperature_of_a_policy(value):
+    message = refused(configured(policy__temperature=value))
+    assert message == f"--config.policy.temperature={value} must be above 0 and finite"
+    for allowed in (None, 0.01, 2.0):
+        config_lib.validate(configured(policy__temperature=allowed))
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_momentum_of_the_centres(value):
     message = refused(configured(avg_clustering__momentum=value))
@@ -264,6 +291,8 @@ def test_momentum_of_the_centres(value):
         ("model.dtype", "float16", "bfloat16"),
         ("avg_clustering.centres", "classifer", "classifier"),
         ("avg_clustering.target_head", "centers", "centres"),
+        ("policy.name", "softmach", "softmatch"),
+        ("policy.signal_annealing", "expo", "exp"),
     ],
 )
 def test_choices(name, value, nearest):
@@ -278,6 +307,12 @@ def test_settings_that_contradict_each_other():
     message = refused(configured("fixmatch", avg_clustering__target_head="centres"))
     assert "needs --config.avg_clustering.centres=classifier" in message
     config_lib.validate(configured("layermatch", avg_clustering__target_head="centres"))
+    message = refused(configured("flexmatch", unsupervised_weight=0.0))
+    assert "leaves --config.policy.name=flexmatch no unlabelled image" in message
+    for field in ({"centres": "outputs"}, {"centres": "classifier", "target_head": "centres"}):
+        field = {f"avg_clustering__{name}": value for name, value in field.items()}
+        assert "brings its own targets" in refused(configured("mean_teacher", **field))
+    config_lib.validate(configured("mean_teacher", avg_clustering__centres="features"))
     # 32 pixels and 4 on both sides are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
         configured(dataset__image_size=41)

@@ -1,0 +1,194 @@
+"""The sweep runner: what it runs, skips, survives and writes."""
+
+import csv
+import importlib.util
+import json
+import pathlib
+import sys
+
+import pytest
+
+from layermatch_jax import main, workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+SPEC = importlib.util.spec_from_file_location("sweep", ROOT / "launch" / "sweep.py")
+sweep = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(sweep)
+
+# Stands in for layermatch_jax.main: accuracies as told in scores.json, 'crash' for a run that dies.
+PROGRAM = """
+import json, pathlib, sys
+flags = dict(arg.lstrip("-").split("=", 1) for arg in sys.argv[1:])
+folder = pathlib.Path(flags["workdir"])
+with (folder.parent / "calls.txt").open("a") as file:
+    file.write(folder.name + "\\n")
+score = json.loads((folder.parent / "scores.json").read_text())[folder.name]
+if score == "crash":
+    print("step 1")
+    print("ValueError: out of paper\\n")
+    sys.exit(7)
+accuracies = {"last": score, "median20": score, "best": score}
+lines = [{"split": "train", "step": 10}]
+for step, accuracy in ((10, score / 2), (100, score)):
+    lines.append({"split": "test", "step": step, "accuracy_ema": accuracy})
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+(folder / "result.json").write_text(json.dumps({
+    "dataset": "digits", "num_labels": 40, "train_steps": 100,
+    "test_accuracy": {"ema": accuracies, "raw": {}},
+    "mask_rate": 0.5, "pseudo_label_accuracy": None, "pseudo_label_accuracy_all": 0.75,
+    "wall_seconds": 2.0, "device": {"kind": "abacus", "count": 2},
+    "versions": {"jax": "1.2"}, "git_commit": "abc",
+}))
+"""
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """A function that sets the accuracies and runs the runner on a folder: its exit status."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.setattr(sweep, "PROGRAM", [sys.executable, str(tmp_path / "program.py")])
+
+    def run(scores, *arguments):
+        (tmp_path / "scores.json").write_text(json.dumps(scores))
+        (tmp_path / "calls.txt").write_text("")
+        return sweep.main(
+            [f"{DIGITS}:labels=40", "--methods=fixmatch,freematch+layerwise", "--label-seeds=0,1,2",
+             f"--workdir={tmp_path}", *arguments]
+        )  # fmt: skip
+
+    run.folder = tmp_path
+    run.calls = lambda: sorted((tmp_path / "calls.txt").read_text().split())
+    return run
+
+
+FIXMATCH = {"fixmatch-l0": 0.5, "fixmatch-l1": 0.6, "fixmatch-l2": 0.7}
+FREEMATCH = {f"freematch+layerwise-l{seed}": 0.6 + 0.15 * seed for seed in range(3)}  # .6 .75 .9
+
+
+def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
+    scores = FIXMATCH | FREEMATCH | {"fixmatch-l1": "crash"}
+    assert grid(scores, "--jobs=2") == 1
+    assert grid.calls() == sorted(scores)
+    out, err = capsys.readouterr()
+    assert "FAILED: fixmatch, label seed 1: exit status 7, ValueError: out of paper" in err
+    assert str(grid.folder / "fixmatch-l1" / "log.txt") in err
+    assert "6 runs: 0 finished, 6 to do, 2 at a time" in out
+    assert out.count("% ") == 5
+    assert "6/6" in out
+    assert "| `fixmatch` | 2 |" in (grid.folder / "table.md").read_text()
+
+    # Once more: only what is missing.
+    assert grid(FIXMATCH | FREEMATCH) == 0
+    assert grid.calls() == ["fixmatch-l1"]
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "6 runs: 5 finished, 1 to do" in out
+    assert "| `fixmatch` | 3 |" in (grid.folder / "table.md").read_text()
+
+
+def test_the_table(grid):
+    assert grid(FIXMATCH | FREEMATCH) == 0
+    # 50, 60, 70: deviation 10. 60, 75, 90: 15. Differences 10, 15, 20: 5, by √3 seeds 2.887.
+    # After a tenth of the steps half of each.
+    head, _, fixmatch, freematch, _, provenance = (
+        (grid.folder / "table.md").read_text().split("\n")[:6]
+    )
+    assert head == (
+        "| method | n | median20 | − fixmatch | last | best | a tenth | − fixmatch | used "
+        "| used right | all right | − fixmatch | seconds |"
+    )
+    assert fixmatch == (
+        "| `fixmatch` | 3 | 60.0 ± 10.0 |  | 60.0 ± 10.0 | 60.0 ± 10.0 | 30.0 ± 5.0 |  "
+        "| 50.0 ± 0.0 |  | 75.0 ± 0.0 |  | 2.0 ± 0.0 |"
+    )
+    assert freematch == (
+        "| `freematch+layerwise` | 3 | 75.0 ± 15.0 | +15.0 ± 2.9 | 75.0 ± 15.0 | 75.0 ± 15.0 "
+        "| 37.5 ± 7.5 | +7.5 ± 1.4 | 50.0 ± 0.0 |  | 75.0 ± 0.0 | +0.0 ± 0.0 | 2.0 ± 0.0 |"
+    )
+    assert provenance == (
+        "6 of 6 runs. Data: digits, 40 labels; steps: 100; device: 2 x abacus; jax 1.2; commit abc."
+    )
+    with (grid.folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["fixmatch", "freematch+layerwise"]
+    assert float(rows[1]["median20"]) == pytest.approx(75)
+    assert float(rows[1]["median20, standard deviation"]) == pytest.approx(15)
+    assert float(rows[1]["median20 − fixmatch, standard error"]) == pytest.approx(5 / 3**0.5)
+    assert rows[0]["used right"] == ""
+
+
+def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
+    grid(FIXMATCH | {name: "crash" for name in FREEMATCH})
+    capsys.readouterr()
+    assert grid(FIXMATCH | FREEMATCH, "--dry-run", "--config.train_steps=7") == 0
+    assert grid.calls() == []
+    out, err = capsys.readouterr()
+    commands = out.splitlines()
+    assert len(commands) == 3
+    assert commands[2].endswith(
+        f"--config={DIGITS}:labels=40,method=freematch+layerwise "
+        f"--workdir={grid.folder}/freematch+layerwise-l2 --config.seed=2 "
+        "--config.dataset.label_seed=2 --config.train_steps=7"
+    )
+    assert err == "3 runs to do, 3 finished\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods=fixmatch,freemach"], "Did you mean 'freematch'?"),
+        (["--methods=fixmatch,freematch+adamatch"], "only +layerwise can be added"),
+        (["--methods=supervised+layerwise"], "means nothing"),
+        (["--methods=mean_teacher", "--config.avg_clustering.centres=outputs"], "its own targets"),
+        (["--methods=fixmatch,fixmatch"], "--methods: something is there twice"),
+        (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
+        (["--baseline=dash"], "--baseline=dash is not among --methods="),
+        (["--jobs=0"], "--jobs=0 must be at least 1"),
+        (["--config.policy.threshold=2"], "must be between 0 and 1"),
+        (["--config.policy.thresold=0.5"], "Did you mean 'policy.threshold'?"),
+        (["--nonsense=1"], "nonsense"),
+        (["more"], "unexpected argument 'more'"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_the_first_run(arguments, message, grid, capsys):
+    try:
+        status = grid(FIXMATCH | FREEMATCH, *arguments)
+    except SystemExit as end:  # main's parser ends the process
+        status = end.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert grid.calls() == []
+
+
+def test_a_folder_with_other_settings_is_refused(grid, capsys):
+    values = sweep.flags.FlagValues()
+    main.parse_flags(["main", f"--config={DIGITS}:labels=40,method=fixmatch"], values)
+    values.config.policy.threshold = 0.5
+    (grid.folder / "fixmatch-l0").mkdir()
+    workdir.write_config(grid.folder / "fixmatch-l0", values.config)
+    assert grid(FIXMATCH | FREEMATCH) == 2
+    assert "policy.threshold: 0.5 before, 0.95 now" in capsys.readouterr().err
+    assert grid.calls() == []
+
+
+def test_real_runs(tmp_path, capsys):
+    tiny = ["dataset.name=fake", "dataset.stored_size=8", "dataset.image_size=8", "train_steps=4"]
+    tiny += ["dataset.padding=1", "model.name=linear", "model.width=4", "batch_size=8"]
+    tiny += ["eval_batch_size=64", "eval_every=2", "tensorboard=False"]
+    status = sweep.main(
+        [DIGITS, "--methods=dash,softmatch+layerwise", "--label-seeds=3", f"--workdir={tmp_path}",
+         "--jobs=2", *(f"--config.{field}" for field in tiny)]
+    )  # fmt: skip
+    assert status == 0, (tmp_path / "dash-l3" / "log.txt").read_text()
+    result = json.loads((tmp_path / "softmatch+layerwise-l3" / "result.json").read_text())
+    assert tuple(result[name] for name in ("method", "seed", "label_seed")) == (
+        "softmatch+layerwise",
+        3,
+        3,
+    )
+    config = json.loads((tmp_path / "softmatch+layerwise-l3" / "config.json").read_text())
+    assert config["layerwise.gradient_mask"] == [["classifier/.*", 0.0]]
+    assert config["avg_clustering.centres"] == "classifier"
+    median = 100 * result["test_accuracy"]["ema"]["median20"]
+    assert f"| `softmatch+layerwise` | 1 | {median:.1f} |" in capsys.readouterr().out
