@@ -98,7 +98,7 @@ def train_step(
     def centres_head(features):
         return centres.head(state.centres, classifier, features)
 
-    def teacher_logits():
+    def teacher_logits():  # a pass of its own over the weak views, whose statistics are not kept
         weak, _ = forward(state.ema_params["backbone"], split_views(batch.images).weak)
         return layerwise.linear(state.ema_params["classifier"], weak)
 
@@ -181,29 +181,33 @@ def train_step(
         policy=answer.state,
     )
 
-    pseudo_labels = jnp.argmax(answer.targets, axis=-1)
-    by_class = jax.nn.one_hot(pseudo_labels, targets.shape[-1])
-    known = (true_labels >= 0).astype(jnp.float32)
-    correct = known * (pseudo_labels == true_labels)
     metrics = {
         "loss": (loss_s + strength * (loss_u + answer.regulariser), 1),
         "loss_supervised": (loss_s, 1),
         "loss_unsupervised": (loss_u, 1),
         "regulariser": (answer.regulariser, 1),
         "learning_rate": (method.learning_rate(state.step), 1),
-        "mask_rate": (jnp.sum(answer.weights), answer.weights.size),
-        "pseudo_label_accuracy": (
-            jnp.vdot(answer.weights, correct),
-            jnp.vdot(answer.weights, known),
-        ),
-        "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
-        "class_acceptance": (answer.weights @ by_class, jnp.sum(by_class, axis=0)),
         "classifier_gradient_cosine": (cosine(*head_gradients), 1),
         "gradient_norm": (optax.tree.norm(gradients), 1),
         "parameter_norm": (optax.tree.norm(new.params), 1),
+        **_pseudo_label_metrics(answer, true_labels),
         **{name: (value, 1) for name, value in answer.diagnostics.items()},
     }
     return new, {name: _pair(*pair) for name, pair in metrics.items()}
+
+
+def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
+    """Utilisation, accuracy where the truth is known (not −1), and acceptance by class."""
+    weights, pseudo_labels = answer.weights, jnp.argmax(answer.targets, axis=-1)
+    by_class = jax.nn.one_hot(pseudo_labels, answer.targets.shape[-1])
+    known = (true_labels >= 0).astype(jnp.float32)
+    correct = known * (pseudo_labels == true_labels)
+    return {
+        "mask_rate": (jnp.sum(weights), weights.size),
+        "pseudo_label_accuracy": (jnp.vdot(weights, correct), jnp.vdot(weights, known)),
+        "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
+        "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
+    }
 
 
 def _pair(total, weight) -> jax.Array:
