@@ -90,7 +90,7 @@ def test_a_step_follows_the_equations(name, centres, mask):
         policy__fairness_weight=0.5,
         policy__threshold=0.6,
         policy__relative_threshold=1.2,
-        policy__momentum=0.5,
+        policy__momentum=0.8,
         unsupervised_weight=2.0,
         layerwise__gradient_mask=MASKS[mask],
         avg_clustering__centres=centres,
@@ -130,6 +130,8 @@ def test_a_step_follows_the_equations(name, centres, mask):
     )
     if name not in ("mean_teacher", "softmatch"):
         assert 0 < np.sum(np.asarray(answer.weights) > 0) < MU * B, "all or no rows pass"
+    if name == "freematch":
+        assert np.abs(answer.regulariser_gradient).max() > 1e-5
 
     # The losses, and whose gradient each layer gets.
     def loss_s(params):

@@ -549,7 +549,7 @@ def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centres():
 def test_metrics_are_sums_and_weights():
     params, batch = make_params(), make_batch()
     method = make_method(
-        params, "grad_relu", unsupervised_weight=2.0, optimizer__learning_rate=0.25
+        params, "grad_relu", unsupervised_weight=3.0, optimizer__learning_rate=0.25
     )
     method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
     probabilities = np.array(weak_probabilities(params, batch))
@@ -571,14 +571,14 @@ def test_metrics_are_sums_and_weights():
     )
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
     a, b = flat(of_labels["classifier"]), flat(of_pseudo_labels["classifier"])
-    backbone_gradient = flat(of_labels["backbone"]) + flat(of_pseudo_labels["backbone"])
+    backbone_gradient = flat(of_labels["backbone"]) + 1.5 * flat(of_pseudo_labels["backbone"])
     _, _, strong = views(params["backbone"], batch)
     regulariser = 0.05 * np.sum(np.log(np.cosh(logits_of(params["classifier"], strong))))
     of_class = np.eye(K)[pseudo]
     mean = 0.3 + 0.1 * probabilities.mean(axis=0)
     expected = {
-        # λ_u · scale = 2 · 0.5
-        "loss": (terms.supervised + terms.unsupervised + regulariser, 1),
+        # λ_u · scale = 3 · 0.5
+        "loss": (terms.supervised + 1.5 * (terms.unsupervised + regulariser), 1),
         "loss_supervised": (terms.supervised, 1),
         "loss_unsupervised": (terms.unsupervised, 1),
         "regulariser": (regulariser, 1),
@@ -710,9 +710,14 @@ def test_evaluation_skips_padding_and_uses_the_live_statistics():
     rng = np.random.RandomState(0)
     live = {"mean": jnp.array(rng.randn(D)), "var": jnp.array(rng.rand(D) + 0.5)}
     start = make_state(params, method).replace(ema_params=averaged, batch_stats=live)
+    images = rng.randint(0, 256, (6, 2, 2, 3)).astype(np.uint8)
+    padding = backbone(
+        {"params": params["backbone"], "batch_stats": live}, images[4:] / 255, train=False
+    )
+    hit = np.argmax(logits_of(params["classifier"], padding), axis=1)  # they would count
     batch = EvalBatch(
-        images=rng.randint(0, 256, (6, 2, 2, 3)).astype(np.uint8),
-        labels=np.array([0, 1, 2, 0, -1, 1], np.int32),
+        images=images,
+        labels=np.array([0, 1, 2, 0, *hit], np.int32),
         mask=np.array([1, 1, 1, 1, 0, 0], np.float32),
     )
     same, metrics = jax.jit(functools.partial(steps.eval_step, method=method))(start, batch)
