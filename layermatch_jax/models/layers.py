@@ -25,11 +25,14 @@ class Layers:
     bn_epsilon: float = 1e-3
     axis_name: str | None = None  # device axis that BatchNorm statistics are averaged over
 
-    def conv(self, features: int, kernel_size: int, stride: int = 1, *, name: str) -> nn.Conv:
+    def conv(
+        self, features: int, kernel_size: int, stride: int = 1, *, name: str, **options
+    ) -> nn.Conv:
         """Square convolution without bias, zero-padded by kernel_size // 2 on every side.
 
         The padding is explicit because "SAME" pads stride-2 convolutions on the right and bottom
-        only, which shifts the features and would not fit PyTorch checkpoints.
+        only, which shifts the features and would not fit PyTorch checkpoints. `options` are further
+        ones of nn.Conv.
         """
         return nn.Conv(
             features,
@@ -40,6 +43,7 @@ class Layers:
             dtype=self.dtype,
             kernel_init=HE_NORMAL,
             name=name,
+            **options,
         )
 
     def norm(self, train: bool, *, name: str) -> nn.BatchNorm:
