@@ -141,8 +141,9 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
     failed, start, total = [], time.monotonic(), len(cells) + finished
     print(f"{total} runs: {finished} finished, {len(cells)} to do, {jobs} at a time", flush=True)
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    running = set()  # processes
     try:
-        runs = {pool.submit(run, cell): cell for cell in cells}
+        runs = {pool.submit(run, cell, running): cell for cell in cells}
         for done, future in enumerate(concurrent.futures.as_completed(runs), 1):
             cell, status = runs[future], future.result()
             if status:
@@ -157,25 +158,33 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
                 flush=True,
             )
     except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.terminate()
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        pool.shutdown(cancel_futures=True)
         sys.exit(130)
     pool.shutdown()
     return failed
 
 
-def run(cell: Cell) -> int:
-    """Runs one cell in a process of its own, its output in log.txt; returns the exit status."""
+def run(cell: Cell, running: set[subprocess.Popen]) -> int:
+    """Runs one cell in a process of its own, its output in log.txt; returns the exit status.
+
+    The process is in `running` as long as it lives.
+    """
     cell.folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell}: started, follow it by  tail -f {log(cell)}", flush=True)
     with log(cell).open("a") as file:
-        return subprocess.run(
+        process = subprocess.Popen(
             PROGRAM + cell.arguments,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            check=False,
-        ).returncode
+        )
+    running.add(process)
+    status = process.wait()
+    running.discard(process)
+    return status
 
 
 def log(cell: Cell) -> pathlib.Path:

@@ -3,8 +3,12 @@
 import csv
 import importlib.util
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,12 +22,15 @@ SPEC.loader.exec_module(sweep)
 
 # Stands in for layermatch_jax.main: accuracies as told in scores.json, 'crash' for a run that dies.
 PROGRAM = """
-import json, pathlib, sys
+import json, os, pathlib, sys, time
 flags = dict(arg.lstrip("-").split("=", 1) for arg in sys.argv[1:])
 folder = pathlib.Path(flags["workdir"])
 with (folder.parent / "calls.txt").open("a") as file:
     file.write(folder.name + "\\n")
 score = json.loads((folder.parent / "scores.json").read_text())[folder.name]
+if score == "sleep":
+    (folder / "asleep").write_text(str(os.getpid()))
+    time.sleep(100)
 if score == "crash":
     print("step 1")
     print("ValueError: out of paper\\n")
@@ -116,6 +123,41 @@ def test_the_table(grid):
     assert float(rows[1]["median20, standard deviation"]) == pytest.approx(15)
     assert float(rows[1]["median20 − fixmatch, standard error"]) == pytest.approx(5 / 3**0.5)
     assert rows[0]["used right"] == ""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(grid):
+    scores = FIXMATCH | FREEMATCH | {"fixmatch-l1": "sleep"}
+    (grid.folder / "scores.json").write_text(json.dumps(scores))
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
+        "import sweep\n"
+        f"sweep.PROGRAM = {sweep.PROGRAM!r}\n"
+        f"sweep.main([{DIGITS!r}, '--methods=fixmatch', '--label-seeds=0,1,2', "
+        f"'--workdir={grid.folder}'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    asleep = grid.folder / "fixmatch-l1" / "asleep"
+    deadline = time.monotonic() + 60
+    while not (asleep.exists() and asleep.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in err
+    while alive(int(asleep.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(int(asleep.read_text()))
+    assert grid(FIXMATCH | FREEMATCH, "--methods=fixmatch") == 0
+    assert grid.calls() == ["fixmatch-l1", "fixmatch-l2"]
 
 
 def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
