@@ -12,10 +12,13 @@ standard deviation over seeds, and paired differences to the baseline ± their s
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import os
 import pathlib
+import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -55,12 +58,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", help="as --config of layermatch_jax.main, without method=")
     parser.add_argument("--methods", required=True, help="comma-separated")
     parser.add_argument("--label-seeds", required=True, help="comma-separated")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a folder for all runs")
+    parser.add_argument("--workdir", required=True, help="a local folder for all runs")
     parser.add_argument("--baseline", help="what the others are compared to; default: the first")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time (default 1); on one GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     options, extra = parser.parse_known_args(argv)
     try:
+        if "://" in options.workdir:
+            raise InputError(f"--workdir={options.workdir}: a sweep's folder must be a local one")
+        options.workdir = pathlib.Path(options.workdir).expanduser()
         cells = grid(options, extra)
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -73,12 +84,12 @@ def main(argv: list[str]) -> int:
         print(f"{len(unfinished)} runs to do, {len(finished)} finished", file=sys.stderr)
         return 0
 
+    options.workdir.mkdir(parents=True, exist_ok=True)
     failed = run_all(unfinished, options.jobs, len(finished))
     rows = table(cells, options.baseline or cells[0].method)
-    options.workdir.mkdir(parents=True, exist_ok=True)
     text = markdown(rows) + "\n" + provenance(cells)
-    (options.workdir / "table.md").write_text(text)
-    with (options.workdir / "table.csv").open("w", newline="") as file:
+    (options.workdir / "table.md").write_text(text, encoding="utf-8")
+    with (options.workdir / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(comma_separated(rows))
     print(text)
     for cell, status in failed:
@@ -92,7 +103,7 @@ def main(argv: list[str]) -> int:
 
 
 def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
-    """The runs, each checked as main would check it, so that a mistake is found before the first.
+    """The runs, their settings checked as main checks them: a mistake is found before the first.
 
     Raises:
       InputError: a method, a seed or a setting that cannot be run, or a cell's folder that holds a
@@ -111,24 +122,30 @@ def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
             raise InputError(f"{name}: something is there twice")
     if options.baseline not in (None, *methods):
         raise InputError(f"--baseline={options.baseline} is not among --methods={options.methods}")
+    for argument in extra:
+        if re.match(r"--?config(\.seed|\.dataset\.label_seed)?(=|$)", argument):
+            raise InputError(f"{argument}: config and seeds are given as CONFIG and --label-seeds")
     if options.jobs < 1:
         raise InputError(f"--jobs={options.jobs} must be at least 1")
-    return [cell(options, extra, method, seed) for seed in seeds for method in methods]
+    return [make_cell(options, extra, method, seed) for seed in seeds for method in methods]
 
 
-def cell(options: argparse.Namespace, extra: list[str], method: str, seed: int) -> Cell:
+def make_cell(options: argparse.Namespace, extra: list[str], method: str, seed: int) -> Cell:
     """One checked run."""
     folder = options.workdir / f"{method}-l{seed}"
-    config = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
-    arguments = [f"--config={config}", f"--workdir={folder}"]
+    file = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
+    arguments = [f"--config={file}", f"--workdir={folder}"]
     arguments += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
 
     values = flags.FlagValues()
     left = run_main.parse_flags([PROGRAM[-1], *arguments], values)
     if left[1:]:
         raise InputError(f"unexpected argument {left[1]!r}: flags are written --name=value")
-    config_lib.validate(values.config)
-    workdir.check(folder.absolute(), values.config)
+    config = values.config
+    if config.method != method:
+        raise InputError(f"{options.config}: write layerwise=True as --methods={config.method}")
+    config_lib.validate(config)
+    workdir.check(folder.absolute(), config)
     return Cell(method, seed, folder, arguments)
 
 
@@ -140,16 +157,16 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
     """Runs cells, some at a time; tells of each; returns those that failed, with their status."""
     failed, start, total = [], time.monotonic(), len(cells) + finished
     print(f"{total} runs: {finished} finished, {len(cells)} to do, {jobs} at a time", flush=True)
-    pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    running = set()  # processes
-    try:
+    with processes(jobs) as (pool, running):
         runs = {pool.submit(run, cell, running): cell for cell in cells}
         for done, future in enumerate(concurrent.futures.as_completed(runs), 1):
             cell, status = runs[future], future.result()
-            if status:
-                failed.append((cell, status))
             scores = measured(cell)
-            outcome = f"{scores['median20']:.1f} %" if scores else f"FAILED, exit status {status}"
+            if status or not scores:
+                failed.append((cell, status))
+                outcome = f"FAILED, exit status {status}"
+            else:
+                outcome = f"{scores['median20']:.1f} %"
             elapsed = time.monotonic() - start
             print(
                 f"{finished + done}/{total}  {cell}: {outcome}  "
@@ -157,14 +174,30 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
                 f"{metrics.duration(elapsed / done * (len(cells) - done))} left",
                 flush=True,
             )
-    except KeyboardInterrupt:
+    return failed
+
+
+@contextlib.contextmanager
+def processes(jobs: int):
+    """A pool of threads, and the set of processes they wait for; none outlives the runner."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, interrupt)
+    pool, running = concurrent.futures.ThreadPoolExecutor(jobs), set()
+    try:
+        yield pool, running
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     pool.shutdown()
-    return failed
 
 
 def run(cell: Cell, running: set[subprocess.Popen]) -> int:
@@ -174,12 +207,13 @@ def run(cell: Cell, running: set[subprocess.Popen]) -> int:
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell}: started, follow it by  tail -f {log(cell)}", flush=True)
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     with log(cell).open("a") as file:
         process = subprocess.Popen(
             PROGRAM + cell.arguments,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
     running.add(process)
     status = process.wait()
@@ -202,10 +236,10 @@ def last_line(path: pathlib.Path) -> str:
 # The table.
 
 
-class Column(NamedTuple):
-    """What a column tells: a mean over seeds and its spread."""
+class Entry(NamedTuple):
+    """What stands in the table: a mean over seeds and its spread."""
 
-    title: str
+    title: str  # of its column
     mean: float | None
     spread: float | None  # None with less than two values
     count: int
@@ -240,10 +274,11 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
         for line in metrics.read(cell.folder)
         if line["split"] == split
     }
-    tenth = min(curve, key=lambda step: abs(step - result["train_steps"] / 10))
+    tenth = result["train_steps"] / 10
+    near = [step for step in curve if abs(step - tenth) <= tenth / 2]
     values = {
         **result[f"{split}_accuracy"]["ema"],
-        "a tenth": curve[tenth],
+        "a tenth": curve[min(near, key=lambda step: abs(step - tenth))] if near else None,
         "used": result["mask_rate"],
         "used right": result["pseudo_label_accuracy"],
         "all right": result["pseudo_label_accuracy_all"],
@@ -252,7 +287,7 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
     return percent | {"seconds": result["wall_seconds"]}
 
 
-def table(cells: list[Cell], baseline: str) -> dict[str, list[Column]]:
+def table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
     """Means over seeds and paired differences to the baseline, by method."""
     scores = {(cell.method, cell.seed): values for cell in cells if (values := measured(cell))}
     rows = {}
@@ -261,7 +296,7 @@ def table(cells: list[Cell], baseline: str) -> dict[str, list[Column]]:
         rows[method] = []
         for name, compared in COLUMNS.items():
             own = [values[name] for values in by_seed.values()]
-            rows[method].append(column(name, own, paired=False))
+            rows[method].append(summarise(name, own, paired=False))
             if compared:
                 pairs = [
                     (values[name], scores[baseline, seed][name])
@@ -269,59 +304,65 @@ def table(cells: list[Cell], baseline: str) -> dict[str, list[Column]]:
                     if (baseline, seed) in scores and method != baseline
                 ]
                 differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                rows[method].append(column(f"− {baseline}", differences, paired=True))
+                rows[method].append(summarise(f"− {baseline}", differences, paired=True))
     return rows
 
 
-def column(title: str, values: list[float | None], *, paired: bool) -> Column:
+def summarise(title: str, values: list[float | None], *, paired: bool) -> Entry:
     """The mean of what is known, its standard deviation, or its standard error if paired."""
     known = [value for value in values if value is not None]
     if not known:
-        return Column(title, None, None, 0, paired)
+        return Entry(title, None, None, 0, paired)
     spread = statistics.stdev(known) if len(known) > 1 else None
     if paired and spread is not None:
         spread /= len(known) ** 0.5
-    return Column(title, statistics.fmean(known), spread, len(known), paired)
+    return Entry(title, statistics.fmean(known), spread, len(known), paired)
 
 
-def markdown(rows: dict[str, list[Column]]) -> str:
-    """The table as people read it."""
+def markdown(rows: dict[str, list[Entry]]) -> str:
+    """The table as people read it; (n = …) stands where fewer seeds count than in the row."""
 
-    def shown(column: Column) -> str:
-        if column.mean is None:
+    def shown(entry: Entry, seeds: int) -> str:
+        if entry.mean is None:
             return ""
-        mean = f"{column.mean:{'+' if column.paired else ''}.1f}"
-        return mean if column.spread is None else f"{mean} ± {column.spread:.1f}"
+        text = f"{entry.mean:{'+' if entry.paired else ''}.1f}"
+        text += "" if entry.spread is None else f" ± {entry.spread:.1f}"
+        return text if entry.count == seeds else f"{text} (n = {entry.count})"
 
-    columns = next(iter(rows.values()))
-    lines = [["method", "n", *(column.title for column in columns)], ["---"] * (len(columns) + 2)]
+    first = next(iter(rows.values()))
+    lines = [["method", "n", *(entry.title for entry in first)], ["---"] * (len(first) + 2)]
     for method, row in rows.items():
-        lines.append([f"`{method}`", str(row[0].count), *map(shown, row)])
+        seeds = row[0].count
+        lines.append([f"`{method}`", str(seeds), *(shown(entry, seeds) for entry in row)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def comma_separated(rows: dict[str, list[Column]]) -> list[list[Any]]:
-    """The table as programs read it: unrounded, mean and spread in columns of their own."""
-    header, before = ["method", "n"], ""
-    for column in next(iter(rows.values())):
-        name = f"{before} {column.title}" if column.paired else column.title
-        header += [name, f"{name}, {'standard error' if column.paired else 'standard deviation'}"]
-        before = before if column.paired else column.title
+def comma_separated(rows: dict[str, list[Entry]]) -> list[list[Any]]:
+    """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
+    header, before = ["method"], ""
+    for entry in next(iter(rows.values())):
+        name = f"{before} {entry.title}" if entry.paired else entry.title
+        spread = "standard error" if entry.paired else "standard deviation"
+        header += [name, f"{name}, {spread}", f"{name}, n"]
+        before = before if entry.paired else entry.title
     lines = [
-        [method, row[0].count, *(x for column in row for x in (column.mean, column.spread))]
+        [method, *(x for entry in row for x in (entry.mean, entry.spread, entry.count))]
         for method, row in rows.items()
     ]
     return [header, *lines]
 
 
 def provenance(cells: list[Cell]) -> str:
-    """What the table's numbers were measured on, from the result files."""
+    """What the table's numbers are and what they were measured on, from the result files."""
     results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
 
     def all_of(value) -> str:
         return ", ".join(sorted({str(value(result)) for result in results}))
 
+    split = "test" if any("test_accuracy" in result for result in results) else "validation"
     return (
+        f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
+        "differences, points, mean ± standard error.\n"
         f"{len(results)} of {len(cells)} runs. Data: {all_of(lambda r: r['dataset'])}, "
         f"{all_of(lambda r: r['num_labels'])} labels; "
         f"steps: {all_of(lambda r: r['train_steps'])}; "

@@ -220,7 +220,9 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
     if layerwise not in ("True", "False"):
         raise InputError(f"layerwise={layerwise}: give True or False")
     method = given.get("method", "layermatch")
-    return apply_method(config, f"{method}+layerwise" if layerwise == "True" else method)
+    if layerwise == "True" and not method.endswith("+layerwise"):
+        method += "+layerwise"
+    return apply_method(config, method)
 
 
 def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
@@ -325,7 +327,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("dataset.padding", 0, config.dataset.stored_size - 1),
         ("augment.randaugment_ops", 0, None),
         ("policy.threshold", 0, 1),
-        ("policy.momentum", 0, 1),
         ("policy.relative_threshold", 0, None),
         ("policy.fairness_weight", 0, None),
         ("policy.ramp", 0, 1),
@@ -353,9 +354,10 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         if value < low or (high is not None and value > high):
             limits = f"at least {low}" if high is None else f"between {low} and {high}"
             raise InputError(f"--config.{name}={value} must be {limits}")
-    momentum = config.avg_clustering.momentum
-    if momentum is not None and not 0 <= momentum < 1:
-        raise InputError(f"--config.avg_clustering.momentum={momentum} must be in [0, 1)")
+    for name in ("avg_clustering.momentum", "policy.momentum"):
+        momentum = _get(config, name)
+        if momentum is not None and not 0 <= momentum < 1:
+            raise InputError(f"--config.{name}={momentum} must be in [0, 1)")
     temperature = config.policy.temperature
     if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
         raise InputError(f"--config.policy.temperature={temperature} must be above 0 and finite")
@@ -371,10 +373,25 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             "--config.avg_clustering.target_head=centres needs --config.avg_clustering.centres="
             "classifier: only these centres are a classifier that can label"
         )
-    if config.unsupervised_weight == 0 and config.policy.name != "fixed_threshold":
+    # A run is called by its method: what makes another method of it is refused.
+    policy = method_choices(config.method).get("policy.name", "fixed_threshold")
+    if config.policy.name != policy:
+        name = {"fixed_threshold": "fixmatch"}.get(config.policy.name, config.policy.name)
         raise InputError(
-            f"--config.unsupervised_weight=0 leaves --config.policy.name={config.policy.name} no "
-            "unlabelled image to look at: use :method=supervised, or a weight above 0"
+            f"--config.policy.name={config.policy.name} is not the policy of {config.method} "
+            f"({policy}). Write --config=FILE:method={name}, which brings its other settings, too"
+        )
+    if (config.unsupervised_weight == 0) != (config.method == "supervised"):
+        raise InputError(
+            f"--config.unsupervised_weight={config.unsupervised_weight} with method "
+            f"{config.method}: :method=supervised has the weight 0, all others one above it"
+        )
+    if config.method == "supervised" and (
+        config.layerwise.gradient_mask or config.avg_clustering.centres != "none"
+    ):
+        raise InputError(
+            "supervised has no unsupervised gradient: --config.layerwise.gradient_mask and "
+            "--config.avg_clustering.centres mean nothing to it"
         )
     brings = config.avg_clustering.centres == "outputs" or (
         config.avg_clustering.target_head == "centres"

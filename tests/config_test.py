@@ -239,7 +239,6 @@ def test_config_file_that_is_none(name, monkeypatch):
         ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
         ("model.width", (0,), (1,)),
         ("eval_every", (0,), (1,)),
-        ("policy.momentum", (-0.1, 1.1), (0.0, 0.999)),
         ("policy.ramp", (-0.1, 1.1), (0.0, 1.0)),
         ("policy.fairness_weight", (-0.1,), (0.0, 2.0)),
         ("checkpoints_kept", (0,), (1,)),
@@ -276,11 +275,12 @@ def test_temperature_of_a_policy(value):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
-def test_momentum_of_the_centres(value):
-    message = refused(configured(avg_clustering__momentum=value))
-    assert message == f"--config.avg_clustering.momentum={value} must be in [0, 1)"
-    for allowed in (None, 0.0, 0.9):
-        config_lib.validate(configured(avg_clustering__momentum=allowed))
+@pytest.mark.parametrize("name", ["avg_clustering.momentum", "policy.momentum"])
+def test_momentum_of_averages(name, value):
+    message = refused(configured(**{name: value}))
+    assert message == f"--config.{name}={value} must be in [0, 1)"
+    for allowed in (0.0, 0.9):
+        config_lib.validate(configured(**{name: allowed}))
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,16 @@ def test_settings_that_contradict_each_other():
     message = refused(configured("fixmatch", avg_clustering__target_head="centres"))
     assert "needs --config.avg_clustering.centres=classifier" in message
     config_lib.validate(configured("layermatch", avg_clustering__target_head="centres"))
-    message = refused(configured("flexmatch", unsupervised_weight=0.0))
-    assert "leaves --config.policy.name=flexmatch no unlabelled image" in message
+    for method, weight in (("flexmatch", 0.0), ("layermatch", 0.0), ("supervised", 1.0)):
+        message = refused(configured(method, unsupervised_weight=weight))
+        assert f"--config.unsupervised_weight={weight} with method {method}" in message
+    message = refused(configured("layermatch", policy__name="freematch"))
+    assert "is not the policy of layermatch (fixed_threshold)" in message
+    assert "Write --config=FILE:method=freematch" in message
+    message = refused(configured("uda", policy__name="fixed_threshold"))
+    assert "Write --config=FILE:method=fixmatch" in message
+    for field in ({"avg_clustering__centres": "outputs"}, {"layerwise__gradient_mask": MASK}):
+        assert "mean nothing to it" in refused(configured("supervised", **field))
     for field in ({"centres": "outputs"}, {"centres": "classifier", "target_head": "centres"}):
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
         assert "brings its own targets" in refused(configured("mean_teacher", **field))

@@ -28,6 +28,8 @@ folder = pathlib.Path(flags["workdir"])
 with (folder.parent / "calls.txt").open("a") as file:
     file.write(folder.name + "\\n")
 score = json.loads((folder.parent / "scores.json").read_text())[folder.name]
+if score == "nothing":
+    sys.exit()
 if score == "sleep":
     (folder / "asleep").write_text(str(os.getpid()))
     time.sleep(100)
@@ -98,9 +100,10 @@ def test_the_table(grid):
     assert grid(FIXMATCH | FREEMATCH) == 0
     # 50, 60, 70: deviation 10. 60, 75, 90: 15. Differences 10, 15, 20: 5, by √3 seeds 2.887.
     # After a tenth of the steps half of each.
-    head, _, fixmatch, freematch, _, provenance = (
-        (grid.folder / "table.md").read_text().split("\n")[:6]
+    head, _, fixmatch, freematch, _, legend, provenance = (
+        (grid.folder / "table.md").read_text().split("\n")[:7]
     )
+    assert legend.startswith("Accuracy of the EMA parameters on test images, %")
     assert head == (
         "| method | n | median20 | − fixmatch | last | best | a tenth | − fixmatch | used "
         "| used right | all right | − fixmatch | seconds |"
@@ -122,7 +125,26 @@ def test_the_table(grid):
     assert float(rows[1]["median20"]) == pytest.approx(75)
     assert float(rows[1]["median20, standard deviation"]) == pytest.approx(15)
     assert float(rows[1]["median20 − fixmatch, standard error"]) == pytest.approx(5 / 3**0.5)
+    assert rows[1]["median20 − fixmatch, n"] == "3"
     assert rows[0]["used right"] == ""
+
+
+def test_a_pair_needs_both_and_a_tenth_an_evaluation_near_it(grid):
+    grid(FIXMATCH | FREEMATCH | {"fixmatch-l0": "crash", "fixmatch-l2": "crash"})
+    metrics = grid.folder / "freematch+layerwise-l1" / "metrics.jsonl"
+    metrics.write_text('{"split": "test", "step": 100, "accuracy_ema": 0.75}\n')
+    grid(FIXMATCH | FREEMATCH | {"fixmatch-l0": "crash", "fixmatch-l2": "crash"})
+    freematch = (grid.folder / "table.md").read_text().split("\n")[3].split(" | ")
+    # Seed 1 alone has both: 75 − 60. At a tenth, seeds 0 and 2 are left, 30 and 45.
+    assert freematch[1:4] == ["3", "75.0 ± 15.0", "+15.0 (n = 1)"]
+    assert freematch[6:8] == ["37.5 ± 10.6 (n = 2)", ""]
+
+
+def test_a_run_that_ends_well_without_a_result_has_failed(grid, capsys):
+    assert grid(FIXMATCH | FREEMATCH | {"fixmatch-l1": "nothing"}) == 1
+    out, err = capsys.readouterr()
+    assert "fixmatch, label seed 1: FAILED, exit status 0" in out
+    assert "FAILED: fixmatch, label seed 1: exit status 0, no output" in err
 
 
 def alive(pid):
@@ -133,7 +155,8 @@ def alive(pid):
     return True
 
 
-def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(grid):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
     scores = FIXMATCH | FREEMATCH | {"fixmatch-l1": "sleep"}
     (grid.folder / "scores.json").write_text(json.dumps(scores))
     script = (
@@ -149,7 +172,7 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(grid):
     deadline = time.monotonic() + 60
     while not (asleep.exists() and asleep.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in err
@@ -187,6 +210,10 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
         (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
         (["--baseline=dash"], "--baseline=dash is not among --methods="),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
+        (["--workdir=gs://bucket/runs"], "must be a local one"),
+        (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
+        (["--config.dataset.label_seed=3"], "config and seeds are given as"),
+        ([f"--config={DIGITS}:method=dash"], "config and seeds are given as"),
         (["--config.policy.threshold=2"], "must be between 0 and 1"),
         (["--config.policy.thresold=0.5"], "Did you mean 'policy.threshold'?"),
         (["--nonsense=1"], "nonsense"),
@@ -201,6 +228,14 @@ def test_a_grid_that_cannot_be_is_refused_before_the_first_run(arguments, messag
     assert status == 2
     assert message in capsys.readouterr().err
     assert grid.calls() == []
+
+
+def test_layerwise_belongs_to_the_methods(tmp_path, capsys):
+    status = sweep.main(
+        [f"{DIGITS}:layerwise=True", "--methods=dash", "--label-seeds=0", f"--workdir={tmp_path}"]
+    )
+    assert status == 2
+    assert "write layerwise=True as --methods=dash+layerwise" in capsys.readouterr().err
 
 
 def test_a_folder_with_other_settings_is_refused(grid, capsys):

@@ -151,10 +151,10 @@ def lines(workdir):
 
 # State of all kinds: by sample, of the classifier, of batches' statistics.
 @pytest.mark.parametrize(
-    ("policy", "centres"), [("flexmatch", "classifier"), ("freematch", "outputs")]
+    ("method", "centres"), [("flexmatch+layerwise", "classifier"), ("freematch", "outputs")]
 )
-def test_an_interrupted_run_equals_an_uninterrupted_one(policy, centres, tmp_path, monkeypatch):
-    c = tiny(**{"policy.name": policy, "avg_clustering.centres": centres})
+def test_an_interrupted_run_equals_an_uninterrupted_one(method, centres, tmp_path, monkeypatch):
+    c = tiny(method, **{"avg_clustering.centres": centres})
     whole = train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_at(patch, 8)

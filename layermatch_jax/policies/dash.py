@@ -16,8 +16,8 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[CE(weak logits, ŷ) ≤ ρ_t], ρ_t = max(C·γ^−t·ρ̂, 0.05) (Xu 2021, Algorithm 1).
 
     ρ̂ is the mean labelled loss of a warm-up in which every row passes; t counts periods after it.
-    ŷ = softmax(logits / 0.5) until ρ_t reaches the floor, arg max from then on. USB warms up
-    without unlabelled images and takes ρ̂ from the test set's loss.
+    ŷ = softmax(logits / 0.5) until ρ_t reaches the floor, arg max from then on. The paper's first
+    stage, and USB's warm-up, see labelled images alone; USB takes ρ̂ from the test set's loss.
 
     Args:
       config: the whole config; reads policy.{temperature, warm_up, period}, the latter two as

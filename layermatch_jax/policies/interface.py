@@ -25,7 +25,9 @@ class Assignment(NamedTuple):
     """What a policy answers, for the same rows.
 
     The unsupervised loss is scale · (1/μB · Σ_j weights_j · loss(logits_j, targets_j) + R), where
-    the gradient of the regulariser R is the policy's own: `regulariser_gradient`.
+    the gradient of the regulariser R is the policy's own: `regulariser_gradient`. It is taken once,
+    at the logits of the head that features see the loss through, and pulled back through both
+    heads; where the two differ and the classifier's gate is open, ∂R/∂φ is that of the former.
     """
 
     targets: jax.Array  # [μB, K] float32, probabilities
