@@ -184,8 +184,7 @@ def processes(jobs: int):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, interrupt)
+    before = {end: signal.signal(end, interrupt) for end in (signal.SIGTERM, signal.SIGHUP)}
     pool, running = concurrent.futures.ThreadPoolExecutor(jobs), set()
     try:
         yield pool, running
@@ -197,6 +196,9 @@ def processes(jobs: int):
             raise
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
     pool.shutdown()
 
 
