@@ -2,6 +2,8 @@
 
 Command:  python -m layermatch_jax.main --config=configs/digits.py
           ...:labels=10,method=fixmatch --config.policy.threshold=0.6
+Cost:     half a minute on two CPU cores, start-up included.
+Expected: about 96 % with 40 labels, 80 % with 10 (README); nobody has published a number for it.
 """
 
 import ml_collections

@@ -281,6 +281,7 @@ def test_momentum_of_averages(name, value):
     assert message == f"--config.{name}={value} must be in [0, 1)"
     for allowed in (0.0, 0.9):
         config_lib.validate(configured(**{name: allowed}))
+    config_lib.validate(configured(avg_clustering__momentum=None))  # the reading's own
 
 
 @pytest.mark.parametrize(

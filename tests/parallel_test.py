@@ -13,6 +13,8 @@ from layermatch_jax import parallel, state, steps
 from layermatch_jax.batch import EvalBatch, TrainBatch
 
 CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
+# Policies that begin by accepting (nearly) every row; Mean Teacher goes on so.
+ADAPTIVE = ("dash", "flexmatch", "freematch", "mean_teacher", "softmatch")
 
 
 def configuration(**fields):
@@ -72,9 +74,11 @@ def run(config, devices, num_steps=3):
         current = parallel.replicate(current)
     for k in range(num_steps):
         current, metrics = compiled(current, place(make_batch(k, config.dataset.image_size)))
-    used, count = np.asarray(metrics["mask_rate"])
-    if config.policy.name != "mean_teacher":
-        assert 0.2 <= used / count <= 0.8, "an uninformative batch: all or no rows pass"
+        used, count = np.asarray(metrics["mask_rate"])
+        if config.policy.name not in ADAPTIVE or (
+            config.policy.name != "mean_teacher" and k == num_steps - 1
+        ):
+            assert 0.2 <= used / count <= 0.8, "an uninformative batch: all or no rows pass"
     return jax.device_get((current, metrics))
 
 
@@ -90,6 +94,9 @@ def assert_equal_within(actual, expected, tolerance):
 @pytest.mark.parametrize(
     ("policy", "centres"),
     [
+        ("fixed_threshold", "features"),
+        ("fixed_threshold", "outputs"),
+        ("fixed_threshold", "none"),
         ("flexmatch", "outputs"),
         ("freematch", "features"),
         ("softmatch", "none"),
