@@ -138,6 +138,8 @@ def base() -> ml_collections.ConfigDict:
     c.avg_clustering = a = ml_collections.ConfigDict()
     a.centres = "none"  # 'classifier' | 'features' | 'outputs' | 'none'
     a.momentum = config_dict.placeholder(float)  # per update; None = the reading's own
+    a.warm_up = 10.0  # w: after t updates the momentum is at most (1 + t) / (w + t); 1 = none;
+    # centres=classifier, features
     a.target_head = "classifier"  # centres=classifier: who labels, 'classifier' | 'centres'
 
     c.optimizer = o = ml_collections.ConfigDict()
@@ -332,6 +334,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("policy.ramp", 0, 1),
         ("policy.warm_up", 0, 1),
         ("policy.period", 0, 1),
+        ("avg_clustering.warm_up", 1, None),
         ("model.widen_factor", 1, None),
         ("model.stages", 1, 4),
         ("model.first_stride", 1, None),

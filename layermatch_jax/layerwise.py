@@ -160,12 +160,12 @@ _NONE = Centres(
 )
 
 
-def _warmed_up(momentum: float, count: jax.Array) -> jax.Array:
-    """min(m, (1 + t) / (10 + t)): short memory while there is little to remember."""
-    return jnp.minimum(momentum, (1.0 + count) / (10.0 + count))
+def _warmed_up(momentum: float, warm_up: float, count: jax.Array) -> jax.Array:
+    """min(m, (1 + t) / (w + t)): short memory while there is little to remember; w = 1 is none."""
+    return jnp.minimum(momentum, (1.0 + count) / (warm_up + count))
 
 
-def _classifier_centres(momentum: float, target_head: str) -> Centres:
+def _classifier_centres(momentum: float, warm_up: float, target_head: str) -> Centres:
     """φ̄ ← m·φ̄ + (1 − m)·φ after each update, φ̄₀ = φ₀; H = g_φ̄.
 
     With softmax cross-entropy ∂L/∂z = W(p − ŷ): the columns of W are the centres that features are
@@ -174,7 +174,7 @@ def _classifier_centres(momentum: float, target_head: str) -> Centres:
 
     def update(state, classifier, step, rows, axis_name):
         del rows, axis_name
-        m = _warmed_up(momentum, step)
+        m = _warmed_up(momentum, warm_up, step)
         return jax.tree.map(lambda mean, new: m * mean + (1 - m) * new, state, classifier)
 
     averaged = lambda state, classifier, features: linear(state, features)  # noqa: E731
@@ -186,7 +186,7 @@ def _classifier_centres(momentum: float, target_head: str) -> Centres:
     )
 
 
-def _feature_centres(momentum: float) -> Centres:
+def _feature_centres(momentum: float, warm_up: float) -> Centres:
     """c_k ← m_k·c_k + (1 − m_k)·(weighted mean feature of class k); H = cosine(z, c_k) / 0.1.
 
     The mean is over the global batch's labelled and weak rows; a class without weight keeps its
@@ -221,7 +221,7 @@ def _feature_centres(momentum: float) -> Centres:
         sums, weight = parallel.total((sums, jnp.sum(members, axis=(0, 1))), axis_name)
         present = weight > 0
         mean = sums / jnp.where(present, weight, 1.0)[:, None]
-        m = _warmed_up(momentum, state["updates"])[:, None]
+        m = _warmed_up(momentum, warm_up, state["updates"])[:, None]
         centres = m * state["centres"] + (1 - m) * mean
         return {
             "centres": jnp.where(present[:, None], centres, state["centres"]),
@@ -268,9 +268,10 @@ def create_centres(config: ml_collections.ConfigDict) -> Centres:
     """The reading that `config.avg_clustering.centres` names.
 
     Args:
-      config: the whole config; reads avg_clustering.{centres, momentum, target_head}. A momentum of
-        None is the reading's own: for `classifier` 0.999, but a memory of at most a tenth of
-        `train_steps`; 0.99 per update of a class for `features`; 0.6 per visit for `outputs`.
+      config: the whole config; reads avg_clustering.{centres, momentum, warm_up, target_head}. A
+        momentum of None is the reading's own: for `classifier` 0.999, but a memory of at most a
+        tenth of `train_steps`; 0.99 per update of a class for `features`; 0.6 per visit for
+        `outputs`.
     """
     settings = config.avg_clustering
     default = {
@@ -281,8 +282,8 @@ def create_centres(config: ml_collections.ConfigDict) -> Centres:
     }
     momentum = default[settings.centres] if settings.momentum is None else settings.momentum
     return {
-        "classifier": lambda: _classifier_centres(momentum, settings.target_head),
-        "features": lambda: _feature_centres(momentum),
+        "classifier": lambda: _classifier_centres(momentum, settings.warm_up, settings.target_head),
+        "features": lambda: _feature_centres(momentum, settings.warm_up),
         "outputs": lambda: _output_centres(momentum),
         "none": lambda: _NONE,
     }[settings.centres]()

@@ -241,6 +241,7 @@ def test_config_file_that_is_none(name, monkeypatch):
         ("eval_every", (0,), (1,)),
         ("policy.ramp", (-0.1, 1.1), (0.0, 1.0)),
         ("policy.fairness_weight", (-0.1,), (0.0, 2.0)),
+        ("avg_clustering.warm_up", (0.9,), (1.0, 100.0)),
         ("checkpoints_kept", (0,), (1,)),
     ],
 )

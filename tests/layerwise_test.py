@@ -134,8 +134,10 @@ def test_linear():
 # Centres.
 
 
-def reading(centres, train_steps=2**20, momentum=None, target_head="classifier"):
+def reading(centres, train_steps=2**20, momentum=None, target_head="classifier", warm_up=10.0):
     config = config_lib.base()
+    assert config.avg_clustering.warm_up == 10.0
+    config.avg_clustering.warm_up = warm_up
     config.train_steps = train_steps
     config.avg_clustering.centres = centres
     config.avg_clustering.momentum = momentum
@@ -200,6 +202,22 @@ def test_memory_of_the_averaged_classifier(train_steps, momentum, step, expected
     jax.tree.map(
         lambda x: np.testing.assert_allclose(x, np.full(x.shape, expected), rtol=1e-6), updated
     )
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "step", "expected"), [(1.0, 0, 0.9), (100.0, 0, 0.01), (100.0, 99, 0.5025126)]
+)
+def test_warm_up_of_the_averaged_classifier_and_of_mean_features(warm_up, step, expected):
+    old, new = ({"kernel": jnp.full((1, 2), x), "bias": jnp.full(2, x)} for x in (1.0, 0.0))
+    r = reading("classifier", momentum=0.9, warm_up=warm_up)
+    kernel = r.update(old, new, jnp.int32(step), None, None)["kernel"]
+    np.testing.assert_allclose(kernel, [[expected] * 2], rtol=1e-6)
+
+    r = reading("features", momentum=0.9, warm_up=warm_up)
+    state = {"centres": jnp.ones((1, 2)), "updates": jnp.array([step])}
+    zeros = rows(features=[[[0.0, 0.0]]], targets=[[[1.0]]], weights=[[1.0]])
+    centres = r.update(state, CLASSIFIER, jnp.int32(0), zeros, None)["centres"]
+    np.testing.assert_allclose(centres, [[expected] * 2], rtol=1e-6)
 
 
 def test_the_averaged_classifier_starts_as_a_copy():
