@@ -1,34 +1,179 @@
-"""Orbax checkpoints that do not know how many devices wrote them."""
+"""Orbax checkpoints that do not know how many devices wrote them, and are checked when read.
+
+Only the run's first process opens them: the state is the same everywhere, so it writes it, and
+tells the others what it read (`hosts.from_first`).
+"""
+
+import contextlib
+import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from flax import serialization
 
+from layermatch_jax.errors import InputError, StorageError
 
-def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
-    """The manager of workdir/checkpoints; its writes go on in the background until `close()`."""
-    return ocp.CheckpointManager(
-        (workdir / "checkpoints").resolve(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=kept, create=True),
+FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
+_SHOWN = 10  # leaves that do not fit
+
+
+class DamagedError(Exception):
+    """What was read is not what was saved."""
+
+
+@contextlib.contextmanager
+def open_manager(workdir: epath.Path, kept: int):
+    """The manager of workdir/checkpoints; removes what a process that was killed left half-written.
+
+    It writes while the run waits: a second in an hour, and what cannot be written is known at once.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
     )
+    several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    manager = ocp.CheckpointManager(
+        (workdir / FOLDER).resolve(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=kept,
+            create=not several,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+            **several,
+        ),
+        item_handlers=ocp.StandardCheckpointHandler(),
+    )
+    try:
+        yield manager
+    finally:
+        manager.close()
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
-    """Saves a tree of arrays as the checkpoint of `step`; the tree may be donated afterwards."""
-    manager.save(step, args=ocp.args.StandardSave(serialization.to_state_dict(tree)))
+    """Saves a tree of arrays as the checkpoint of `step`; the tree may be donated afterwards.
+
+    Raises:
+      StorageError: it could not be written.
+    """
+    # Copied to the host here: on a CPU its arrays are the device's own, and donated.
+    saved = jax.tree.map(np.array, jax.device_get(serialization.to_state_dict(tree)))
+    saved = {"run": saved, "checksum": np.array(_checksum(saved), np.uint32)}
+    with _explained(manager):
+        manager.save(step, args=ocp.args.StandardSave(saved))
 
 
-def restore_latest(manager: ocp.CheckpointManager, tree):
-    """The newest checkpoint in the form of `tree`, as NumPy arrays on the host, or None.
+def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
+    """The newest checkpoint that can be read, in the form of `tree`.
 
     Read through a NumPy template to the host: a template of device arrays would tie the checkpoint
-    to the devices that wrote it. The caller places it on the devices that are there now.
+    to the devices that wrote it. The caller places it on the devices that are there now. Damaged
+    ones that are newer are moved to workdir/checkpoints_damaged, with a warning.
+
+    Returns:
+      The tree of NumPy arrays; None if there is no checkpoint.
+
+    Raises:
+      InputError: no checkpoint is whole, or the newest whole one is of another form: names what
+        differs.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
     template = jax.tree.map(np.asarray, serialization.to_state_dict(tree))
-    restored = manager.restore(step, args=ocp.args.StandardRestore(template))
-    return serialization.from_state_dict(tree, restored)
+    damaged = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restored = _restore(manager, step, template)
+        except InputError as error:
+            raise InputError(f"{workdir / FOLDER / str(step)} {error}") from None
+        except Exception as error:  # of any kind: the file may hold anything
+            damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
+            continue
+        _set_aside(manager, workdir, damaged, f"Going on from step {step}.")
+        return serialization.from_state_dict(tree, restored)
+    if damaged:
+        listed = "".join(f"\n  step {step}: {reason}" for step, reason in damaged.items())
+        raise InputError(
+            f"no checkpoint in {workdir / FOLDER} is whole:{listed}\nBring one back from a backup, "
+            "or take another --workdir to start anew."
+        )
+    return None
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, template):
+    expected = {"run": template, "checksum": np.zeros((), np.uint32)}
+    differences = _differences(manager.item_metadata(step).tree, expected)
+    if differences:
+        more = len(differences) - _SHOWN
+        raise InputError(
+            "is of another version or another model; its state does not fit:\n  "
+            + "\n  ".join(differences[:_SHOWN])
+            + (f"\n  and {more} more" if more > 0 else "")
+            + "\nGo on with the version that wrote it, or take another --workdir to start anew."
+        )
+    restored = manager.restore(step, args=ocp.args.StandardRestore(expected))
+    if int(restored["checksum"]) != _checksum(restored["run"]):
+        raise DamagedError("the checksum is not that of the arrays")
+    return restored["run"]
+
+
+def _differences(saved, expected) -> list[str]:
+    """A line for each leaf that is not in both trees, or not of one shape and dtype."""
+    before, now = (
+        {
+            "/".join(str(key.key) for key in path): (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (saved, expected)
+    )
+
+    def shown(leaf):
+        return "none" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+    return [
+        f"{path}: {shown(before.get(path))} in the checkpoint, {shown(now.get(path))} now"
+        for path in sorted(before.keys() | now.keys())
+        if before.get(path) != now.get(path)
+    ]
+
+
+def _checksum(tree) -> int:
+    """CRC-32 of all arrays, in the order of their paths."""
+    checksum = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        checksum = zlib.crc32(jax.tree_util.keystr(path).encode(), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), checksum)
+    return checksum
+
+
+def _set_aside(manager, workdir: epath.Path, damaged: dict[int, str], consequence: str) -> None:
+    for step, reason in damaged.items():
+        to = workdir / DAMAGED / str(step)
+        logging.warning("Checkpoint of step %d damaged, moved to %s: %s", step, to, reason)
+        if to.exists():
+            to.rmtree()
+        to.parent.mkdir(parents=True, exist_ok=True)
+        (workdir / FOLDER / str(step)).rename(to)
+    if damaged:
+        logging.warning(consequence)
+        manager.reload()
+
+
+@contextlib.contextmanager
+def _explained(manager: ocp.CheckpointManager):
+    """Turns what Orbax's storage reports into a StorageError."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # Orbax's threads print pages before they raise
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or "os_error_code" in str(error)):
+            raise
+        reason = ": ".join(str(error).split(" [tensorstore_spec")[0].split(": ")[-2:])
+        kept = ", ".join(map(str, manager.all_steps())) or "none"
+        raise StorageError(
+            f"a checkpoint could not be written to {manager.directory}: {reason}. Earlier ones are "
+            f"kept (steps: {kept}). Mend it, by making room there for example; the same command "
+            "goes on from the last one."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

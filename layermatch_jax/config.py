@@ -59,6 +59,7 @@ RESULT_NEUTRAL = (
     "log_every",
     "checkpoint_every",
     "checkpoints_kept",
+    "compilation_cache",
     "tensorboard",
 )
 
@@ -156,6 +157,7 @@ def base() -> ml_collections.ConfigDict:
     c.eval_every = 1024  # steps
     c.checkpoint_every = 4096  # steps
     c.checkpoints_kept = 2
+    c.compilation_cache = config_dict.placeholder(str)  # folder of compiled programs, for restarts
     c.tensorboard = True  # event files, where TensorFlow is installed
     return c.lock()
 

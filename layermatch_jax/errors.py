@@ -1,4 +1,4 @@
-"""The two ways a run ends early on purpose; main.py turns them into exit statuses."""
+"""The ways a run ends early on purpose."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,16 +6,38 @@ from collections.abc import Iterable
 _FEW = 20  # names that are read rather than skipped
 
 
-class InputError(Exception):
-    """The user asked for something that cannot be done (exit status 2).
+class EarlyEnd(Exception):  # noqa: N818
+    """The base of them: a message for the user, and the exit status of the process."""
+
+    status: int
+
+
+class InputError(EarlyEnd):
+    """The user asked for something that cannot be done.
 
     The message says what was wrong, what is allowed, and how to mend it. Not a ValueError: absl's
     flags would swallow that and print a traceback in its place.
     """
 
+    status = 2
 
-class NonFiniteLossError(Exception):
-    """Training diverged: the loss is NaN or infinite (exit status 1)."""
+
+class NonFiniteLossError(EarlyEnd):
+    """Training diverged: the loss is NaN or infinite."""
+
+    status = 1
+
+
+class StorageError(EarlyEnd):
+    """What the run produced could not be written, such as on a full disk."""
+
+    status = 1
+
+
+class Stopped(EarlyEnd):
+    """The run was asked to stop, and saved a checkpoint to go on from."""
+
+    status = 0
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> InputError:

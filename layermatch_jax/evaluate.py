@@ -28,7 +28,8 @@ def evaluate(
     """
     sums = None
     size = min(config.eval_batch_size, _rounded_up(len(images.labels), jax.device_count()))
-    for batch in pipeline.eval_batches(images, size, config.dataset.image_size):
+    rows = parallel.host_rows(size)
+    for batch in pipeline.eval_batches(images, size, config.dataset.image_size, rows):
         _, metrics = eval_step(state, parallel.place_batch(batch, config.parallelism))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
     return means(jax.device_get(sums))

@@ -1,5 +1,6 @@
 """The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
 
+import errno
 import os
 import re
 import sys
@@ -8,13 +9,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.errors import InputError, NonFiniteLossError, unknown
+from layermatch_jax.errors import EarlyEnd, InputError, unknown
 
 MODES = ("train",)
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-    """Returns the exit status: 0 done, 1 diverged, 2 asked for something that cannot be done."""
+    """Returns the exit status: 0 done or stopped, 1 failed, 2 asked for what cannot be done."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
@@ -23,13 +24,24 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in MODES:
             raise unknown("--mode", flag_values.mode, MODES)
-        from layermatch_jax import train, workdir  # JAX starts here, not for a wrong flag
+        from layermatch_jax import hosts, train, workdir  # JAX starts here, not for a wrong flag
 
+        hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        print(workdir.summary(train.train_and_evaluate(config, folder), folder))
-    except (InputError, NonFiniteLossError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        result = train.train_and_evaluate(config, folder)
+        if result:
+            print(workdir.summary(result, folder))
+    except EarlyEnd as end:
+        print(f"{type(end).__name__}: {end}", file=sys.stderr)
+        return end.status
+    except OSError as error:  # of the small files; checkpoint.py tells of the large ones
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"StorageError: {error}. Make room; the same command goes on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -52,8 +64,14 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         for name, default, text in (
             ("workdir", None, "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED."),
             ("mode", "train", f"What to do: {', '.join(MODES)}."),
+            ("coordinator", None, "HOST:PORT of the first process, for several processes."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)
+        for name, text in (
+            ("num_processes", "Of how many processes the run is made."),
+            ("process_id", "Which of them this is, from 0."),
+        ):
+            flags.DEFINE_integer(name, None, text, flag_values=flag_values)
         return flag_values(argv)
     except (InputError, flags.Error) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

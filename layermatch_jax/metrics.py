@@ -94,24 +94,20 @@ class Log:
     """metrics.jsonl, TensorBoard events and the progress lines of one run.
 
     Opening it cuts metrics.jsonl back to the step that the run goes on from, so that every line is
-    there once however often the run was interrupted.
+    there once however often the run was interrupted. Without a workdir it only checks what it is
+    given: of several processes one writes, and all notice that the run has diverged.
     """
 
     def __init__(
         self,
-        workdir: epath.Path,
+        workdir: epath.Path | None,
         step: int,
         train_steps: int,
         images_per_step: int,
         tensorboard: bool,
     ):
-        self._path = workdir / FILE
-        kept = [line for line in read(workdir) if line["step"] <= step]
-        # Whole or not at all: who is killed here must not lose the lines before.
-        part = workdir / f"{FILE}.part"
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(self._path)
-        self._events = _tensorboard(workdir) if tensorboard else None
+        self._path = _cut_back(workdir, step) if workdir else None
+        self._events = _tensorboard(workdir) if workdir and tensorboard else None
         self._train_steps, self._images_per_step = train_steps, images_per_step
         self._latest = {}  # the newest line of each split
         self._start = step
@@ -136,7 +132,8 @@ class Log:
                 "images_per_second": steps * self._images_per_step / seconds,
             },
         )
-        if time.monotonic() - self._printed >= PROGRESS_SECONDS or step == self._train_steps:
+        due = time.monotonic() - self._printed >= PROGRESS_SECONDS or step == self._train_steps
+        if due and self._path:
             self._printed = time.monotonic()
             print(self._progress(step), file=sys.stderr, flush=True)
 
@@ -156,6 +153,8 @@ class Log:
             self._events.close()
 
     def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        if not self._path:
+            return
         # JSON has no word for NaN: a diagnostic that is not finite is not known.
         known = lambda x: x if math.isfinite(x or 0) else None  # noqa: E731
         values = {
@@ -195,6 +194,15 @@ class Log:
         parts.append(f"{1 / seconds:.1f} steps/s")
         parts.append(f"{duration((self._train_steps - step) * seconds)} left")
         return "  ".join(parts)
+
+
+def _cut_back(workdir: epath.Path, step: int) -> epath.Path:
+    """Removes what metrics.jsonl holds of later steps; returns its path."""
+    kept = [line for line in read(workdir) if line["step"] <= step]
+    # Whole or not at all: who is killed here must not lose the lines before.
+    part = workdir / f"{FILE}.part"
+    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return part.replace(workdir / FILE)
 
 
 def _tensorboard(workdir: epath.Path):

@@ -6,6 +6,7 @@ sees the global batch, `axis_name` is None, and the compiler cuts it up. Both gi
 """
 
 import functools
+import os
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
-_ROWS = PartitionSpec(AXIS)
 
 
 def axis_name(parallelism: str) -> str | None:
@@ -23,9 +23,35 @@ def axis_name(parallelism: str) -> str | None:
 
 @functools.cache
 def mesh() -> Mesh:
-    """All devices of all processes in a row."""
+    """All devices of all processes in a row, those of a process side by side.
+
+    The order of pmap. (jax.make_mesh may follow the wiring instead; a process's rows of a batch
+    would then not be consecutive.)
+    """
+    devices = [d for process in range(jax.process_count()) for d in jax.local_devices(process)]
     # Auto: the Explicit default breaks optax's and our own sharding-agnostic code (jax >= 0.12).
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def by_rows(parallelism: str) -> NamedSharding:
+    """Each device has its share of the first axis: of this process's for pmap, of all for jit."""
+    return NamedSharding(_mesh_of(parallelism), PartitionSpec(AXIS))
+
+
+def replicated(parallelism: str) -> NamedSharding:
+    """Each device has everything: this process's devices for pmap, all of them for jit."""
+    return NamedSharding(_mesh_of(parallelism), PartitionSpec())
+
+
+def _mesh_of(parallelism: str) -> Mesh:
+    # What a pmapped function takes and gives back belongs to the process.
+    return mesh().local_mesh if parallelism == "pmap" else mesh()
+
+
+def keep_compiled(folder: str) -> None:
+    """Keeps compiled programs in a folder (local or gs://), for later starts on such a machine."""
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def compile_step(step: Callable, parallelism: str, *, donate_state: bool = True) -> Callable:
@@ -49,11 +75,10 @@ def compile_step(step: Callable, parallelism: str, *, donate_state: bool = True)
             out_axes=(None, None),
             donate_argnums=donate,
         )
-    replicated, by_rows = (NamedSharding(mesh(), spec) for spec in (PartitionSpec(), _ROWS))
     return jax.jit(
         lambda state, batch: step(state, batch, axis_name=None),
-        in_shardings=(replicated, by_rows),
-        out_shardings=(replicated, replicated),
+        in_shardings=(replicated("jit"), by_rows("jit")),
+        out_shardings=(replicated("jit"), replicated("jit")),
         donate_argnums=donate,
     )
 
@@ -68,22 +93,34 @@ def place_batch(batch, parallelism: str):
     Returns:
       The tree on the devices: [devices, rows / devices, ...] for pmap, [rows, ...] for jit.
     """
-    sharding = NamedSharding(mesh(), _ROWS)
     local = jax.local_device_count()
 
     def place(x):
         x = np.asarray(x)
         if parallelism == "pmap":
             x = x.reshape(local, len(x) // local, *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, x)
+        return jax.make_array_from_process_local_data(by_rows(parallelism), x)
 
     return jax.tree.map(place, batch)
 
 
-def replicate(tree):
-    """Puts the same values on every device (a copy: donating it leaves the argument alone)."""
-    sharding = NamedSharding(mesh(), PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+def replicate(tree, parallelism: str):
+    """Puts the same values on every device (a copy: donating it leaves the argument alone).
+
+    Args:
+      tree: of arrays, alike in all processes.
+      parallelism: 'pmap' or 'jit'.
+
+    Returns:
+      The tree on the devices of `replicated`.
+    """
+    sharding = replicated(parallelism)
+
+    def place(x):
+        x = np.array(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
 
 
 def host_rows(batch_size: int) -> slice:

@@ -1,6 +1,7 @@
 """A run from beginning to end. Read it from top to bottom: it is the protocol."""
 
 import collections
+import contextlib
 import functools
 import sys
 
@@ -9,43 +10,58 @@ import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import checkpoint, evaluate, metrics, parallel, state, steps
+from layermatch_jax import checkpoint, evaluate, hosts, metrics, parallel, state, steps
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import pipeline, sources, splits
-from layermatch_jax.errors import NonFiniteLossError
+from layermatch_jax.errors import NonFiniteLossError, Stopped
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
+
+    With several processes (`hosts.connect`) all of them call it, with the same config.
 
     Args:
       config: the whole config.
-      workdir: folder of the run (local or gs://), made if it is not there.
+      workdir: folder of the run (local or gs://), made if it is not there. The first process alone
+        reads and writes it.
 
     Returns:
-      What result.json holds.
+      What result.json holds; None in all processes but the first.
 
     Raises:
       InputError: the config, the data or the workdir cannot be used; nothing was written.
       NonFiniteLossError: training diverged; the last good checkpoint is kept.
+      StorageError: a checkpoint could not be written; earlier ones are kept.
+      Stopped: by SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
     # --- Can this run be made? Until all of it is known, nothing is written ----------------------
-    workdir = epath.Path(workdir)
-    config_lib.validate(config, jax.device_count())
-    workdir_lib.check(workdir, config)
-    if result := workdir_lib.read_result(workdir):
-        print(f"{workdir} holds this run, and it is finished: nothing to do.\n", file=sys.stderr)
+    workdir, first, result = epath.Path(workdir), hosts.is_first(), None
+    with hosts.all_or_none():
+        config_lib.validate(config, jax.device_count())
+        if first:
+            workdir_lib.check(workdir, config)
+            result = workdir_lib.read_result(workdir)
+    if hosts.from_first(result is not None):
+        if first:
+            print(
+                f"{workdir} holds this run, and it is finished: nothing to do.\n", file=sys.stderr
+            )
         return result
+    if config.compilation_cache:
+        parallel.keep_compiled(config.compilation_cache)
 
     # --- Data: source -> split -> the draws of every step ----------------------------------------
-    source = sources.load(config.dataset)
-    partition = splits.partition(source, config.dataset)
-    sampler = pipeline.create_sampler(config, partition)
-    rows = parallel.host_rows(config.batch_size)
-    example, _ = pipeline.weak_views(partition, sampler, config.dataset.padding, 0, rows)
+    with hosts.all_or_none():
+        source = sources.load(config.dataset)
+        partition = splits.partition(source, config.dataset)
+        sampler = pipeline.create_sampler(config, partition)
+        rows = parallel.host_rows(config.batch_size)
+        example, _ = pipeline.weak_views(partition, sampler, config.dataset.padding, 0, rows)
+        if first:
+            workdir_lib.check_split(workdir, partition.record)
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
-    workdir_lib.check_split(workdir, partition.record)
 
     # --- State and steps -------------------------------------------------------------------------
     initial = state.create(
@@ -54,7 +70,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
         num_unlabeled=len(partition.unlabeled.labels),
         axis_name=parallel.axis_name(config.parallelism),
     )
-    method = steps.create_method(config, initial.params, sources.channel_statistics(source.train))
+    with hosts.all_or_none():
+        statistics = sources.channel_statistics(source.train)
+        method = steps.create_method(config, initial.params, statistics)
     train_step = parallel.compile_step(
         functools.partial(steps.train_step, method=method), config.parallelism
     )
@@ -62,66 +80,94 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
     _, metric_shapes = jax.eval_shape(train_step, initial, place(example))
-    empty_window = parallel.replicate(metrics.empty_window(metric_shapes))
+    run = {"state": initial, "window": metrics.empty_window(metric_shapes)}
+    empty_window = parallel.replicate(run["window"], config.parallelism)
 
-    # --- Begin, or go on -------------------------------------------------------------------------
-    workdir.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_config(workdir, config)
-    splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
-    checkpoints = checkpoint.open_manager(workdir, config.checkpoints_kept)
-    run = {"state": initial, "window": empty_window}
-    run = parallel.replicate(checkpoint.restore_latest(checkpoints, run) or run)
-    current, window = run["state"], run["window"]
-    start = int(current.step)
-    images_per_step = config.batch_size * (1 + 2 * sampler.unlabeled_ratio)
-    log = metrics.Log(workdir, start, config.train_steps, images_per_step, config.tensorboard)
-    introduce(config, partition, current, workdir)
+    with contextlib.ExitStack() as to_the_end:
+        # --- Begin, or go on ---------------------------------------------------------------------
+        with hosts.all_or_none():
+            if first:
+                workdir.mkdir(parents=True, exist_ok=True)
+                to_the_end.enter_context(workdir_lib.lock(workdir))
+                workdir_lib.write_config(workdir, config)
+                splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
+                checkpoints = to_the_end.enter_context(
+                    checkpoint.open_manager(workdir, config.checkpoints_kept)
+                )
+                run = checkpoint.restore_latest(checkpoints, workdir, run) or run
+        run = parallel.replicate(hosts.from_first(run), config.parallelism)
+        current, window = run["state"], run["window"]
+        start = int(current.step)
+        log = metrics.Log(
+            workdir if first else None,
+            start,
+            config.train_steps,
+            images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
+            tensorboard=config.tensorboard,
+        )
+        to_the_end.callback(log.close)
+        if first:
+            introduce(config, partition, current, workdir)
 
-    # --- The loop --------------------------------------------------------------------------------
-    batches = pipeline.train_batches(
-        partition,
-        sampler,
-        padding=config.dataset.padding,
-        steps=range(start, config.train_steps),
-        rows=rows,
-        prefetch=config.input.prefetch,
-    )
-    pending = collections.deque()  # full windows that the device may still be working on
-    previous = window
-    try:
-        for step, batch in enumerate(batches, start + 1):
-            last = step == config.train_steps
-            evaluate_now = last or step % config.eval_every == 0
-            save_now = last or step % config.checkpoint_every == 0
+        # --- The loop ----------------------------------------------------------------------------
+        batches = pipeline.train_batches(
+            partition,
+            sampler,
+            padding=config.dataset.padding,
+            steps=range(start, config.train_steps),
+            rows=rows,
+            prefetch=config.input.prefetch,
+        )
+        pending = collections.deque()  # full windows that the device may still be working on
+        previous, vote = window, False
+        signal = to_the_end.enter_context(hosts.signals())
+        try:
+            for step, batch in enumerate(batches, start + 1):
+                current, step_metrics = train_step(current, place(batch))
+                window = metrics.accumulate(window, step_metrics, step)
+                # Wait for the step before this one: the device is never idle, nor far behind. All
+                # processes learn at the same step that one of them was told to stop.
+                jax.block_until_ready(previous)
+                stop, vote = bool(vote), hosts.vote(signal() is not None)
+                previous = window
 
-            current, step_metrics = train_step(current, place(batch))
-            window = metrics.accumulate(window, step_metrics, step)
-            # Wait for the step before this one: the device is never idle, nor far behind.
-            jax.block_until_ready(previous)
-            previous = window
+                last = step == config.train_steps
+                evaluate_now = last or step % config.eval_every == 0
+                save_now = last or stop or step % config.checkpoint_every == 0
+                if last or step % config.log_every == 0:
+                    pending.append((step, window))
+                    window = empty_window
+                while pending and (pending[0][0] < step or evaluate_now or save_now):
+                    log.train(*pending.popleft())
+                if evaluate_now:
+                    scores = evaluate.evaluate(eval_step, current, partition.evaluation, config)
+                    log.evaluation(step, config.dataset.evaluate_on, scores)
+                if save_now:  # before the next batch is taken: the state and the step agree
+                    metrics.check_finite(window, current)
+                    if first:
+                        checkpoint.save(checkpoints, step, {"state": current, "window": window})
+                    hosts.from_first(step)  # nobody goes on, or leaves, before it is written
+                if stop and not last:
+                    raise Stopped(
+                        f"by {signal() or 'another process'} at step {step} of "
+                        f"{config.train_steps}, and saved in {workdir}: the same command goes on"
+                    )
+        except NonFiniteLossError as error:
+            if not first:
+                raise
+            kept = checkpoints.latest_step()
+            kept = (
+                f"The checkpoint of step {kept} is kept"
+                if kept
+                else "No checkpoint was written yet"
+            )
+            raise NonFiniteLossError(f"{error}. {kept} in {workdir}") from None
 
-            if last or step % config.log_every == 0:
-                pending.append((step, window))
-                window = empty_window
-            while pending and (pending[0][0] < step or evaluate_now or save_now):
-                log.train(*pending.popleft())
-            if evaluate_now:
-                scores = evaluate.evaluate(eval_step, current, partition.evaluation, config)
-                log.evaluation(step, config.dataset.evaluate_on, scores)
-            if save_now:  # before the next batch is taken: the state and the step agree
-                metrics.check_finite(window, current)
-                checkpoint.save(checkpoints, step, {"state": current, "window": window})
-    except NonFiniteLossError as error:
-        kept = checkpoints.latest_step()
-        kept = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was written yet"
-        raise NonFiniteLossError(f"{error}. {kept} in {workdir}") from None
-    finally:
-        checkpoints.close()
-        log.close()
-
-    # --- The end ---------------------------------------------------------------------------------
-    measured = metrics.result(metrics.read(workdir), config.dataset.evaluate_on)
-    return workdir_lib.write_result(workdir, config, partition.record, measured)
+        # --- The end -----------------------------------------------------------------------------
+        if not first:
+            return None
+        measured = metrics.result(metrics.read(workdir), config.dataset.evaluate_on)
+        return workdir_lib.write_result(workdir, config, partition.record, measured)
 
 
 def introduce(
@@ -129,6 +175,8 @@ def introduce(
 ) -> None:
     """Says what is about to be trained, on what, and from which step."""
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.process_count() > 1:
+        devices += f" of {jax.process_count()} processes"
     size = parameter_overview.count_parameters(current.params)
     print(
         f"{config.method} on {config.dataset.name}: {len(partition.labeled.labels)} labelled, "

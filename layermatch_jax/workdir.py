@@ -1,13 +1,17 @@
 """The folder of a run: what it was started with, and how it ended."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import flax
 import jax
 import ml_collections
+from absl import logging
 from etils import epath
 
 import layermatch_jax
@@ -15,7 +19,13 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import metrics
 from layermatch_jax.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
+LOCK = ".lock"
 
 
 def default(config: ml_collections.ConfigDict) -> str:
@@ -39,7 +49,11 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
             )
     path = workdir / CONFIG
     if path.exists():
-        differences = _differences(json.loads(path.read_text()), _plain(config))
+        before, now = json.loads(path.read_text()), _plain(config)
+        if new := {name: value for name, value in now.items() if name not in before}:
+            settings = ", ".join(f"{name}={value!r}" for name, value in new.items())
+            logging.warning("%s is from a version without these settings: %s", workdir, settings)
+        differences = _differences(new | before, now)
         for name in config_lib.RESULT_NEUTRAL:
             differences.pop(name, None)
         if differences:
@@ -70,6 +84,35 @@ def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
             "Bring the data set back to what it was to go on with the run, or take another "
             "--workdir to start anew."
         )
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Keeps other processes out of a local workdir while this one lives, however it ends.
+
+    Buckets (gs://) and Windows have no such lock.
+
+    Raises:
+      InputError: another process is at work there; says which.
+    """
+    if "://" in str(workdir) or fcntl is None:
+        yield
+        return
+    with open(workdir / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{workdir} is in use by {file.read() or 'another process'}. Wait until it is "
+                "done, stop it, or take another --workdir."
+            ) from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): start no second run in it.", workdir, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:

@@ -1,9 +1,13 @@
 """What a user sees: the command line, its messages and exit statuses, and what is left behind."""
 
+import errno
 import importlib.util
 import json
 import os
 import pathlib
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,7 +237,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert "supervised on fake, 20 labels (label seed 0, seed 0): 4 steps" in out
     assert f" {last:.2f} %" in out
     assert {p.name for p in workdir.iterdir()} == {
-        "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl", "result.json",
+        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl", "result.json",
     }  # fmt: skip
 
     def contents():
@@ -272,6 +276,81 @@ def numpy_loss(params, batch, statistics):
     return np.mean(log_z - logits[np.arange(len(logits)), batch.labels], dtype=np.float32)
 
 
+def signals_before_step(monkeypatch, step, *numbers):
+    """The process sends itself these signals when it asks for the batch of a step (1-based)."""
+    original = pipeline.train_batches
+
+    def signalling(*args, steps, **kwargs):
+        for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
+            if number == step:
+                for signal_number in numbers:
+                    os.kill(os.getpid(), signal_number)
+            yield batch
+
+    monkeypatch.setattr(pipeline, "train_batches", signalling)
+
+
+def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
+    args = [*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=9"]
+    with monkeypatch.context() as patch:
+        signals_before_step(patch, 3, signal.SIGINT)
+        status, out, err = call(*args)
+    assert (status, out) == (0, "")
+    stopped = re.fullmatch(
+        rf"Stopped: by SIGINT at step (\d) of 9, and saved in {tmp_path}: the same command goes on",
+        err.splitlines()[-1],
+    )
+    assert 3 <= int(stopped[1]) <= 3 + 5
+    status, out, err = call(*args)
+    assert status == 0
+    assert f"step {stopped[1]} of 9" in err
+    assert "9 steps" in out
+
+
+def test_the_second_ctrl_c_ends_it_at_once(call, tmp_path, monkeypatch):
+    signals_before_step(monkeypatch, 3, signal.SIGINT, signal.SIGINT)
+    status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=9")
+    assert (status, out) == (130, "")
+    assert err.endswith("Interrupted: what is done since the last checkpoint is lost\n")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_folder_in_use_is_refused(call, tmp_path):
+    args = [*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2"]
+    holder = (
+        "import sys, time; from etils import epath; from layermatch_jax import workdir\n"
+        "with workdir.lock(epath.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        status, out, err = call(*args)
+        assert (status, out) == (2, "")
+        assert err.endswith(
+            f"InputError: {tmp_path} is in use by process {other.pid} on {socket.gethostname()}. "
+            "Wait until it is done, stop it, or take another --workdir.\n"
+        )
+        assert not (tmp_path / "config.json").exists()
+        other.kill()
+    status, _, err = call(*args)  # SIGKILL has freed it
+    assert status == 0, err
+
+
+def test_a_full_disk_is_no_traceback(call, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "metrics.jsonl"))
+
+    monkeypatch.setattr(metrics.Log, "_write", full)
+    status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        f"StorageError: [Errno 28] No space left on device: '{tmp_path}/metrics.jsonl'. Make room; "
+        "the same command goes on"
+    )
+    assert "Traceback" not in err
+
+
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
 def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     args = [
@@ -293,7 +372,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     kept = sorted(manager.all_steps())
     assert len(kept) >= 3  # it was a run before it diverged
     for step in kept:
-        tree = manager.restore(step, args=ocp.args.StandardRestore())
+        tree = manager.restore(step, args=ocp.args.StandardRestore())["run"]
         state = jax.tree.map(np.asarray, tree["state"])
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
         batch, _ = pipeline.weak_views(partition, sampler, 1, step, slice(None))
@@ -385,7 +464,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     assert "Traceback" not in err
     # What is there is whole, and enough to go on.
     assert {p.name for p in workdir.iterdir()} == {
-        "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl",
+        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl",
     }  # fmt: skip
     # A line is written when the step after it is under way: the third may be missing.
     assert [line["step"] for line in metrics.read(workdir)] in ([1, 2], [1, 2, 3])

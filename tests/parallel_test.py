@@ -71,7 +71,7 @@ def run(config, devices, num_steps=3):
     else:
         compiled = parallel.compile_step(step, devices)
         place = functools.partial(parallel.place_batch, parallelism=devices)
-        current = parallel.replicate(current)
+        current = parallel.replicate(current, devices)
     for k in range(num_steps):
         current, metrics = compiled(current, place(make_batch(k, config.dataset.image_size)))
         used, count = np.asarray(metrics["mask_rate"])
@@ -162,7 +162,7 @@ def test_images_and_state_stay_where_they_are(devices, policy, centres):
     method, current = start(config, parallel.axis_name(devices))
     compiled = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
     placed = parallel.place_batch(make_batch(), devices)
-    program = compiled.lower(parallel.replicate(current), placed).compile().as_text()
+    program = compiled.lower(parallel.replicate(current, devices), placed).compile().as_text()
     assert "all-reduce" in program, "not the program of several devices"
     found = re.findall(r"all-to-all|collective-permute", program)
     assert not found
@@ -195,7 +195,7 @@ def test_evaluation_counts_every_image_once(devices):
         functools.partial(steps.eval_step, method=method), devices, donate_state=False
     )
     placed = parallel.place_batch(batch, devices)
-    _, metrics = compiled(parallel.replicate(current), placed)
+    _, metrics = compiled(parallel.replicate(current, devices), placed)
     np.testing.assert_array_equal(metrics["accuracy"], [correct, 11])
     np.testing.assert_allclose(metrics["loss"], [loss, 11], rtol=1e-5)
 
@@ -220,5 +220,5 @@ def test_rows_are_gathered_in_order_and_cut_again():
 def test_replicated_state_is_a_copy():
     value = jnp.arange(3.0)
     step = parallel.compile_step(lambda state, batch, *, axis_name: (state + 1, batch), "jit")
-    step(parallel.replicate(value), parallel.place_batch(np.zeros(8), "jit"))
+    step(parallel.replicate(value, "jit"), parallel.place_batch(np.zeros(8), "jit"))
     np.testing.assert_array_equal(value, [0, 1, 2])  # donated, it would be gone

@@ -39,7 +39,7 @@ def prepare(method, fields):
         indices=rng.randint(0, samples, (32, 3)).astype(np.int32),
         true_labels=rng.randint(0, classes, (32, 3)).astype(np.int32),
     )
-    return step, parallel.replicate(initial), parallel.place_batch(batch, "pmap")
+    return step, parallel.replicate(initial, "pmap"), parallel.place_batch(batch, "pmap")
 
 
 def ratio_to_fixmatch(name, method, fields):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from layermatch_jax import checkpoint, config, metrics, train
 from layermatch_jax.data import pipeline
+from layermatch_jax.errors import Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATA = os.environ.get("TFDS_DATA_DIR", "")
@@ -132,9 +134,8 @@ def kill_at(monkeypatch, step):
 
 def final_state(workdir):
     """The newest checkpoint as {path: array}."""
-    manager = checkpoint.open_manager(epath.Path(workdir), kept=2)
-    tree = manager.restore(manager.latest_step())
-    manager.close()
+    with checkpoint.open_manager(epath.Path(workdir), kept=2) as manager:
+        tree = manager.restore(manager.latest_step())["run"]
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -179,6 +180,50 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(method, centres, tmp_pat
     for path, value in expected.items():
         np.testing.assert_array_equal(actual[path], value, err_msg=path)
     assert len(actual) == len(expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, tmp_path, monkeypatch):
+    c = tiny("flexmatch+layerwise", **{"model.name": "linear", "train_steps": 14})
+    original = pipeline.train_batches
+
+    def told_to_stop(*args, steps, **kwargs):
+        for step, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
+            if step == 5:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", told_to_stop)
+        with pytest.raises(Stopped) as caught:
+            train.train_and_evaluate(c, tmp_path / "cut")
+    (step,) = final_state(tmp_path / "cut")["['state']['step']"].reshape(1)
+    assert 5 <= step <= 5 + 5
+    assert str(caught.value) == (
+        f"by {number.name} at step {step} of 14, and saved in {tmp_path / 'cut'}: the same command "
+        "goes on"
+    )
+    assert not (tmp_path / "cut" / "result.json").exists()
+
+    resumed = train.train_and_evaluate(c, tmp_path / "cut")
+    whole = train.train_and_evaluate(c, tmp_path / "whole")
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    for path, value in expected.items():
+        np.testing.assert_array_equal(actual[path], value, err_msg=path)
+
+
+def test_a_signal_in_the_last_step_comes_too_late(tmp_path, monkeypatch):
+    c = tiny("supervised", **{"model.name": "linear", "train_steps": 2})
+    save = checkpoint.save
+
+    def told_to_stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", told_to_stop)
+    assert train.train_and_evaluate(c, tmp_path)["train_steps"] == 2
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):

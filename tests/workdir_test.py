@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from absl import logging
 from etils import epath
 
 from layermatch_jax import config as config_lib
@@ -112,6 +113,7 @@ def test_another_method_is_told_with_what_it_changes(folder):
 def test_fields_that_change_nothing_may_change(folder, name):
     config = configured()
     value = config_lib.fields(config)[name]
+    value = "" if value is None else value
     workdir.write_config(folder, config)
     other = {bool: lambda x: not x, int: lambda x: x + 1, str: lambda x: x + "x"}[type(value)]
     workdir.check(folder, configured(**{name: other(value)}))
@@ -121,7 +123,7 @@ def test_every_other_field_counts(folder):
     # Written out, so that a field that joins the neutral ones does it knowingly.
     assert set(config_lib.RESULT_NEUTRAL) == {
         "applied_method", "parallelism", "dataset.data_dir", "input.prefetch", "log_every",
-        "checkpoint_every", "checkpoints_kept", "tensorboard",
+        "checkpoint_every", "checkpoints_kept", "compilation_cache", "tensorboard",
     }  # fmt: skip
     config = configured()
     workdir.write_config(folder, config)
@@ -130,6 +132,22 @@ def test_every_other_field_counts(folder):
         (folder / "config.json").write_text(json.dumps(before | {name: "other"}))
         with pytest.raises(InputError, match=f"  {name}: 'other' before"):
             workdir.check(folder, config)
+
+
+def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(folder, caplog):
+    logging.set_verbosity(logging.WARNING)
+    config = configured()
+    workdir.write_config(folder, config)
+    before = json.loads((folder / "config.json").read_text())
+    del before["avg_clustering.warm_up"]
+    (folder / "config.json").write_text(json.dumps(before))
+    workdir.check(folder, config)
+    said = f"{folder} is from a version without these settings: avg_clustering.warm_up=10.0"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    # What this version does not know any more cannot be gone on with.
+    (folder / "config.json").write_text(json.dumps(before | {"policy.mood": "good"}))
+    with pytest.raises(InputError, match=r"policy\.mood: 'good' before, None now"):
+        workdir.check(folder, config)
 
 
 def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):

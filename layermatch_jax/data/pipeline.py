@@ -140,23 +140,26 @@ def train_batches(
         yield TrainBatch(*arrays)
 
 
-def eval_batches(images: Images, batch_size: int, image_size: int) -> Iterator[EvalBatch]:
+def eval_batches(
+    images: Images, batch_size: int, image_size: int, rows: slice = slice(None)
+) -> Iterator[EvalBatch]:
     """A whole split in order, centre-cropped; the last batch is padded and its padding masked.
 
     Args:
       images: the split.
       batch_size: rows of every batch.
       image_size: side of the crop, pixels.
+      rows: this host's rows of every batch.
 
     Yields:
       EvalBatch of NumPy arrays, all of one shape.
     """
     total = len(images.labels)
     for start in range(0, total, batch_size):
-        rows = np.arange(start, start + batch_size)
-        inside = np.minimum(rows, total - 1)
+        positions = np.arange(start, start + batch_size)[rows]
+        inside = np.minimum(positions, total - 1)
         yield EvalBatch(
             images=crop.center_crop(images.read(inside), image_size),
             labels=images.labels[inside],
-            mask=(rows < total).astype(np.float32),
+            mask=(positions < total).astype(np.float32),
         )
