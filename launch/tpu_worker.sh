@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# What launch/tpu_pod.sh has every worker of a TPU pod slice do; it runs there, in the checkout.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+  cat <<'EOF'
+usage: launch/tpu_worker.sh [--dry-run] setup | start FLAGS... | stop | status | logs
+
+  setup           make .venv and install the project's requirements, JAX for TPU and gcsfs there
+  start FLAGS...  run python -m layermatch_jax.main FLAGS... in the background, if it does not run yet
+  stop            ask it to save a checkpoint and leave
+  status          print: none | running | finished | stopped | failed STATUS
+  logs            print its output and follow it
+  --dry-run       print the commands, run nothing
+  -h, --help      this text
+EOF
+}
+
+fail() { echo "launch/tpu_worker.sh: $*" >&2; usage >&2; exit 2; }
+
+dry_run=false
+[[ "${1:-}" != --dry-run ]] || { dry_run=true; shift; }
+action="${1:-}"
+shift || true
+
+do_it() {
+  if "$dry_run"; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+readonly log=run.log pid=run.pid ended=run.status
+running() { [[ -e "$pid" ]] && kill -0 "$(cat "$pid")" 2>/dev/null; }
+
+# In the background: runs main, and writes its exit status when it has ended.
+work() {
+  local status=0
+  export EPATH_USE_TF=false # gs:// by gcsfs: TensorFlow is built without it
+  .venv/bin/python -m layermatch_jax.main "$@" || status=$?
+  echo "$status" >"$ended"
+}
+
+case "$action" in
+  setup)
+    do_it python3 -m venv .venv
+    do_it .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]' gcsfs
+    ;;
+  start)
+    (($# > 0)) || fail "start needs FLAGS for layermatch_jax.main"
+    if "$dry_run"; then
+      do_it .venv/bin/python -m layermatch_jax.main "$@"
+    elif running; then
+      echo "runs already"
+    else
+      rm -f "$ended"
+      work "$@" >>"$log" 2>&1 </dev/null &
+      echo "$!" >"$pid"
+      disown
+    fi
+    ;;
+  stop) do_it pkill -TERM -f layermatch_jax.main ;;
+  status)
+    if running; then
+      echo running
+    elif [[ ! -e "$ended" ]]; then
+      echo none
+    elif [[ "$(cat "$ended")" != 0 ]]; then
+      echo "failed $(cat "$ended")"
+    elif grep -q '^Stopped: ' <(tail -n 20 "$log"); then
+      echo stopped
+    else
+      echo finished
+    fi
+    ;;
+  logs) do_it tail -n 100 -F "$log" ;;
+  -h | --help) usage ;;
+  *) fail "unknown action '$action'" ;;
+esac
