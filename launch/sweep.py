@@ -35,6 +35,7 @@ from layermatch_jax import main as run_main  # noqa: E402
 from layermatch_jax import metrics, workdir  # noqa: E402
 from layermatch_jax.errors import InputError  # noqa: E402
 
+COMMANDS = "commands.txt"
 PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 
 
@@ -66,25 +67,42 @@ def main(argv: list[str]) -> int:
         default=1,
         help="runs at a time (default 1); on one GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION",
     )
+    parser.add_argument(
+        "--slurm",
+        metavar="OPTIONS",
+        help="hand the runs to Slurm as an array job, --jobs of them at a time; OPTIONS of sbatch, "
+        "as in --slurm='--time=4:00:00 --partition=gpu'. When it is done, the same command without "
+        "--slurm writes the table",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     options, extra = parser.parse_known_args(argv)
     try:
         if "://" in options.workdir:
             raise InputError(f"--workdir={options.workdir}: a sweep's folder must be a local one")
         options.workdir = pathlib.Path(options.workdir).expanduser()
+        if options.slurm is not None:  # its jobs run in the checkout
+            options.workdir = options.workdir.absolute()
+            options.config = os.path.abspath(options.config)
         cells = grid(options, extra)
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     finished = [cell for cell in cells if (cell.folder / workdir.RESULT).exists()]
     unfinished = [cell for cell in cells if cell not in finished]
-    if options.dry_run:
+    if options.dry_run and options.slurm is not None and unfinished:
+        print(shlex.join(array_job(options, len(unfinished))))
+        print(f"{options.workdir / COMMANDS}:\n{commands(unfinished)}", end="")
+    elif options.dry_run:
         for cell in unfinished:
             print(shlex.join(PROGRAM + cell.arguments))
+    if options.dry_run:
         print(f"{len(unfinished)} runs to do, {len(finished)} finished", file=sys.stderr)
         return 0
 
     options.workdir.mkdir(parents=True, exist_ok=True)
+    if options.slurm is not None and unfinished:
+        (options.workdir / COMMANDS).write_text(commands(unfinished))
+        return subprocess.run(array_job(options, len(unfinished)), check=False).returncode
     failed = run_all(unfinished, options.jobs, len(finished))
     rows = table(cells, options.baseline or cells[0].method)
     text = markdown(rows) + "\n" + provenance(cells)
@@ -150,7 +168,23 @@ def make_cell(options: argparse.Namespace, extra: list[str], method: str, seed: 
 
 
 # ---------------------------------------------------------------------------------------------
-# The runs.
+# The runs, by Slurm.
+
+
+def array_job(options: argparse.Namespace, count: int) -> list[str]:
+    """The command that submits runs 1 to `count` of the file of commands."""
+    array = ["sbatch", f"--array=1-{count}%{options.jobs}", f"--chdir={ROOT}"]
+    script = [str(ROOT / "launch" / "slurm.sbatch"), f"--commands={options.workdir / COMMANDS}"]
+    return array + shlex.split(options.slurm) + script
+
+
+def commands(cells: list[Cell]) -> str:
+    """The arguments of each run, a line each, quoted for the shell."""
+    return "".join(shlex.join(cell.arguments) + "\n" for cell in cells)
+
+
+# ---------------------------------------------------------------------------------------------
+# The runs, on this machine.
 
 
 def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int]]:
@@ -192,6 +226,8 @@ def processes(jobs: int):
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
+        for process in list(running):  # they save what they have
+            process.wait()
         if not isinstance(error, KeyboardInterrupt):
             raise
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -269,3 +270,32 @@ def test_real_runs(tmp_path, capsys):
     assert config["avg_clustering.centres"] == "classifier"
     median = 100 * result["test_accuracy"]["ema"]["median20"]
     assert f"| `softmatch+layerwise` | 1 | {median:.1f} |" in capsys.readouterr().out
+
+
+def test_the_grid_as_a_slurm_array_job(grid, capsys, monkeypatch):
+    options = "--time=4:00:00 --partition=gpu"
+    array = [
+        "sbatch", "--array=1-5%2", f"--chdir={ROOT}", "--time=4:00:00", "--partition=gpu",
+        f"{ROOT}/launch/slurm.sbatch", f"--commands={grid.folder}/commands.txt",
+    ]  # fmt: skip
+    crashing = {name: "crash" for name in [*FREEMATCH, "fixmatch-l1", "fixmatch-l2"]}
+    grid(FIXMATCH | FREEMATCH | crashing)
+    capsys.readouterr()
+    assert grid({}, f"--slurm={options}", "--jobs=2", "--dry-run") == 0
+    first, _, *listed = capsys.readouterr().out.splitlines()
+    assert shlex.split(first) == array
+    assert len(listed) == 5
+    assert not (grid.folder / "commands.txt").exists()
+
+    submitted = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: submitted.append(command) or done)
+    assert grid({}, f"--slurm={options}", "--jobs=2") == 0
+    assert submitted == [array]
+    assert grid.calls() == []
+    lines = (grid.folder / "commands.txt").read_text().splitlines()
+    assert lines == listed
+    assert shlex.split(lines[0])[:2] == [
+        f"--config={DIGITS}:labels=40,method=freematch+layerwise",
+        f"--workdir={grid.folder}/freematch+layerwise-l0",
+    ]
