@@ -171,6 +171,30 @@ def test_images_and_state_stay_where_they_are(devices, policy, centres):
     assert not re.findall(r"callback|infeed|outfeed", program), "a round trip to the host"
 
 
+# BatchNorm's statistics are summed once forwards and once backwards in each of conv4's four layers;
+# gradients and losses are one sum. Gathered are logits and labels, and the samples' positions where
+# there is state by sample.
+@pytest.mark.parametrize(
+    ("devices", "policy", "centres", "sums", "gathers"),
+    [
+        ("pmap", "fixed_threshold", "classifier", 2 * 4 + 1, 2),
+        ("pmap", "flexmatch", "outputs", 2 * 4 + 1, 3),
+        ("jit", "fixed_threshold", "classifier", 2 * 4 + 1, 0),
+        ("jit", "flexmatch", "outputs", 2 * 4 + 3, 11),
+    ],
+)
+def test_collectives_of_a_step(devices, policy, centres, sums, gathers):
+    fields = {"policy.name": policy, "avg_clustering.centres": centres, "model.name": "conv4"}
+    config = configuration(**fields)
+    method, current = start(config, parallel.axis_name(devices))
+    compiled = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
+    placed = parallel.place_batch(make_batch(), devices)
+    program = compiled.lower(parallel.replicate(current, devices), placed).compile().as_text()
+    found = re.findall(r" (all-reduce|all-gather|reduce-scatter)(?:-start)?\(", program)
+    assert (found.count("all-reduce"), found.count("all-gather")) == (sums, gathers)
+    assert "reduce-scatter" not in found
+
+
 @pytest.mark.parametrize("devices", ["pmap", "jit"])
 def test_evaluation_counts_every_image_once(devices):
     config = configuration(**{"model.width": 4})

@@ -1,5 +1,6 @@
 """The loop, end to end: the shipped configs shrunk, and runs that are interrupted."""
 
+import gc
 import json
 import os
 import pathlib
@@ -49,6 +50,7 @@ def test_a_shipped_config_runs(shipped, tmp_path):
         pytest.skip(f"needs {name}: set TFDS_DATA_DIR to a folder in which tfds has prepared it")
     small = ["batch_size=4", "unlabeled_ratio=2", "train_steps=6", "log_every=2", "eval_every=3"]
     small += ["checkpoint_every=3", "eval_batch_size=64", "policy.threshold=0.01"]
+    small += [f"compilation_cache={tmp_path / 'cache'}"]
     flags = [f"--config.{field}" for field in small] + SHRUNK[shipped]
     done = run_main(f"configs/{shipped}", tmp_path, *flags)
     assert done.returncode == 0, done.stderr
@@ -79,6 +81,7 @@ def test_a_shipped_config_runs(shipped, tmp_path):
         "best": max(line["accuracy_ema"] for line in tests),
     }
     assert list((tmp_path / "tensorboard").glob("events*"))
+    assert list((tmp_path / "cache").glob("*step*")), "the steps' programs are kept"
     # Accuracies are shares of the whole test set, whatever the batches it was cut into.
     images = split["num_evaluation"]
     for line in tests:
@@ -249,3 +252,61 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
     expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
     for path, value in expected.items():
         np.testing.assert_allclose(actual[path], value, rtol=0, atol=1e-4, err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["pmap", "jit"])
+def test_one_two_four_and_eight_devices_make_the_same_run(parallelism, tmp_path):
+    (tmp_path / "tiny_config.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+        "import train_test\n"
+        "def get_config():\n"
+        "    return train_test.tiny('flexmatch+layerwise', train_steps=10, log_every=1)\n"
+    )
+    for devices in (1, 2, 4, 8):
+        done = run_main(
+            tmp_path / "tiny_config.py",
+            tmp_path / str(devices),
+            f"--config.parallelism={parallelism}",
+            devices=devices,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"on {devices} x cpu ({parallelism})" in done.stderr
+    expected = lines(tmp_path / "1")
+    assert sum(line["split"] == "train" for line in expected) == 10
+    for devices in (2, 4, 8):
+        for line, other in zip(expected, lines(tmp_path / str(devices)), strict=True):
+            for name, value in line.items():
+                np.testing.assert_allclose(
+                    np.array(other[name], float) if name != "split" else 0,
+                    np.array(value, float) if name != "split" else 0,
+                    rtol=1e-4,
+                    atol=1e-4,
+                    err_msg=f"{devices} devices, step {line['step']}, {name}",
+                )
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path, monkeypatch):
+    """Over 2,000 steps with 100 evaluations and 100 checkpoints."""
+    measured = {}  # by step: resident memory of the process, bytes of arrays on the devices
+    evaluation = metrics.Log.evaluation
+
+    def measure(self, step, *rest):
+        gc.collect()
+        resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        arrays = sum(array.nbytes for array in jax.live_arrays())
+        measured[step] = (resident * os.sysconf("SC_PAGE_SIZE") / 1e6, arrays / 1e6)
+        evaluation(self, step, *rest)
+
+    monkeypatch.setattr(metrics.Log, "evaluation", measure)
+    fields = {"train_steps": 2000, "eval_every": 20, "checkpoint_every": 20, "model.name": "linear"}
+    train.train_and_evaluate(tiny("flexmatch+layerwise", **fields), tmp_path)
+    print({step: values for step, values in measured.items() if step % 200 == 0})
+    assert len(measured) == 100
+    on_devices = [arrays for _, arrays in measured.values()]
+    assert max(on_devices[1:]) - min(on_devices[1:]) < 1e-3, "more than a log window"
+    early = np.median([resident for step, (resident, _) in measured.items() if 500 < step <= 800])
+    late = np.median([resident for step, (resident, _) in measured.items() if step > 1700])
+    assert late - early < 10, f"{early:.0f} MB, then {late:.0f} MB"
