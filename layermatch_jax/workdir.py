@@ -50,12 +50,13 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / CONFIG
     if path.exists():
         before, now = json.loads(path.read_text()), _plain(config)
+        for name in config_lib.RESULT_NEUTRAL:
+            before.pop(name, None)
+            now.pop(name)
         if new := {name: value for name, value in now.items() if name not in before}:
             settings = ", ".join(f"{name}={value!r}" for name, value in new.items())
             logging.warning("%s is from a version without these settings: %s", workdir, settings)
         differences = _differences(new | before, now)
-        for name in config_lib.RESULT_NEUTRAL:
-            differences.pop(name, None)
         if differences:
             raise InputError(
                 f"{workdir} holds a run with other settings:\n{_listed(differences)}\n"
