@@ -45,9 +45,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
             result = workdir_lib.read_result(workdir)
     if hosts.from_first(result is not None):
         if first:
-            print(
-                f"{workdir} holds this run, and it is finished: nothing to do.\n", file=sys.stderr
-            )
+            done = f"{workdir} holds this run, and it is finished: nothing to do.\n"
+            print(done, file=sys.stderr)
         return result
     if config.compilation_cache:
         parallel.keep_compiled(config.compilation_cache)
@@ -155,12 +154,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
         except NonFiniteLossError as error:
             if not first:
                 raise
-            kept = checkpoints.latest_step()
-            kept = (
-                f"The checkpoint of step {kept} is kept"
-                if kept
-                else "No checkpoint was written yet"
-            )
+            latest = checkpoints.latest_step()
+            kept = latest and f"The checkpoint of step {latest} is kept"
+            kept = kept or "No checkpoint was written yet"
             raise NonFiniteLossError(f"{error}. {kept} in {workdir}") from None
 
         # --- The end -----------------------------------------------------------------------------
