@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import parallel_test
+from crash_worker import plain_batches
 from train_test import tiny
 
 from layermatch_jax import evaluate, hosts, parallel, steps, train
@@ -81,10 +82,10 @@ def run_config(model):
 
 def stopped_run(config, folder):
     """Begins a run that the last process is told to stop; returns what was raised."""
-    original = pipeline.train_batches
 
     def told_to_stop(*args, steps, **kwargs):
-        for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
+        batches = plain_batches(*args, steps=steps, **kwargs)
+        for number, batch in enumerate(batches, steps.start + 1):
             if number == STOP_AT and jax.process_index() == jax.process_count() - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
@@ -95,7 +96,7 @@ def stopped_run(config, folder):
     except Stopped as error:
         return str(error)
     finally:
-        pipeline.train_batches = original
+        pipeline.train_batches = plain_batches
     return "not stopped"
 
 
