@@ -10,7 +10,7 @@ usage: launch/local.sh [--processes=N] [--port=PORT] [--dry-run] FLAGS...
 Starts python -m layermatch_jax.main FLAGS... One process (the default) uses all GPUs or TPU chips of
 the machine. With N processes, which find each other at localhost:PORT (default 8476), a run of
 several hosts can be tried out on a CPU. Ctrl-C and SIGTERM reach all of them: they save a checkpoint
-and leave, and the same command goes on.
+and leave, and the same command goes on. Paths are relative to the checkout.
 
   --processes=N  how many (default 1)
   --port=PORT    of the first process, where there are several (default 8476)
@@ -63,6 +63,6 @@ for pid in "${pids[@]}"; do
     told=false ended=0
     wait "$pid" || ended=$?
   done
-  ((ended == 0)) || status="$ended"
+  ((ended == 0 || status != 0)) || status="$ended" # the first that failed
 done
 exit "$status"

@@ -14,6 +14,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import csv
+import hashlib
 import os
 import pathlib
 import re
@@ -35,7 +36,6 @@ from layermatch_jax import main as run_main  # noqa: E402
 from layermatch_jax import metrics, workdir  # noqa: E402
 from layermatch_jax.errors import InputError  # noqa: E402
 
-COMMANDS = "commands.txt"
 PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 
 
@@ -90,8 +90,8 @@ def main(argv: list[str]) -> int:
     finished = [cell for cell in cells if (cell.folder / workdir.RESULT).exists()]
     unfinished = [cell for cell in cells if cell not in finished]
     if options.dry_run and options.slurm is not None and unfinished:
-        print(shlex.join(array_job(options, len(unfinished))))
-        print(f"{options.workdir / COMMANDS}:\n{commands(unfinished)}", end="")
+        print(shlex.join(array_job(options, unfinished)))
+        print(f"{commands_file(options, unfinished)}:\n{commands(unfinished)}", end="")
     elif options.dry_run:
         for cell in unfinished:
             print(shlex.join(PROGRAM + cell.arguments))
@@ -101,8 +101,10 @@ def main(argv: list[str]) -> int:
 
     options.workdir.mkdir(parents=True, exist_ok=True)
     if options.slurm is not None and unfinished:
-        (options.workdir / COMMANDS).write_text(commands(unfinished))
-        return subprocess.run(array_job(options, len(unfinished)), check=False).returncode
+        commands_file(options, unfinished).write_text(commands(unfinished))
+        environment = os.environ | {"PYTHON": sys.executable}
+        job = array_job(options, unfinished)
+        return subprocess.run(job, check=False, env=environment).returncode
     failed = run_all(unfinished, options.jobs, len(finished))
     rows = table(cells, options.baseline or cells[0].method)
     text = markdown(rows) + "\n" + provenance(cells)
@@ -171,11 +173,17 @@ def make_cell(options: argparse.Namespace, extra: list[str], method: str, seed: 
 # The runs, by Slurm.
 
 
-def array_job(options: argparse.Namespace, count: int) -> list[str]:
-    """The command that submits runs 1 to `count` of the file of commands."""
-    array = ["sbatch", f"--array=1-{count}%{options.jobs}", f"--chdir={ROOT}"]
-    script = [str(ROOT / "launch" / "slurm.sbatch"), f"--commands={options.workdir / COMMANDS}"]
+def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
+    """The command that submits the runs of the file of commands."""
+    array = ["sbatch", f"--array=1-{len(cells)}%{options.jobs}", f"--chdir={ROOT}"]
+    script = [str(ROOT / "launch/slurm.sbatch"), f"--commands={commands_file(options, cells)}"]
     return array + shlex.split(options.slurm) + script
+
+
+def commands_file(options: argparse.Namespace, cells: list[Cell]) -> pathlib.Path:
+    """Named by what it holds: an array that still waits must find its own lines."""
+    name = hashlib.sha256(commands(cells).encode()).hexdigest()[:8]
+    return options.workdir / f"commands-{name}.txt"
 
 
 def commands(cells: list[Cell]) -> str:

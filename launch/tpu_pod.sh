@@ -15,7 +15,8 @@ usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
   stop     ask the run to save a checkpoint and leave
   delete   delete the slice
   keep     all of it: create, setup and run; look every minute, begin again where the slice was
-           preempted, and delete it when the run is finished
+           preempted, and delete it when the run is finished. A run that fails ends it, and the
+           slice stays; to stop, end this first
 
   --zone=ZONE        such as us-central2-b
   --project=PROJECT  where it is not the one that gcloud is set to
@@ -107,7 +108,17 @@ setup() {
   on_workers all setup
 }
 
-state() { gcloud compute tpus tpu-vm describe "$name" --format='value(state)' "${options[@]}" 2>&1 || true; }
+state() { # READY, PREEMPTED, ...; ABSENT where there is no such slice; UNKNOWN where gcloud fails
+  local said
+  if said="$(gcloud compute tpus tpu-vm describe "$name" --format='value(state)' "${options[@]}" 2>"$errors")"; then
+    tail -n 1 <<<"$said"
+  elif grep -q NOT_FOUND "$errors"; then
+    echo ABSENT
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+}
 
 keep() {
   if "$dry_run"; then
@@ -121,9 +132,11 @@ keep() {
     tpu delete "$name" --quiet
     return
   fi
-  local now outcome
+  local now outcome unknown=0
+  errors="$(mktemp)"
   while true; do
     now="$(state)"
+    [[ "$now" == UNKNOWN ]] && unknown=$((unknown + 1)) || unknown=0
     case "$now" in
       READY)
         # The connection may break when the slice does: then it is looked at again.
@@ -131,13 +144,19 @@ keep() {
         case "$outcome" in
           *running* | *unknown*) sleep 60 ;;
           *finished*) tpu delete "$name" --quiet; return ;;
-          *failed*) fail "the run $outcome: see launch/tpu_pod.sh logs $name --zone=$zone" ;;
+          *failed*)
+            echo "the run $outcome; the slice is kept: see its logs, and delete it" >&2
+            return 1
+            ;;
           *) { setup && on_workers all start "${flags[@]}"; } || sleep 60 ;;
         esac
         ;;
       PREEMPTED | TERMINATED | STOPPED) tpu delete "$name" --quiet || sleep 60 ;;
-      *NOT_FOUND* | *"not found"*) create || sleep 60 ;; # there may be no capacity
-      *ERROR*) fail "gcloud says: $now" ;;
+      ABSENT) create || sleep 60 ;; # there may be no capacity
+      UNKNOWN)
+        ((unknown < 10)) || { echo "gcloud keeps failing: giving up" >&2; return 1; }
+        sleep 60
+        ;;
       *) sleep 60 ;; # CREATING, DELETING, ...
     esac
   done

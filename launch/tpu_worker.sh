@@ -7,7 +7,7 @@ usage() {
   cat <<'EOF'
 usage: launch/tpu_worker.sh [--dry-run] setup | start FLAGS... | stop | status | logs
 
-  setup           make .venv and install the project's requirements, JAX for TPU and gcsfs there
+  setup           make .venv and install the project's requirements and JAX for TPU there
   start FLAGS...  run python -m layermatch_jax.main FLAGS... in the background, if it does not run yet
   stop            ask it to save a checkpoint and leave
   status          print: none | running | finished | stopped | failed STATUS
@@ -39,7 +39,6 @@ running() { [[ -e "$pid" ]] && kill -0 "$(cat "$pid")" 2>/dev/null; }
 # In the background: runs main, and writes its exit status when it has ended.
 work() {
   local status=0
-  export EPATH_USE_TF=false # gs:// by gcsfs: TensorFlow is built without it
   .venv/bin/python -m layermatch_jax.main "$@" || status=$?
   echo "$status" >"$ended"
 }
@@ -47,7 +46,7 @@ work() {
 case "$action" in
   setup)
     do_it python3 -m venv .venv
-    do_it .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]' gcsfs
+    do_it .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]'
     ;;
   start)
     (($# > 0)) || fail "start needs FLAGS for layermatch_jax.main"
@@ -57,6 +56,7 @@ case "$action" in
       echo "runs already"
     else
       rm -f "$ended"
+      [[ ! -e "$log" ]] || mv "$log" "$log.before" # status reads what the last start said
       work "$@" >>"$log" 2>&1 </dev/null &
       echo "$!" >"$pid"
       disown

@@ -61,7 +61,12 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
     saved = jax.tree.map(np.array, jax.device_get(serialization.to_state_dict(tree)))
     saved = {"run": saved, "checksum": np.array(_checksum(saved), np.uint32)}
     with _explained(manager):
-        manager.save(step, args=ocp.args.StandardSave(saved))
+        written = manager.save(step, args=ocp.args.StandardSave(saved))
+    if not written:
+        raise StorageError(
+            f"the checkpoint of step {step} was not written: {manager.directory} holds a later one "
+            f"({manager.latest_step()}). Move it away; the same command goes on"
+        )
 
 
 def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
@@ -79,17 +84,23 @@ def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
         differs.
     """
     template = jax.tree.map(np.asarray, serialization.to_state_dict(tree))
-    damaged = {}
+    damaged, misfit = {}, None
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             restored = _restore(manager, step, template)
-        except InputError as error:
-            raise InputError(f"{workdir / FOLDER / str(step)} {error}") from None
+        except InputError as error:  # or its description is damaged: then an older one fits
+            misfit = misfit or InputError(f"{workdir / FOLDER / str(step)} {error}")
+            damaged[step] = "its state does not fit"
+            continue
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # of any kind: the file may hold anything
             damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
             continue
         _set_aside(manager, workdir, damaged, f"Going on from step {step}.")
         return serialization.from_state_dict(tree, restored)
+    if misfit:
+        raise misfit
     if damaged:
         listed = "".join(f"\n  step {step}: {reason}" for step, reason in damaged.items())
         raise InputError(

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -124,6 +125,9 @@ def signals() -> Iterator[Callable[[], str | None]]:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
+        if len(received) == 1:
+            name = signal.Signals(number).name
+            print(f"{name}: the run saves and stops after its next step", file=sys.stderr)
 
     caught = (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():

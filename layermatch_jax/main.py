@@ -28,7 +28,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
 
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        result = train.train_and_evaluate(config, folder)
+        with hosts.signals() as told_to_stop:
+            result = train.train_and_evaluate(config, folder, told_to_stop)
         if result:
             print(workdir.summary(result, folder))
     except EarlyEnd as end:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -17,7 +18,11 @@ from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.errors import NonFiniteLossError, Stopped
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict | None:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    told_to_stop: Callable[[], str | None] = lambda: None,
+) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
     With several processes (`hosts.connect`) all of them call it, with the same config.
@@ -26,15 +31,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
       config: the whole config.
       workdir: folder of the run (local or gs://), made if it is not there. The first process alone
         reads and writes it.
+      told_to_stop: of `hosts.signals`, the name of the signal that asked the run to stop.
 
     Returns:
       What result.json holds; None in all processes but the first.
 
     Raises:
-      InputError: the config, the data or the workdir cannot be used; nothing was written.
+      InputError: the config, the data or the workdir cannot be used; nothing was changed.
       NonFiniteLossError: training diverged; the last good checkpoint is kept.
       StorageError: a checkpoint could not be written; earlier ones are kept.
-      Stopped: by SIGTERM or Ctrl-C, with a checkpoint of the last step.
+      Stopped: a process was told to stop; there is a checkpoint of the last step.
     """
     # --- Can this run be made? Until all of it is known, nothing is written ----------------------
     workdir, first, result = epath.Path(workdir), hosts.is_first(), None
@@ -52,8 +58,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
         parallel.keep_compiled(config.compilation_cache)
 
     # --- Data: source -> split -> the draws of every step ----------------------------------------
+    source = None
     with hosts.all_or_none():
-        source = sources.load(config.dataset)
+        if first:
+            source = sources.load(config.dataset)
+    with hosts.all_or_none():
+        # The others after the first: it may have had to download the set to a folder they share.
+        source = source or sources.load(config.dataset)
         partition = splits.partition(source, config.dataset)
         sampler = pipeline.create_sampler(config, partition)
         rows = parallel.host_rows(config.batch_size)
@@ -88,12 +99,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
             if first:
                 workdir.mkdir(parents=True, exist_ok=True)
                 to_the_end.enter_context(workdir_lib.lock(workdir))
-                workdir_lib.write_config(workdir, config)
-                splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
+                workdir_lib.check(workdir, config)  # again: another run may have been here since
+                workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
+                workdir_lib.write_config(workdir, config)
+                splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
         current, window = run["state"], run["window"]
         start = int(current.step)
@@ -119,7 +132,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
         )
         pending = collections.deque()  # full windows that the device may still be working on
         previous, vote = window, False
-        signal = to_the_end.enter_context(hosts.signals())
         try:
             for step, batch in enumerate(batches, start + 1):
                 current, step_metrics = train_step(current, place(batch))
@@ -127,7 +139,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
                 # Wait for the step before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
-                stop, vote = bool(vote), hosts.vote(signal() is not None)
+                stop, vote = bool(vote), hosts.vote(told_to_stop() is not None)
                 previous = window
 
                 last = step == config.train_steps
@@ -148,7 +160,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict 
                     hosts.from_first(step)  # nobody goes on, or leaves, before it is written
                 if stop and not last:
                     raise Stopped(
-                        f"by {signal() or 'another process'} at step {step} of "
+                        f"by {told_to_stop() or 'another process'} at step {step} of "
                         f"{config.train_steps}, and saved in {workdir}: the same command goes on"
                     )
         except NonFiniteLossError as error:

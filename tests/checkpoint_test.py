@@ -168,6 +168,22 @@ def test_a_state_of_another_version_is_refused_by_name(workdir):
     assert (workdir / "checkpoints" / "4").exists()
 
 
+def test_one_that_does_not_fit_gives_way_to_an_older_one_that_does(workdir):
+    """As where the damage is in the names of its arrays."""
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        checkpoint.save(manager, 6, tree(6) | {"other": np.ones(3, np.float32)})
+    assert_is(restore(workdir), 4)
+    assert (workdir / "checkpoints_damaged" / "6").exists()
+
+
+def test_what_is_not_written_is_not_called_saved(workdir):
+    with (
+        checkpoint.open_manager(workdir, kept=5) as manager,
+        pytest.raises(StorageError, match=r"step 3 was not written: .* holds a later one \(4\)"),
+    ):
+        checkpoint.save(manager, 3, tree(3))
+
+
 def test_half_written_ones_are_removed(workdir):
     left = workdir / "checkpoints" / "6.orbax-checkpoint-tmp"
     (left / "default").mkdir(parents=True)

@@ -92,7 +92,8 @@ def stopped_run(config, folder):
 
     pipeline.train_batches = told_to_stop
     try:
-        train.train_and_evaluate(config, folder)
+        with hosts.signals() as told:
+            train.train_and_evaluate(config, folder, told)
     except Stopped as error:
         return str(error)
     finally:

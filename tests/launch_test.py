@@ -116,11 +116,12 @@ def test_local_passes_on_status_and_signals(fake, tmp_path):
 
 
 def test_slurm_runs_main_on_all_tasks():
-    status, out, _ = call("slurm.sbatch", "--dry-run", "--workdir=runs/a b", "--config=c.py", MASK)
+    flags = ["--workdir=runs/a b", "--config=c.py", MASK]
+    status, out, _ = call("slurm.sbatch", "--dry-run", *flags, SLURM_CPUS_PER_TASK="8")
     assert status == 0
     assert commands(out) == [
-        ["srun", "--kill-on-bad-exit=1", "python", "-m", "layermatch_jax.main",
-         "--workdir=runs/a b", "--config=c.py", MASK]
+        ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=8", "python", "-m",
+         "layermatch_jax.main", "--workdir=runs/a b", "--config=c.py", MASK]
     ]  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def test_slurm_array_takes_its_line(tmp_path):
     flag = f"--commands={tmp_path}/commands.txt"
     status, out, _ = call("slurm.sbatch", "--dry-run", flag, SLURM_ARRAY_TASK_ID="2")
     assert status == 0
-    assert commands(out)[0][5:] == ["--workdir=runs/2", "--config=c.py", MASK]
+    assert commands(out)[0][6:] == ["--workdir=runs/2", "--config=c.py", MASK]
     status, _, err = call("slurm.sbatch", "--dry-run", flag, SLURM_ARRAY_TASK_ID="3")
     assert (status, "has no line 3" in err) == (2, True)
 
@@ -170,6 +171,9 @@ def test_slurm_queues_again_what_is_unfinished_and_did_not_fail(fake, tmp_path):
     assert call("slurm.sbatch", *args, path=fake.path, SLURM_JOB_ID="77")[0] == 1
     assert fake.calls()[-1].startswith("srun ")
     fake("srun", f"touch {tmp_path}/run/result.json")
+    home = {"HOME": str(tmp_path), "SLURM_JOB_ID": "77"}
+    assert call("slurm.sbatch", "--workdir=~/run", path=fake.path, **home)[0] == 0
+    assert fake.calls()[-1].startswith("srun ")
     assert call("slurm.sbatch", *args, path=fake.path, SLURM_JOB_ID="77")[0] == 0
     assert fake.calls()[-1].startswith("srun ")
 
@@ -267,7 +271,17 @@ def test_tpu_refuses(args, message):
 
 def test_tpu_keep_makes_a_preempted_slice_again(fake, tmp_path):
     """A day of a spot slice, as gcloud tells it: absent, made, preempted, made again, finished."""
-    states = ["NOT_FOUND", "CREATING", "READY", "READY", "PREEMPTED", "NOT_FOUND", "READY", "READY"]
+    states = [
+        "NOT_FOUND",
+        "CREATING",
+        "READY",
+        "UNAVAILABLE",
+        "READY",
+        "PREEMPTED",
+        "NOT_FOUND",
+        "READY",
+        "READY",
+    ]
     outcomes = ["none", "running", "none", "finished"]
     (tmp_path / "states").write_text("\n".join(states) + "\n")
     (tmp_path / "outcomes").write_text("\n".join(outcomes) + "\n")
@@ -277,7 +291,11 @@ def test_tpu_keep_makes_a_preempted_slice_again(fake, tmp_path):
         f"""
 next() {{ head -n 1 "$1"; sed -i 1d "$1"; }}
 case "$*" in
-  *describe*) next {tmp_path}/states ;;
+  *describe*)
+    state="$(next {tmp_path}/states)"
+    echo 'WARNING: a new version is there' >&2
+    case "$state" in NOT_FOUND | UNAVAILABLE) echo "ERROR: $state" >&2; exit 1 ;; esac
+    echo "$state" ;;
   *status*) next {tmp_path}/outcomes ;;
 esac""",
     )

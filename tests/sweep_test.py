@@ -1,6 +1,7 @@
 """The sweep runner: what it runs, skips, survives and writes."""
 
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -276,16 +277,20 @@ def test_the_grid_as_a_slurm_array_job(grid, capsys, monkeypatch):
     options = "--time=4:00:00 --partition=gpu"
     array = [
         "sbatch", "--array=1-5%2", f"--chdir={ROOT}", "--time=4:00:00", "--partition=gpu",
-        f"{ROOT}/launch/slurm.sbatch", f"--commands={grid.folder}/commands.txt",
+        f"{ROOT}/launch/slurm.sbatch",
     ]  # fmt: skip
     crashing = {name: "crash" for name in [*FREEMATCH, "fixmatch-l1", "fixmatch-l2"]}
     grid(FIXMATCH | FREEMATCH | crashing)
     capsys.readouterr()
     assert grid({}, f"--slurm={options}", "--jobs=2", "--dry-run") == 0
-    first, _, *listed = capsys.readouterr().out.splitlines()
+    first, file, *listed = capsys.readouterr().out.splitlines()
+    sha256 = hashlib.sha256("".join(f"{line}\n" for line in listed).encode()).hexdigest()
+    commands = grid.folder / f"commands-{sha256[:8]}.txt"  # an array that waits keeps its own
+    assert file == f"{commands}:"
+    array.append(f"--commands={commands}")
     assert shlex.split(first) == array
     assert len(listed) == 5
-    assert not (grid.folder / "commands.txt").exists()
+    assert not commands.exists()
 
     submitted = []
     done = subprocess.CompletedProcess([], 0)
@@ -293,7 +298,7 @@ def test_the_grid_as_a_slurm_array_job(grid, capsys, monkeypatch):
     assert grid({}, f"--slurm={options}", "--jobs=2") == 0
     assert submitted == [array]
     assert grid.calls() == []
-    lines = (grid.folder / "commands.txt").read_text().splitlines()
+    lines = commands.read_text().splitlines()
     assert lines == listed
     assert shlex.split(lines[0])[:2] == [
         f"--config={DIGITS}:labels=40,method=freematch+layerwise",

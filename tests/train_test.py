@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from layermatch_jax import checkpoint, config, metrics, train
+from layermatch_jax import checkpoint, config, hosts, metrics, train
 from layermatch_jax.data import pipeline
-from layermatch_jax.errors import Stopped
+from layermatch_jax.errors import InputError, Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATA = os.environ.get("TFDS_DATA_DIR", "")
@@ -199,8 +200,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "train_batches", told_to_stop)
-        with pytest.raises(Stopped) as caught:
-            train.train_and_evaluate(c, tmp_path / "cut")
+        with pytest.raises(Stopped) as caught, hosts.signals() as told:
+            train.train_and_evaluate(c, tmp_path / "cut", told)
     (step,) = final_state(tmp_path / "cut")["['state']['step']"].reshape(1)
     assert 5 <= step <= 5 + 5
     assert str(caught.value) == (
@@ -227,7 +228,25 @@ def test_a_signal_in_the_last_step_comes_too_late(tmp_path, monkeypatch):
         save(*args)
 
     monkeypatch.setattr(checkpoint, "save", told_to_stop)
-    assert train.train_and_evaluate(c, tmp_path)["train_steps"] == 2
+    with hosts.signals() as told:
+        assert train.train_and_evaluate(c, tmp_path, told)["train_steps"] == 2
+
+
+def test_a_run_of_another_version_is_refused_and_left_as_it_was(tmp_path):
+    c = tiny("supervised", **{"model.name": "linear", "train_steps": 2})
+    train.train_and_evaluate(c, tmp_path)
+    (tmp_path / "result.json").unlink()
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["avg_clustering.warm_up"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with checkpoint.open_manager(epath.Path(tmp_path), kept=2) as manager:
+        checkpoint.save(manager, 2, {"state": {"params": np.ones(3, np.float32)}})
+    with pytest.raises(InputError, match=r"run/state/params: float32\[3\] in the checkpoint, none"):
+        train.train_and_evaluate(c, tmp_path)
+    # So that the version that wrote it can go on.
+    assert json.loads((tmp_path / "config.json").read_text()) == older
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
