@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import hosts_worker
 import jax
@@ -31,7 +32,7 @@ def free_port():
 
 
 def launch(count, folder, model):
-    """What the processes of hosts_worker.py wrote, and what they said."""
+    """Runs hosts_worker.py as so many processes: their exit statuses, and what they said."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
@@ -60,8 +61,7 @@ def launch(count, folder, model):
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * count, "\n\n".join(said)
-    return [dict(np.load(folder / f"{k}.npz")) for k in range(count)], said
+    return [worker.returncode for worker in workers], said
 
 
 # One test for each number of processes: they take a while to start.
@@ -74,7 +74,9 @@ def launch(count, folder, model):
     ],
 )
 def test_several_processes_make_the_run_of_one(count, model, tmp_path, monkeypatch):
-    arrays, said = launch(count, tmp_path, model)
+    statuses, said = launch(count, tmp_path, model)
+    assert statuses == [0] * count, "\n\n".join(said)
+    arrays = [dict(np.load(tmp_path / f"{k}.npz")) for k in range(count)]
     for name in hosts_worker.COMBINATIONS:
         check_steps(arrays, name)
     check_evaluation(arrays)
@@ -82,6 +84,15 @@ def test_several_processes_make_the_run_of_one(count, model, tmp_path, monkeypat
     check_that_all_stopped_at_one_step(arrays, said, tmp_path)
     monkeypatch.setattr(pipeline, "train_batches", plain_batches)
     check_the_run_that_went_on(count, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_one_that_fails_leaves_nobody_waiting(tmp_path):
+    statuses, (first, _) = launch(2, tmp_path, "fails")
+    assert "StorageError: no room" in first
+    assert 0 not in statuses
+    failed = float(first.split("failed ")[1].split()[0])
+    assert time.time() - failed < 30
 
 
 def check_steps(arrays, combination):

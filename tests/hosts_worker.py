@@ -1,5 +1,7 @@
 """One process of hosts_test.py: hosts_worker.py PORT NUM_PROCESSES PROCESS_ID FOLDER MODEL.
 
+MODEL is 'linear' or 'conv4', or 'fails'.
+
 Makes steps of each combination, goes through an evaluation set, and begins a run that the last
 process is told to stop. What it has in the end it writes to FOLDER/PROCESS_ID.npz.
 """
@@ -8,6 +10,7 @@ import functools
 import os
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,9 +18,9 @@ import parallel_test
 from crash_worker import plain_batches
 from train_test import tiny
 
-from layermatch_jax import evaluate, hosts, parallel, steps, train
+from layermatch_jax import checkpoint, evaluate, hosts, parallel, steps, train
 from layermatch_jax.data import images, pipeline
-from layermatch_jax.errors import InputError, Stopped
+from layermatch_jax.errors import InputError, Stopped, StorageError
 
 # Policy and centres: FixMatch's, LayerMatch's, and such as keep state by sample.
 COMBINATIONS = {
@@ -112,8 +115,16 @@ def refused():
     return "not refused"
 
 
+def fail(*_):
+    print("failed", time.time(), flush=True)
+    raise StorageError("no room")
+
+
 def main(port, num_processes, process_id, folder, model):
     hosts.connect(f"localhost:{port}", int(num_processes), int(process_id))
+    if model == "fails":  # the first process cannot write; the others know nothing of it
+        checkpoint.save, pipeline.train_batches = fail, plain_batches
+        train.train_and_evaluate(run_config("linear"), os.path.join(folder, "run"))
     config, run_folder = run_config(model), os.path.join(folder, "run")
     out = {}
     for parallelism in ("pmap", "jit"):
