@@ -134,6 +134,7 @@ keep() {
   fi
   local now outcome unknown=0
   errors="$(mktemp)"
+  trap 'rm -f "$errors"' EXIT
   while true; do
     now="$(state)"
     [[ "$now" == UNKNOWN ]] && unknown=$((unknown + 1)) || unknown=0

@@ -28,7 +28,7 @@ class DamagedError(Exception):
 def open_manager(workdir: epath.Path, kept: int):
     """The manager of workdir/checkpoints; removes what a process that was killed left half-written.
 
-    It writes while the run waits: a second in an hour, and what cannot be written is known at once.
+    It writes while the run waits, so that what cannot be written is known at its step.
     """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
@@ -57,8 +57,7 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
     Raises:
       StorageError: it could not be written.
     """
-    # Copied to the host here: on a CPU its arrays are the device's own, and donated.
-    saved = jax.tree.map(np.array, jax.device_get(serialization.to_state_dict(tree)))
+    saved = jax.device_get(serialization.to_state_dict(tree))
     saved = {"run": saved, "checksum": np.array(_checksum(saved), np.uint32)}
     with _explained(manager):
         written = manager.save(step, args=ocp.args.StandardSave(saved))

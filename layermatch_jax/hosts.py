@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -126,8 +125,9 @@ def signals() -> Iterator[Callable[[], str | None]]:
             raise KeyboardInterrupt
         received.append(number)
         if len(received) == 1:
-            name = signal.Signals(number).name
-            print(f"{name}: the run saves and stops after its next step", file=sys.stderr)
+            # Not by print: it may have been interrupted itself, and would raise here.
+            said = f"{signal.Signals(number).name}: the run saves and stops within its next steps\n"
+            os.write(2, said.encode())
 
     caught = (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
