@@ -1,130 +1,49 @@
 import functools
-import os
 import platform
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
-from sklearn.datasets import load_sample_image
+from augment_builders import (
+    SETS,
+    degenerate,
+    draws,
+    magnitudes,
+    photographs,
+    pillow,
+    pillow_chain,
+)
+from PIL import Image, ImageDraw
 
-from layermatch_jax.data import sampler
+from layermatch_jax.data import operations, sampler
+from layermatch_jax.data.operations import GEOMETRIC, NAMES
 
 tf = pytest.importorskip("tensorflow")
 
 from layermatch_jax.data import augment_tf  # noqa: E402
 
-NAMES = [name for name, *_ in sampler.RANDAUGMENT]
 # On x86-64 nothing differs from Pillow. Elsewhere compilers may fuse a multiplication with an
 # addition in Pillow, or round sines otherwise: one level, or one pixel in 10,000.
 EXACT = platform.machine() in ("x86_64", "AMD64")
 LEVELS = 0 if EXACT else 1
 PIXELS = 0 if EXACT else 1e-4
-GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-
-
-def pillow(image, name, value):
-    """The reference: one operation on one array [S, S, 3], as TorchSSL and USB call Pillow."""
-    image, value = Image.fromarray(image), float(value)
-    enhancers = {
-        "brightness": ImageEnhance.Brightness,
-        "color": ImageEnhance.Color,
-        "contrast": ImageEnhance.Contrast,
-        "sharpness": ImageEnhance.Sharpness,
-    }
-    affine = {
-        "shear_x": (1, value, 0, 0, 1, 0),
-        "shear_y": (1, 0, 0, value, 1, 0),
-        "translate_x": (1, 0, value * image.width, 0, 1, 0),
-        "translate_y": (1, 0, 0, 0, 1, value * image.height),
-    }
-    if name in enhancers:
-        image = enhancers[name](image).enhance(value)
-    elif name in affine:
-        image = image.transform(image.size, Image.Transform.AFFINE, affine[name])
-    elif name == "autocontrast":
-        image = ImageOps.autocontrast(image)
-    elif name == "equalize":
-        image = ImageOps.equalize(image)
-    elif name == "posterize":
-        image = ImageOps.posterize(image, max(1, int(value)))
-    elif name == "rotate":
-        image = image.rotate(value)
-    elif name == "solarize":
-        image = ImageOps.solarize(image, value)
-    else:
-        assert name == "identity"
-    return np.asarray(image)
-
-
-@functools.cache
-def photographs(size, count):
-    """Crops of scikit-learn's two photographs, scaled to `size`."""
-    rng = np.random.default_rng(size)
-    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    images = []
-    for i in range(count):
-        photo = photos[i % 2]
-        side = rng.integers(size, 400)
-        y, x = rng.integers(0, (photo.shape[0] - side, photo.shape[1] - side))
-        crop = Image.fromarray(photo[y : y + side, x : x + side])
-        images.append(np.asarray(crop.resize((size, size))))
-    return np.stack(images)
-
-
-def degenerate(size):
-    """Constant, black, white, two-level, almost constant, one-channel, noise, and ramp images."""
-    rng = np.random.default_rng(1)
-    levels = [np.full((size, size, 3), level) for level in (0, 1, 100, 254, 255)]
-    share = rng.random((size, size, 1))
-    two = [np.where(share < p, a, b) for p, a, b in ((0.5, 0, 255), (0.3, 7, 9), (0.9, 80, 200))]
-    two = [np.broadcast_to(x, (size, size, 3)) for x in two]
-    speck = np.full((size, size, 3), 60)
-    speck[3, 5] = 61, 60, 200
-    one = np.zeros((size, size, 3))
-    one[..., 1] = rng.integers(0, 256, (size, size))
-    noise = rng.integers(0, 256, (size, size, 3))
-    ramp = np.broadcast_to((np.arange(size) * 255 // (size - 1))[None, :, None], (size, size, 3))
-    return np.stack([*levels, *two, speck, one, noise, ramp]).astype(np.uint8)
-
-
-def cifar(size, count):
-    """CIFAR-10 training images, where they are prepared already."""
-    if not os.environ.get("TFDS_DATA_DIR"):
-        pytest.skip("set TFDS_DATA_DIR to a folder where tfds has prepared cifar10")
-    tfds = pytest.importorskip("tensorflow_datasets")
-    try:
-        data = tfds.load("cifar10", split=f"train[:{count}]", download=False, batch_size=-1)
-    except AssertionError:  # tfds's way of saying that it is not there
-        pytest.skip("TFDS_DATA_DIR holds no prepared cifar10")
-    images = data["image"].numpy()
-    assert images.shape == (count, size, size, 3)
-    return images
-
-
-def magnitudes(name, count):
-    """Both ends, just inside them, the middle (0 for signed ranges), and uniform ones."""
-    low, high = {name: limits for name, *limits in sampler.RANDAUGMENT}[name]
-    fixed = [low, high, np.nextafter(np.float32(high), np.float32(low)), (low + high) / 2]
-    rng = np.random.default_rng(len(name))
-    value = np.float32(low) + np.float32(high - low) * rng.random(count, np.float32)
-    value[: len(fixed)] = fixed
-    return rng.permutation(value)
 
 
 @functools.cache
 def strong_views(size, n):
     """A graph that does not know the number of images, as in the pipeline."""
-    shapes = [(size, size, 3), (n,), (n,), (4,)]
-    kinds = [tf.uint8, tf.int32, tf.float32, tf.int32]
+    shapes = [(size, size, 3), (n,), (n,), (n, 6), (4,)]
+    kinds = [tf.uint8, tf.int32, tf.float32, tf.int32, tf.int32]
     signature = [tf.TensorSpec([None, *x], kind) for x, kind in zip(shapes, kinds, strict=True)]
     return tf.function(augment_tf.strong_views, input_signature=signature)
 
 
-def run(images, op, value, cutout=None):
+def run(images, op, value, affine=None, cutout=None):
     if cutout is None:
         cutout = np.zeros((len(images), 4), np.int32)
     op, value = np.asarray(op, np.int32), np.asarray(value, np.float32)
-    return strong_views(images.shape[1], op.shape[1])(images, op, value, cutout).numpy()
+    if affine is None:
+        affine = operations.coefficients(op, value, images.shape[1])
+    return strong_views(images.shape[1], op.shape[1])(images, op, value, affine, cutout).numpy()
 
 
 def compare(images, tasks):
@@ -145,14 +64,6 @@ def compare(images, tasks):
             wrong[operation] = off.max(), share
     changed = (want != images[index]).any((1, 2, 3))
     return wrong, {operation: changed[name == operation].mean() for operation in set(name)}
-
-
-SETS = {
-    "photographs-32": lambda: photographs(32, 40),
-    "photographs-96": lambda: photographs(96, 12),
-    "photographs-33": lambda: photographs(33, 12),
-    "cifar10": lambda: cifar(32, 200),
-}
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -235,31 +146,14 @@ def test_equalize_known_numbers():
     np.testing.assert_array_equal(got[0, ..., 0] == 170, levels[0, ..., 0] == 20)
 
 
-def draws(count, n, size, seed=0):
-    rng = np.random.default_rng(seed)
-    op = rng.integers(0, len(NAMES), (count, n)).astype(np.int32)
-    low, high = np.array([limits for _, *limits in sampler.RANDAUGMENT], np.float32).T
-    value = low[op] + (high - low)[op] * rng.random((count, n), np.float32)
-    low = rng.integers(0, size, (count, 2))
-    high = np.minimum(low + rng.integers(0, size // 2, (count, 2)) + 1, size)
-    return op, value, np.concatenate([low, high], 1).astype(np.int32)
-
-
 @pytest.mark.parametrize(("size", "count"), [(32, 300), (96, 30)])
 def test_chains_of_three_and_cutout(size, count):
     images = photographs(size, count)
-    op, value, cutout = draws(count, 3, size)
+    op, value, affine, cutout = draws(count, 3, size)
     assert set(op.ravel()) == set(range(14))
-    got = run(images, op, value, cutout)
-    differing = []
-    for i in range(count):
-        want = images[i]
-        for k in range(3):
-            want = pillow(want, NAMES[op[i, k]], value[i, k])
-        want = Image.fromarray(want)
-        y0, x0, y1, x1 = cutout[i].tolist()
-        ImageDraw.Draw(want).rectangle((x0, y0, x1 - 1, y1 - 1), (125, 123, 114))
-        differing.append((np.asarray(want) != got[i]).any())
+    got = run(images, op, value, affine, cutout)
+    want = map(pillow_chain, images, op, value, cutout)
+    differing = [(a != b).any() for a, b in zip(want, got, strict=True)]
     # A level off in the first operation may become anything in the third: whole images count.
     assert np.mean(differing) <= (0 if EXACT else 0.02)
 
@@ -272,7 +166,7 @@ def test_cutout_boxes_are_the_reference_codes():
     side = rng.uniform(0, 0.5, count) * size
     centre = rng.uniform(0, size, (count, 2))  # y, x
     images = photographs(size, count)
-    got = run(images, np.zeros((count, 0)), np.zeros((count, 0)), boxes)
+    got = run(images, np.zeros((count, 0)), np.zeros((count, 0)), cutout=boxes)
     for image, v, (cy, cx), cut in zip(images, side, centre, got, strict=True):
         x0, y0 = int(max(0, cx - v / 2)), int(max(0, cy - v / 2))
         x1, y1 = min(size, x0 + v), min(size, y0 + v)
@@ -284,7 +178,7 @@ def test_cutout_boxes_are_the_reference_codes():
 def test_empty_and_whole_boxes():
     images = photographs(8, 3)
     boxes = np.array([[3, 3, 3, 6], [0, 0, 8, 8], [7, 0, 8, 1]], np.int32)
-    got = run(images, np.zeros((3, 0)), np.zeros((3, 0)), boxes)
+    got = run(images, np.zeros((3, 0)), np.zeros((3, 0)), cutout=boxes)
     np.testing.assert_array_equal(got[0], images[0])
     assert (got[1] == (125, 123, 114)).all()
     assert (got[2] != images[2]).any(-1).sum() == 1
@@ -293,25 +187,21 @@ def test_empty_and_whole_boxes():
 
 def test_a_row_depends_on_nothing_else_in_the_batch():
     images = photographs(32, 56)
-    op, value, cutout = draws(56, 3, 32, seed=1)
-    whole = run(images, op, value, cutout)
-    order = np.random.default_rng(2).permutation(56)
-    permuted = run(images[order], op[order], value[order], cutout[order])
-    np.testing.assert_array_equal(permuted, whole[order])
-    for rows in (slice(0, 1), slice(5, 12), slice(0, 0)):
-        part = run(images[rows], op[rows], value[rows], cutout[rows])
-        np.testing.assert_array_equal(part, whole[rows])
+    arrays = (images, *draws(56, 3, 32, seed=1))
+    whole = run(*arrays)
+    for rows in (np.random.default_rng(2).permutation(56), slice(0, 1), slice(5, 12), slice(0, 0)):
+        np.testing.assert_array_equal(run(*(x[rows] for x in arrays)), whole[rows])
 
 
 def test_inside_a_tf_data_map():
     images = photographs(32, 20)
-    op, value, cutout = draws(20, 3, 32, seed=3)
-    dataset = tf.data.Dataset.from_tensor_slices((images, op, value, cutout)).batch(8)
+    arrays = (images, *draws(20, 3, 32, seed=3))
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(8)
     dataset = dataset.map(augment_tf.strong_views, num_parallel_calls=2)
     assert dataset.element_spec.shape.as_list() == [None, 32, 32, 3]
     got = np.concatenate(list(dataset.as_numpy_iterator()))
     assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, run(images, op, value, cutout))
+    np.testing.assert_array_equal(got, run(*arrays))
 
 
 @pytest.mark.parametrize("op", [-1, 14])

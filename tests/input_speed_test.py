@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from layermatch_jax.data import crop, sampler
+from layermatch_jax.data import crop, operations, sampler
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -57,6 +57,7 @@ def elements(batches):
         np.stack([d.flip[:, 1:] for d in draws]),
         np.stack([d.op[:, 0] for d in draws]),
         np.stack([d.value[:, 0] for d in draws]),
+        np.stack([d.affine[:, 0] for d in draws]),
         np.stack([d.cutout[:, 0] for d in draws]),
     )
 
@@ -124,7 +125,7 @@ def solarize(image, value):
     return tf.where(tf.cast(image, tf.float32) < value, image, 255 - image)
 
 
-def affine(image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
+def transform(image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
     # TensorFlow's kernel counts from the centre of the first pixel, Pillow from its corner.
     c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -139,7 +140,7 @@ def affine(image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
 def rotate(image, value):
     angle = -value * np.pi / 180
     cos, sin, half = tf.cos(angle), tf.sin(angle), SIZE / 2
-    return affine(image, cos, sin, half * (1 - cos - sin), -sin, cos, half * (1 + sin - cos))
+    return transform(image, cos, sin, half * (1 - cos - sin), -sin, cos, half * (1 + sin - cos))
 
 
 PLAIN = {
@@ -152,15 +153,15 @@ PLAIN = {
     "posterize": posterize,
     "rotate": rotate,
     "sharpness": sharpness,
-    "shear_x": lambda image, v: affine(image, b=v),
-    "shear_y": lambda image, v: affine(image, d=v),
+    "shear_x": lambda image, v: transform(image, b=v),
+    "shear_y": lambda image, v: transform(image, d=v),
     "solarize": solarize,
-    "translate_x": lambda image, v: affine(image, c=v * SIZE),
-    "translate_y": lambda image, v: affine(image, f=v * SIZE),
+    "translate_x": lambda image, v: transform(image, c=v * SIZE),
+    "translate_y": lambda image, v: transform(image, f=v * SIZE),
 }
 
 
-def plain(image, offset, flip, op, value, cutout):
+def plain(image, offset, flip, op, value, _, cutout):
     padded = tf.pad(image, [[PAD, PAD], [PAD, PAD], [0, 0]], "REFLECT")
 
     def view(v):
@@ -170,14 +171,14 @@ def plain(image, offset, flip, op, value, cutout):
     strong = view(1)
     for k in range(OPS):
         branches = [
-            lambda f=PLAIN[name], x=strong, v=value[k]: f(x, v) for name, *_ in sampler.RANDAUGMENT
+            lambda f=PLAIN[name], x=strong, v=value[k]: f(x, v) for name in operations.NAMES
         ]
         strong = tf.ensure_shape(tf.switch_case(op[k], branches), [SIZE, SIZE, 3])
     position = tf.range(SIZE)
     rows = (position >= cutout[0]) & (position < cutout[2])
     columns = (position >= cutout[1]) & (position < cutout[3])
     box = (rows[:, None] & columns)[..., None]
-    return view(0), tf.where(box, tf.constant(augment_tf.CUTOUT_COLOR, tf.uint8), strong)
+    return view(0), tf.where(box, tf.constant(operations.CUTOUT_COLOR, tf.uint8), strong)
 
 
 def per_image(arrays):
@@ -194,10 +195,10 @@ def batched(arrays):
     def crops(images, offset, flip):
         return [crop.crop_and_flip(images, offset[:, v], flip[:, v], PAD, SIZE) for v in (0, 1)]
 
-    def views(images, offset, flip, op, value, cutout):
+    def views(images, offset, flip, *strong):
         two = tf.numpy_function(crops, [images, offset, flip], [tf.uint8] * 2, stateful=False)
-        weak, strong = (tf.ensure_shape(x, [ROWS, SIZE, SIZE, 3]) for x in two)
-        return weak, strong, op, value, cutout
+        weak, ground = (tf.ensure_shape(x, [ROWS, SIZE, SIZE, 3]) for x in two)
+        return weak, ground, *strong
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays).repeat()
     dataset = dataset.map(views, num_parallel_calls=2)

@@ -7,9 +7,7 @@ from PIL import ImageOps
 
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import pipeline, sources, splits
-from layermatch_jax.data.sampler import RANDAUGMENT
-
-NAMES = [name for name, *_ in RANDAUGMENT]
+from layermatch_jax.data.operations import NAMES
 
 
 def prepared(**fields):

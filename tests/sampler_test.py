@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from layermatch_jax.data.sampler import RANDAUGMENT, Draws, Sampler
+from layermatch_jax.data import operations
+from layermatch_jax.data.sampler import Draws, Sampler
 
 SAMPLER = Sampler(
     seed=3,
@@ -36,6 +37,7 @@ def test_shapes_and_types():
         "offset": ((8, 7, 2), np.int32),
         "op": ((8, 3, 2), np.int32),
         "value": ((8, 3, 2), np.float32),
+        "affine": ((8, 3, 2, 6), np.int32),
         "cutout": ((8, 3, 4), np.int32),
     }
     found = {k: (v.shape, v.dtype) for k, v in SAMPLER.draw(5)._asdict().items()}
@@ -97,7 +99,7 @@ def test_hosts_together_have_the_global_draws(hosts):
 
 def test_magnitudes_fill_their_ranges():
     draws = many()
-    for index, (name, low, high) in enumerate(RANDAUGMENT):
+    for index, (name, low, high) in enumerate(operations.RANDAUGMENT):
         values = draws.value[draws.op == index]
         assert values.min() >= np.float32(low), name
         assert values.max() <= np.float32(high), name
@@ -177,5 +179,6 @@ def test_supervised():
     assert draws.offset.shape == (8, 1, 2)
     assert draws.unlabeled.shape == (8, 0)
     assert draws.op.shape == (8, 0, 2)
+    assert draws.affine.shape == (8, 0, 2, 6)
     assert draws.cutout.shape == (8, 0, 4)
     np.testing.assert_array_equal(draws.labeled, SAMPLER.draw(4).labeled)

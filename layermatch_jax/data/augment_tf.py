@@ -12,25 +12,22 @@ gathers (20 times an addition), `tf.where` on uint8 and broadcasts over the last
 In this file k is the number of images that an operation is applied to, S their side in pixels.
 """
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
-from layermatch_jax.data import sampler
-
-CUTOUT_COLOR = (125, 123, 114)
+from layermatch_jax.data.operations import CUTOUT_COLOR, GEOMETRIC, NAMES
 
 
 def strong_views(
-    images: tf.Tensor, op: tf.Tensor, value: tf.Tensor, cutout: tf.Tensor
+    images: tf.Tensor, op: tf.Tensor, value: tf.Tensor, affine: tf.Tensor, cutout: tf.Tensor
 ) -> tf.Tensor:
     """Applies n operations in order to each image, then Cutout.
 
     Args:
       images: uint8 [m, S, S, 3], S known when the graph is built; m may be unknown, or 0.
-      op: int32 [m, n], operations by their position in `sampler.RANDAUGMENT`; n known.
+      op: int32 [m, n], operations by their position in `operations.RANDAUGMENT`; n known.
       value: float32 [m, n], their magnitudes in the units and ranges given there.
+      affine: int32 [m, n, 6], `operations.coefficients` of these.
       cutout: int32 [m, 4], the box to fill (y0, x0, y1, x1), half-open, pixels.
 
     Returns:
@@ -40,22 +37,20 @@ def strong_views(
       tf.errors.InvalidArgumentError: when run, if an op is not in the list.
     """
     for step in range(op.shape[1]):
-        images = _apply(images, op[:, step], value[:, step])
+        images = _apply(images, op[:, step], value[:, step], affine[:, step])
     return cut_out(images, cutout)
 
 
-def _apply(images, op, value):
-    """One operation on each image; op int32 [m], value float32 [m]."""
-    size, names = images.shape[1], [name for name, *_ in sampler.RANDAUGMENT]
-    rows = tf.dynamic_partition(tf.range(tf.size(op)), op, len(names))
-    rows = dict(zip(names, rows, strict=True))
-    values = dict(zip(names, tf.dynamic_partition(value, op, len(names)), strict=True))
+def _apply(images, op, value, affine):
+    """One operation on each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
+    rows = tf.dynamic_partition(tf.range(tf.size(op)), op, len(NAMES))
+    rows = dict(zip(NAMES, rows, strict=True))
+    values = dict(zip(NAMES, tf.dynamic_partition(value, op, len(NAMES)), strict=True))
     places = [rows[name] for name in PIXELWISE]
     parts = [f(tf.gather(images, rows[name]), values[name]) for name, f in PIXELWISE.items()]
-    places.append(tf.concat([rows[name] for name in AFFINE], 0))
-    maps = [f(tf.cast(values[name][:, None], tf.float64), size) for name, f in AFFINE.items()]
-    parts.append(warp(tf.gather(images, places[-1]), tf.concat(maps, 0)))
-    return tf.ensure_shape(tf.dynamic_stitch(places, parts), [None, size, size, 3])
+    places.append(tf.concat([rows[name] for name in GEOMETRIC], 0))
+    parts.append(warp(tf.gather(images, places[-1]), tf.gather(affine, places[-1])))
+    return tf.ensure_shape(tf.dynamic_stitch(places, parts), images.shape)
 
 
 def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -169,67 +164,11 @@ PIXELWISE = {
     "solarize": solarize,
 }
 
-# Affine maps: (value float64 [k, 1], S) -> coefficients float64 [k, 6] for `warp`.
 
-_IDENTITY = np.array([1.0, 0, 0, 0, 1, 0])
-
-
-def rotate(value, size):
-    """About the centre; value: degrees, counter-clockwise. `image.rotate(value)`."""
-    angle, half = value * (-math.pi / 180), size / 2
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    c, f = half - (cos + sin) * half, half + (sin - cos) * half
-    return tf.concat([cos, sin, c, -sin, cos, f], 1)
-
-
-def shear_x(value, _):
-    """Lines move sideways, the lower the farther; value: slope."""
-    return _IDENTITY + value * [0, 1, 0, 0, 0, 0]
-
-
-def shear_y(value, _):
-    """Columns move up or down, the farther right the more; value: slope."""
-    return _IDENTITY + value * [0, 0, 0, 1, 0, 0]
-
-
-def translate_x(value, size):
-    """To the left; value: share of the side."""
-    return _IDENTITY + value * [0, 0, size, 0, 0, 0]
-
-
-def translate_y(value, size):
-    """Up; value: share of the side."""
-    return _IDENTITY + value * [0, 0, 0, 0, 0, size]
-
-
-AFFINE = {
-    "rotate": rotate,
-    "shear_x": shear_x,
-    "shear_y": shear_y,
-    "translate_x": translate_x,
-    "translate_y": translate_y,
-}
-
-
-def warp(images: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
-    """The point (x, y) comes from (ax + by + c, dx + ey + f); nearest neighbour, black outside.
-
-    `image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))`. Pixels are looked up
-    at their centres, in 16.16 fixed-point numbers, except that pure shifts (the only maps here
-    with b = d = 0) are not rounded to those: cut off instead, they give the same whole numbers.
-
-    Args:
-      images: uint8 [k, S, S, 3].
-      coefficients: float64 [k, 6], a to f, pixels.
-
-    Returns:
-      uint8 [k, S, S, 3].
-    """
+def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
+    """Moves pixels as `operations.coefficients` says, int32 [k, 6]; uint8 [k, S, S, 3]."""
     size, k = images.shape[1], tf.shape(images)[0]
-    a, b, c, d, e, f = tf.unstack(coefficients, axis=1)
-    fixed = tf.stack([a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2]) * 2**16
-    fixed = tf.floor(fixed + tf.where((b == 0) & (d == 0), tf.zeros_like(b), 0.5))
-    a, b, c, d, e, f = tf.unstack(tf.cast(fixed, tf.int32)[:, :, None])
+    a, b, c, d, e, f = tf.unstack(affine[:, :, None], axis=1)
 
     def source(u, v, w):
         along, down = u * tf.range(size) + w, v * tf.range(size)

@@ -104,23 +104,23 @@ def train_batches(
         except InputError as error:  # raised here, TensorFlow would print a page of traceback
             failures[int(step)] = error
             batch, draws = weak_views(partition, sampler, padding, int(step), slice(0))
-        return *batch, draws.op, draws.value, draws.cutout
+        return *batch, draws.op, draws.value, draws.affine, draws.cutout
 
     @tf.autograph.experimental.do_not_convert
     def load(step):
-        arrays = tf.numpy_function(
-            read, [step], [tf.uint8] + [tf.int32] * 4 + [tf.float32, tf.int32], stateful=False
-        )
+        kinds = [tf.uint8] + [tf.int32] * 4 + [tf.float32, tf.int32, tf.int32]
+        arrays = tf.numpy_function(read, [step], kinds, stateful=False)
         shapes = [[None, 1 + 2 * mu, size, size, 3], [None], [None, mu], [None, mu]]
-        shapes += [[None, mu, n], [None, mu, n], [None, mu, 4]]
+        shapes += [[None, mu, n], [None, mu, n], [None, mu, n, 6], [None, mu, 4]]
         return tuple(map(tf.ensure_shape, arrays, shapes))
 
     @tf.autograph.experimental.do_not_convert
-    def augment(images, labels, indices, true_labels, op, value, cutout):
+    def augment(images, labels, indices, true_labels, op, value, affine, cutout):
         strong = augment_tf.strong_views(
             tf.reshape(images[:, 1 + mu :], [-1, size, size, 3]),
             tf.reshape(op, [-1, n]),
             tf.reshape(value, [-1, n]),
+            tf.reshape(affine, [-1, n, 6]),
             tf.reshape(cutout, [-1, 4]),
         )
         strong = tf.reshape(strong, [-1, mu, size, size, 3])

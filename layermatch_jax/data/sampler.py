@@ -11,30 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-# (operation, lowest magnitude, highest magnitude). The order is the meaning of `Draws.op`.
-# The list of the field's reference code (FixMatch, Sohn 2020, table 12; TorchSSL, USB).
-# rotate is in degrees, shear a slope, translate a share of the side, posterize bits (the integer
-# part counts), solarize a grey level, the four enhancements PIL's factor; the rest take none.
-RANDAUGMENT = (
-    ("autocontrast", 0.0, 1.0),
-    ("brightness", 0.05, 0.95),
-    ("color", 0.05, 0.95),
-    ("contrast", 0.05, 0.95),
-    ("equalize", 0.0, 1.0),
-    ("identity", 0.0, 1.0),
-    ("posterize", 4.0, 8.0),
-    ("rotate", -30.0, 30.0),
-    ("sharpness", 0.05, 0.95),
-    ("shear_x", -0.3, 0.3),
-    ("shear_y", -0.3, 0.3),
-    ("solarize", 0.0, 256.0),
-    ("translate_x", -0.3, 0.3),
-    ("translate_y", -0.3, 0.3),
-)
+from layermatch_jax.data import operations
+
 CUTOUT_MAX_SIDE = 0.5  # of the image's side
 
 # Independent streams of random numbers: the second word of the generator's key.
 _LABELED, _UNLABELED, _AUGMENT = range(3)
+
+_LOWEST, _HIGHEST = np.array([limits for _, *limits in operations.RANDAUGMENT], np.float32).T
 
 
 class Draws(NamedTuple):
@@ -50,6 +34,7 @@ class Draws(NamedTuple):
     offset: np.ndarray  # [B, 1 + 2μ, 2] int32, (y, x) of the crop in the padded image, pixels
     op: np.ndarray  # [B, μ, n] int32, operations of the strong view in order, into RANDAUGMENT
     value: np.ndarray  # [B, μ, n] float32, their magnitudes, in the operation's own unit
+    affine: np.ndarray  # [B, μ, n, 6] int32, `operations.coefficients` of these
     cutout: np.ndarray  # [B, μ, 4] int32, box (y0, x0, y1, x1), half-open, pixels
 
     def rows(self, rows: slice) -> "Draws":
@@ -76,9 +61,9 @@ class Sampler:
         B, mu, n = self.batch_size, self.unlabeled_ratio, self.randaugment_ops
         rng = _generator(self.seed, _AUGMENT, step)
         flip = rng.random((B, 1 + 2 * mu)) < 0.5
-        op = rng.integers(len(RANDAUGMENT), size=(B, mu, n), dtype=np.int32)
-        low, high = np.array([limits for _, *limits in RANDAUGMENT], np.float32).T
+        op = rng.integers(len(_LOWEST), size=(B, mu, n), dtype=np.int32)
         level = rng.random((B, mu, n), np.float32)
+        value = _LOWEST[op] + (_HIGHEST - _LOWEST)[op] * level
         return Draws(
             labeled=_stream(self.seed, _LABELED, self.num_labeled, step * B, B),
             unlabeled=_stream(
@@ -87,7 +72,8 @@ class Sampler:
             flip=flip & self.flip,
             offset=rng.integers(self.crop_range + 1, size=(B, 1 + 2 * mu, 2), dtype=np.int32),
             op=op,
-            value=low[op] + (high - low)[op] * level,
+            value=value,
+            affine=operations.coefficients(op, value, self.image_size),
             cutout=_cutout_boxes(rng, (B, mu), self.image_size),
         )
 
