@@ -1,12 +1,14 @@
 """From positions to batches, against NumPy and Pillow."""
 
+import jax
 import numpy as np
 import pytest
+from image_builders import all_of
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data import augment_jax, pipeline, sources, splits
 from layermatch_jax.data.operations import NAMES
 
 
@@ -93,6 +95,22 @@ def test_hosts_share_one_batch_and_any_step_can_be_the_first():
             np.testing.assert_array_equal(field, np.concatenate([first, second]))
     for a, b in zip(whole[2], later[0], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_the_devices_batches_are_the_same(weight):
+    fields = {"unsupervised_weight": weight, "augment.randaugment_ops": 3, "batch_size": 16}
+    _, _, partition, sampler = prepared(**fields)
+    data = augment_jax.ResidentData(
+        *(all_of(partition.labeled), partition.labeled.labels),
+        *(all_of(partition.unlabeled), partition.unlabeled.labels),
+    )
+    make_batch = jax.jit(augment_jax.make_batch, static_argnums=(2, 3))
+    for step, expected in zip(range(3, 6), batches(partition, sampler, range(3, 6)), strict=True):
+        batch = make_batch(data, sampler.draw(step), 1, 8)
+        for name, a, b in zip(batch._fields, batch, expected, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+            np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def test_supervised_training_loads_no_unlabeled_image():

@@ -1,0 +1,281 @@
+"""The views of a batch on the device, inside a compiled step: as `crop` and `augment_tf` make them.
+
+Nothing here draws random numbers. Everything is done to all rows alike, with numbers by row that
+leave the others as they are: no branches and no sorting, so that rows never meet, on however many
+devices, and a program has one shape. An operation is at most three passes over the batch: pixels
+move (`warp`), levels are replaced (`_levels`: most operations are but a table of 256 levels for
+each channel), an image is mixed with another one (`_blend`).
+
+Results equal Pillow's bit for bit. In this file m is the number of images, S their side and
+P = S² their pixels; most functions see them as uint8 [m, 3, P].
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layermatch_jax.batch import TrainBatch
+from layermatch_jax.data.operations import CUTOUT_COLOR, NAMES
+from layermatch_jax.data.sampler import Draws
+
+
+class ResidentData(NamedTuple):
+    """A training set on a device."""
+
+    labeled_images: jax.Array  # [N_l, R, R, 3] uint8
+    labels: jax.Array  # [N_l] int32
+    unlabeled_images: jax.Array  # [N_u, R, R, 3] uint8
+    true_labels: jax.Array  # [N_u] int32; -1 = unknown
+
+
+def make_batch(data: ResidentData, draws: Draws, padding: int, image_size: int) -> TrainBatch:
+    """Some rows of a step's batch, from the whole training set and the draws of these rows.
+
+    Args:
+      data: the training set.
+      draws: `Sampler.draw(step)` or rows of it, as arrays on the device.
+      padding: reflected border, pixels.
+      image_size: S.
+
+    Returns:
+      What `pipeline.train_batches` yields for these rows.
+    """
+    count, mu = draws.unlabeled.shape
+    n, size = draws.op.shape[2], image_size
+
+    def views(images, positions, v):
+        got = crop_and_flip(
+            images,
+            positions.reshape(-1),
+            draws.offset[:, v].reshape(-1, 2),
+            draws.flip[:, v].reshape(-1),
+            padding,
+            size,
+        )
+        return got.reshape(count, -1, size, size, 3)
+
+    images = views(data.labeled_images, draws.labeled, slice(0, 1))
+    if mu:
+        weak = views(data.unlabeled_images, draws.unlabeled, slice(1, 1 + mu))
+        strong = strong_views(
+            views(data.unlabeled_images, draws.unlabeled, slice(1 + mu, None)).reshape(
+                -1, size, size, 3
+            ),
+            draws.op.reshape(-1, n),
+            draws.value.reshape(-1, n),
+            draws.affine.reshape(-1, n, 6),
+            draws.cutout.reshape(-1, 4),
+        )
+        images = jnp.concatenate([images, weak, strong.reshape(weak.shape)], axis=1)
+    return TrainBatch(
+        images=images,
+        labels=data.labels[draws.labeled],
+        indices=draws.unlabeled,
+        true_labels=data.true_labels[draws.unlabeled],
+    )
+
+
+def crop_and_flip(
+    images: jax.Array,
+    positions: jax.Array,
+    offset: jax.Array,
+    flip: jax.Array,
+    padding: int,
+    size: int,
+) -> jax.Array:
+    """`crop.crop_and_flip` of images[positions]; nothing is padded or copied but the views.
+
+    Args:
+      images: uint8 [N, R, R, C].
+      positions: int32 [n], which image each view is of, 0..N - 1.
+      offset: int32 [n, 2], (y, x) of the crop in the padded image, pixels, 0..R + 2·padding - size.
+        Not checked, nor are positions: a compiled program cannot raise.
+      flip: bool [n]. The crop is mirrored, not the image.
+      padding: pixels added on each side, without repeating the border.
+      size: side of the crop, pixels.
+
+    Returns:
+      uint8 [n, size, size, C].
+
+    Raises:
+      ValueError: if the padded image is smaller than the crop.
+    """
+    side = images.shape[1]
+    if side + 2 * padding < size:
+        raise ValueError(f"a crop of {size} pixels from images of {side} padded by {padding}")
+    period = max(2 * (side - 1), 1)
+
+    def source(padded):  # position in the padded image -> position in the image
+        inside = (padded - padding) % period
+        return jnp.minimum(inside, period - inside)
+
+    along = jnp.arange(size)[None, :]
+    y = source(offset[:, :1] + along)
+    x = source(offset[:, 1:] + jnp.where(flip[:, None], size - 1 - along, along))
+    where = (positions[:, None, None], y[:, :, None], x[:, None, :])
+    return images.at[where].get(mode="promise_in_bounds")
+
+
+def strong_views(
+    images: jax.Array, op: jax.Array, value: jax.Array, affine: jax.Array, cutout: jax.Array
+) -> jax.Array:
+    """Applies n operations in order to each image, then Cutout.
+
+    Args:
+      images: uint8 [m, S, S, 3].
+      op: int32 [m, n], operations by their position in `operations.RANDAUGMENT`.
+      value: float32 [m, n], their magnitudes in the units and ranges given there.
+      affine: int32 [m, n, 6], `operations.coefficients` of these.
+      cutout: int32 [m, 4], the box to fill (y0, x0, y1, x1), half-open, pixels.
+
+    Returns:
+      uint8 [m, S, S, 3]. A row depends on nothing but its own row of the arguments.
+    """
+    m, size = images.shape[:2]
+    planes = images.reshape(m, size**2, 3).swapaxes(1, 2)
+    draws = (op.T, value.T, affine.swapaxes(0, 1))
+    planes, _ = jax.lax.scan(lambda x, draw: (_apply(x, *draw), None), planes, draws)
+    return cut_out(planes.swapaxes(1, 2).reshape(images.shape), cutout)
+
+
+def _apply(planes, op, value, affine):
+    """One operation on each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
+    chosen = {name: (op == k)[:, None, None] for k, name in enumerate(NAMES)}
+    value = value[:, None, None]
+    planes = warp(planes, affine)
+    table = _levels(planes, chosen, value).astype(jnp.uint8)
+    planes = _look_up(table, planes.astype(jnp.int32))
+    return _blend(planes, chosen, value)
+
+
+def cut_out(images: jax.Array, box: jax.Array) -> jax.Array:
+    """Fills the box (y0, x0, y1, x1), half-open, int32 [m, 4], with grey. uint8 [m, S, S, 3]."""
+    along = jnp.arange(images.shape[1])[None, :]
+    line = (along >= box[:, 0:1]) & (along < box[:, 2:3])
+    column = (along >= box[:, 1:2]) & (along < box[:, 3:4])
+    inside = (line[:, :, None] & column[:, None, :])[..., None]
+    return jnp.where(inside, jnp.array(CUTOUT_COLOR, jnp.uint8)[None, None, None], images)
+
+
+def warp(planes: jax.Array, affine: jax.Array) -> jax.Array:
+    """Moves pixels as `operations.coefficients` says, int32 [m, 6]; uint8 [m, 3, P]."""
+    m, size = len(planes), math.isqrt(planes.shape[2])
+    x, y = jnp.arange(size)[None, None, :], jnp.arange(size)[None, :, None]
+    a, b, c, d, e, f = (affine[:, k, None, None] for k in range(6))
+    x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    index = jnp.where(inside, y * size + x, 0)
+    moved = _look_up(planes, index.reshape(m, 1, size**2))
+    return jnp.where(inside.reshape(m, 1, size**2), moved, jnp.uint8(0))
+
+
+def _look_up(table, index):
+    """Table [m, 3, N] at index [m, 3 or 1, P] -> [m, 3, P]."""
+    return jnp.take_along_axis(table, index, axis=2, mode="promise_in_bounds")
+
+
+def _levels(planes, chosen, value):
+    """What each level becomes by the operations that replace levels: int32 [m, 3, 256]."""
+    level = jnp.arange(256)[None, None, :]
+    low = jnp.min(planes, axis=2, keepdims=True).astype(jnp.int32)
+    high = jnp.max(planes, axis=2, keepdims=True).astype(jnp.int32)
+    mean = _mean(_luma(planes))
+    tables = {
+        "autocontrast": _stretch(level, low, high),
+        "brightness": _mix(jnp.zeros_like(level), level, value),
+        "contrast": _mix(mean, level, value),
+        "equalize": _even(level, _histogram(planes)),
+        "posterize": level & (256 - (1 << (8 - jnp.maximum(value.astype(jnp.int32), 1)))),
+        "solarize": jnp.where(level.astype(jnp.float32) >= value, 255 - level, level),
+    }
+    for name, table in tables.items():
+        level = jnp.where(chosen[name], table, level)
+    return level
+
+
+def _stretch(level, low, high):
+    """`ImageOps.autocontrast`: low becomes 0, high 255; int32 [m, 3, 1]."""
+    span = high - low
+    stretched = (level - low) * 255 // jnp.maximum(span, 1)
+    short = jnp.asarray(_falls_short())[low[:, :, 0], high[:, :, 0]]
+    short = (short[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)[None, None, None]) & 1
+    return jnp.where(span > 0, stretched - short.reshape(*low.shape[:2], 256), level)
+
+
+@functools.cache
+def _falls_short():
+    """Where Pillow's autocontrast is one level below the exact result, as bits.
+
+    It multiplies and adds in float64 and cuts off. Where the exact result is a whole number, the
+    float64 one may fall short of it.
+
+    Returns uint8 [256, 256, 32]: lowest level, highest level, level / 8.
+    """
+    short = np.zeros((256, 256, 256), bool)
+    for span in range(1, 256):
+        whole = math.gcd(span, 255)  # so many results are whole numbers, apart from 0
+        low = np.arange(256 - span)[:, None]
+        level = low + span // whole * np.arange(1, whole + 1)
+        scale = 255.0 / span
+        short[low, low + span, level] = level * scale + -low * scale < (level - low) * 255 // span
+    return np.packbits(short, axis=-1)
+
+
+def _even(level, count):
+    """`ImageOps.equalize`; histograms int32 [m, 3, 256]."""
+    darker = jnp.cumsum(count, axis=2) - count
+    brightest_left_out = jnp.max(jnp.where(count > 0, darker, 0), axis=2, keepdims=True)
+    step = brightest_left_out // 255
+    even = jnp.minimum((darker + step // 2) // jnp.maximum(step, 1), 255)
+    return jnp.where(step > 0, even, level)
+
+
+def _histogram(planes):
+    """int32 [m, 3, 256]."""
+    m, index = len(planes), planes.astype(jnp.int32) + 256 * jnp.arange(3)[None, :, None]
+
+    def count(index):
+        return jnp.zeros(3 * 256, jnp.int32).at[index].add(1, mode="promise_in_bounds")
+
+    return jax.vmap(count)(index.reshape(m, 3 * planes.shape[2])).reshape(m, 3, 256)
+
+
+def _blend(planes, chosen, value):
+    """The operations that mix an image with another one."""
+    other = jnp.where(chosen["color"], _luma(planes), _smooth(planes))
+    value = jnp.where(chosen["color"] | chosen["sharpness"], value, 1.0)
+    return _mix(other, planes.astype(jnp.int32), value).astype(jnp.uint8)
+
+
+def _luma(planes):
+    """Grey levels int32 [m, 1, P]. `image.convert("L")`."""
+    red, green, blue = jnp.split(planes.astype(jnp.int32), 3, axis=1)
+    return (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
+
+
+def _mean(luma):
+    """The mean, rounded, int32 [m, 1, 1]."""
+    area = luma.shape[2]
+    return (2 * jnp.sum(luma, axis=2, keepdims=True) + area) // (2 * area)
+
+
+def _smooth(planes):
+    """`ImageFilter.SMOOTH`: int32 [m, 3, P]; the border stays."""
+    m, size = len(planes), math.isqrt(planes.shape[2])
+    x = planes.astype(jnp.int32).reshape(m, 3, size, size)
+    total = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    total = total[..., :-2] + total[..., 1:-1] + total[..., 2:]
+    smooth = (2 * (total + 4 * x[:, :, 1:-1, 1:-1]) + 13) // 26
+    return x.at[:, :, 1:-1, 1:-1].set(smooth).reshape(planes.shape)
+
+
+def _mix(first, second, value):
+    """`Image.blend(first, second, value)` with 0 ≤ value ≤ 1: int32 in and out."""
+    change = value * (second - first).astype(jnp.float32)
+    # The maximum changes nothing, but keeps compilers from fusing the multiplication with the
+    # addition, which would round once where Pillow rounds twice.
+    return (first.astype(jnp.float32) + jnp.maximum(change, -256.0)).astype(jnp.int32)
