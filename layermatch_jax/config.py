@@ -50,17 +50,23 @@ METHODS = {
     },
 }
 
+# Between them lie whole calls of the train program, of as many steps by default.
+_PERIODS, _STEPS_PER_CALL = ("train_steps", "log_every", "eval_every", "checkpoint_every"), 8
+
 # Fields that may change between two starts of one run: they do not change its result.
 RESULT_NEUTRAL = (
     "applied_method",  # says again what `method` says
     "parallelism",
     "dataset.data_dir",
+    "input.backend",
     "input.prefetch",
+    "input.steps_per_call",
     "log_every",
     "checkpoint_every",
     "checkpoints_kept",
     "compilation_cache",
     "tensorboard",
+    "profile",
 )
 
 
@@ -150,7 +156,12 @@ def base() -> ml_collections.ConfigDict:
     o.weight_decay = 5e-4  # on convolution and dense kernels only
 
     c.input = ml_collections.ConfigDict()
-    c.input.prefetch = 4  # batches made ahead of the device
+    c.input.backend = "tf_data"  # 'tf_data': views are made on the host | 'device': all images are
+    # kept in the devices' memory, and views are made there
+    c.input.prefetch = 4  # tf_data: batches made ahead of the device
+    # device: train steps in one call of the program (K); divides the periods below and train_steps;
+    # None = the largest such number up to 8
+    c.input.steps_per_call = config_dict.placeholder(int)
 
     c.eval_batch_size = 512  # all devices together
     c.log_every = 256  # steps
@@ -158,7 +169,8 @@ def base() -> ml_collections.ConfigDict:
     c.checkpoint_every = 4096  # steps
     c.checkpoints_kept = 2
     c.compilation_cache = config_dict.placeholder(str)  # folder of compiled programs, for restarts
-    c.tensorboard = True  # event files, where TensorFlow is installed
+    c.tensorboard = True  # event files
+    c.profile = False  # benchmark: also write a trace of the loop (jax.profiler)
     return c.lock()
 
 
@@ -198,6 +210,19 @@ def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collectio
     names = {"method": method, "applied_method": method}
     config.update_from_flattened_dict(names | method_choices(method))
     return config
+
+
+def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """A copy of a config with another method's choices in place of its own.
+
+    Raises:
+      InputError: as `method_choices`.
+    """
+    chosen = set().union(*METHODS.values())
+    neutral = {name: value for name, value in fields(base()).items() if name in chosen}
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(neutral)
+    return apply_method(other, method)
 
 
 def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
@@ -309,6 +334,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     for name, allowed in {
         "parallelism": ("pmap", "jit"),
         "dataset.evaluate_on": ("test", "validation"),
+        "input.backend": ("tf_data", "device"),
         "model.dtype": ("float32", "bfloat16"),
         "policy.name": POLICIES,
         "policy.signal_annealing": ("none", "linear", "log", "exp"),
@@ -413,6 +439,18 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             f"--config.dataset.image_size={config.dataset.image_size} is more than stored_size + "
             f"2 · padding = {padded} pixels: no crop fits"
         )
+    if config.input.steps_per_call is not None:
+        allowed = _steps_per_call(config)
+        if config.input.steps_per_call not in allowed:
+            raise InputError(
+                f"--config.input.steps_per_call={config.input.steps_per_call}: allowed are "
+                f"{', '.join(map(str, allowed))}"
+                + (
+                    f", which divide {', '.join(_PERIODS)}"
+                    if config.input.backend == "device"
+                    else " with --config.input.backend=tf_data"
+                )
+            )
     uneven = []
     for name in ("batch_size", "eval_batch_size"):
         size = _get(config, name)
@@ -434,6 +472,20 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             re.compile(pair[0])
         except re.error as error:
             raise InputError(f"gradient mask {pair[0]!r} is no expression: {error}") from None
+
+
+def steps_per_call(config: ml_collections.ConfigDict) -> int:
+    """K, the train steps in one call of the program."""
+    chosen = config.input.steps_per_call
+    return chosen or max(k for k in _steps_per_call(config) if k <= _STEPS_PER_CALL)
+
+
+def _steps_per_call(config) -> list[int]:
+    """What K may be, ascending: evaluations, checkpoints and log lines lie between calls."""
+    if config.input.backend == "tf_data":
+        return [1]
+    common = math.gcd(*(_get(config, name) for name in _PERIODS))
+    return [k for k in range(1, common + 1) if common % k == 0]
 
 
 def _get(config, name: str):

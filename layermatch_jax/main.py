@@ -11,7 +11,24 @@ from ml_collections import config_flags
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, unknown
 
-MODES = ("train",)
+
+def _train(config, folder: str) -> str | None:
+    from layermatch_jax import hosts, train, workdir
+
+    with hosts.signals() as told_to_stop:
+        result = train.train_and_evaluate(config, folder, told_to_stop)
+    return result and workdir.summary(result, folder)
+
+
+def _benchmark(config, folder: str) -> str | None:
+    from layermatch_jax import benchmark
+
+    report = benchmark.benchmark(config, folder)
+    return report and benchmark.table(report, folder)
+
+
+# (config, workdir) -> what is printed in the end; None in all processes but the first.
+MODES = {"train": _train, "benchmark": _benchmark}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -24,14 +41,12 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in MODES:
             raise unknown("--mode", flag_values.mode, MODES)
-        from layermatch_jax import hosts, train, workdir  # JAX starts here, not for a wrong flag
+        from layermatch_jax import hosts, workdir  # JAX starts here, not for a wrong flag
 
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        with hosts.signals() as told_to_stop:
-            result = train.train_and_evaluate(config, folder, told_to_stop)
-        if result:
-            print(workdir.summary(result, folder))
+        if said := MODES[flag_values.mode](config, folder):
+            print(said)
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         return end.status

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from layermatch_jax import events
 from layermatch_jax.errors import NonFiniteLossError
 
 FILE = "metrics.jsonl"
@@ -25,30 +26,41 @@ TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
 # Windows: what happened since the last log line, summed on the device.
 
 
-def empty_window(metrics) -> dict:
-    """A window without steps, for metrics (or their shapes) such as steps.train_step's."""
+def empty_window(window) -> dict:
+    """A window without steps, of the form of another one (or its shapes)."""
     return {
-        "sums": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics),
+        "sums": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), window["sums"]),
         "nonfinite_step": np.array(NEVER, np.int32),
     }
 
 
-@jax.jit
-def accumulate(window: dict, metrics: dict, step: jax.Array) -> dict:
-    """Adds a step's [sum, weight] pairs, and remembers the first step whose loss is not finite.
+def window_of(metrics: dict, step: jax.Array) -> dict:
+    """The window of one step.
 
     Args:
-      window: of `empty_window` or this function.
-      metrics: {name: float32 [2]}, 'loss' among them.
+      metrics: {name: float32 [2] or [2, K]} of [sum, weight] pairs, 'loss' among them.
       step: int32 [], the step's number, 1-based.
+
+    Returns:
+      {'sums': the metrics, 'nonfinite_step': int32 [], the step if its loss is NaN or infinite,
+      else NEVER}.
     """
     finite = jnp.isfinite(metrics["loss"][0])
+    return {"sums": metrics, "nonfinite_step": jnp.where(finite, NEVER, step)}
+
+
+def add_up(windows: dict) -> dict:
+    """The window of all steps, of windows that are stacked along a new first axis."""
     return {
-        "sums": jax.tree.map(jnp.add, window["sums"], metrics),
-        "nonfinite_step": jnp.where(
-            finite, window["nonfinite_step"], jnp.minimum(window["nonfinite_step"], step)
-        ),
+        "sums": jax.tree.map(lambda x: jnp.sum(x, axis=0), windows["sums"]),
+        "nonfinite_step": jnp.min(windows["nonfinite_step"]),
     }
+
+
+@jax.jit
+def join(window: dict, later: dict) -> dict:
+    """The window of the steps of both."""
+    return add_up(jax.tree.map(lambda *x: jnp.stack(x), window, later))
 
 
 def check_finite(window: dict, state=None) -> None:
@@ -107,7 +119,7 @@ class Log:
         tensorboard: bool,
     ):
         self._path = _cut_back(workdir, step) if workdir else None
-        self._events = _tensorboard(workdir) if workdir and tensorboard else None
+        self._events = _event_file(workdir) if workdir and tensorboard else None
         self._train_steps, self._images_per_step = train_steps, images_per_step
         self._latest = {}  # the newest line of each split
         self._start = step
@@ -148,7 +160,7 @@ class Log:
         self._write(step, split, scores | {"seconds": self._seconds()})
 
     def close(self) -> None:
-        """Writes out what TensorBoard's writer holds."""
+        """Closes TensorBoard's file."""
         if self._events:
             self._events.close()
 
@@ -165,14 +177,10 @@ class Log:
             file.write(json.dumps({"step": step, "split": split} | values) + "\n")
         self._latest[split] = values
         if self._events:
-            scalars, by_class = {}, {}
-            for name, value in values.items():
-                if isinstance(value, list):
-                    by_class[f"{split}/{name}"] = np.array([x for x in value if x is not None])
-                elif value is not None:
-                    scalars[f"{split}/{name}"] = value
-            self._events.write_scalars(step, scalars)
-            self._events.write_histograms(step, {k: v for k, v in by_class.items() if v.size})
+            tags = {f"{split}/{name}": x for name, x in values.items() if x is not None}
+            by_class = {tag: x for tag, x in tags.items() if isinstance(x, list)}
+            scalars = {tag: x for tag, x in tags.items() if tag not in by_class}
+            self._events.write(step, scalars, by_class)
 
     def _seconds(self) -> float:
         """Since the line before this one; the first one's include compilation."""
@@ -205,14 +213,12 @@ def _cut_back(workdir: epath.Path, step: int) -> epath.Path:
     return part.replace(workdir / FILE)
 
 
-def _tensorboard(workdir: epath.Path):
-    # clu's writer imports TensorFlow, which a machine that trains without tf.data may lack.
+def _event_file(workdir: epath.Path) -> events.EventFile | None:
     try:
-        from clu import metric_writers
+        return events.EventFile(workdir / "tensorboard")
     except ImportError:
-        logging.warning("TensorFlow is not installed: no TensorBoard events are written.")
+        logging.warning("TensorBoard is not installed: no events are written.")
         return None
-    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from layermatch_jax.errors import InputError
+
 AXIS = "batch"
 
 
@@ -54,30 +56,35 @@ def keep_compiled(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def compile_step(step: Callable, parallelism: str, *, donate_state: bool = True) -> Callable:
-    """Compiles `step(state, batch, *, axis_name) -> (state, outputs)` for all devices.
+def compile_step(
+    step: Callable, parallelism: str, *, resident: bool = False, donate_state: bool = True
+) -> Callable:
+    """Compiles `step(state, rows, *, axis_name) -> (state, outputs)` for all devices.
 
     Args:
       step: pure; its outputs must be the same on every device (summed or gathered).
       parallelism: 'pmap' or 'jit'.
+      resident: whether there is a second argument, `step(state, resident, rows, *, axis_name)`,
+        which is the same on every device and stays there.
       donate_state: whether the state's buffers may be reused for the new state.
 
     Returns:
-      (state, batch) -> (state, outputs), with a batch placed by `place_batch` and a state placed by
-      `replicate`; neither grows a device axis.
+      A function of the same positional arguments, with rows placed by `place_batch` and the others
+      placed by `replicate`; none grows a device axis.
     """
+    whole = 2 if resident else 1  # arguments that every device has all of
     donate = (0,) if donate_state else ()
     if parallelism == "pmap":
         return jax.pmap(
-            lambda state, batch: step(state, batch, axis_name=AXIS),
+            functools.partial(step, axis_name=AXIS),
             axis_name=AXIS,
-            in_axes=(None, 0),
+            in_axes=(*[None] * whole, 0),
             out_axes=(None, None),
             donate_argnums=donate,
         )
     return jax.jit(
-        lambda state, batch: step(state, batch, axis_name=None),
-        in_shardings=(replicated("jit"), by_rows("jit")),
+        functools.partial(step, axis_name=None),
+        in_shardings=(*[replicated("jit")] * whole, by_rows("jit")),
         out_shardings=(replicated("jit"), replicated("jit")),
         donate_argnums=donate,
     )
@@ -121,6 +128,33 @@ def replicate(tree, parallelism: str):
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, tree)
+
+
+def check_room(size: int) -> None:
+    """Refuses what each device is to keep if it has no memory for that.
+
+    Args:
+      size: bytes.
+
+    Raises:
+      InputError: says how much there is, and what to do.
+    """
+    for device in jax.local_devices():
+        memory = device.memory_stats() or {}
+        free = memory.get("bytes_limit", _memory_of_host()) - memory.get("bytes_in_use", 0)
+        if size > free:
+            raise InputError(
+                f"--config.input.backend=device keeps all images on each device: {size / 1e9:.1f} "
+                f"GB, and {device} has {free / 1e9:.1f} GB. Take --config.input.backend=tf_data, "
+                "or images of a smaller --config.dataset.stored_size"
+            )
+
+
+def _memory_of_host() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows
+        return float("inf")
 
 
 def host_rows(batch_size: int) -> slice:

@@ -5,23 +5,115 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import checkpoint, evaluate, hosts, metrics, parallel, state, steps
+from layermatch_jax import checkpoint, evaluate, hosts, metrics, parallel, program, state, steps
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
+from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.errors import NonFiniteLossError, Stopped
+
+
+class Data(NamedTuple):
+    """The images of a run, on the host."""
+
+    statistics: tuple  # of sources.channel_statistics
+    partition: splits.Partition
+    feed: feed_lib.Feed
+    images_per_step: int  # views through the backbone
+
+
+class Prepared(NamedTuple):
+    """A run that could begin: its data, its initial state, its programs."""
+
+    data: Data
+    resident: Any  # what the feed keeps on the devices
+    initial: state.TrainState
+    train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
+    eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
+    empty_window: dict
+
+
+def load(config: ml_collections.ConfigDict) -> Data:
+    """Source -> split -> the draws of every step -> a feed of the steps.
+
+    Args:
+      config: the whole config, validated.
+
+    Raises:
+      InputError: the data cannot be used.
+    """
+    source = None
+    with hosts.all_or_none():
+        if hosts.is_first():
+            source = sources.load(config.dataset)
+    with hosts.all_or_none():
+        # The others after the first: it may have had to download the set to a folder they share.
+        source = source or sources.load(config.dataset)
+        partition = splits.partition(source, config.dataset)
+        sampler = pipeline.create_sampler(config, partition)
+        rows = parallel.host_rows(config.batch_size)
+        return Data(
+            statistics=sources.channel_statistics(source.train),
+            partition=partition,
+            feed=feed_lib.create(config, partition, sampler, rows),
+            images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
+        )
+
+
+def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:
+    """Places what the devices keep, and makes the state and the programs of a run.
+
+    Args:
+      config: the whole config, validated.
+      data: of `load`.
+      resident: another run's, of the same data on the same devices; None = placed here.
+
+    Raises:
+      InputError: the images do not fit where they are to be kept, or cannot be read; the gradient
+        mask fits no parameter.
+    """
+    feed, partition = data.feed, data.partition
+    if config.compilation_cache:
+        parallel.keep_compiled(config.compilation_cache)
+    initial = state.create(
+        config,
+        num_classes=len(partition.class_names),
+        num_unlabeled=len(partition.unlabeled.labels),
+        axis_name=parallel.axis_name(config.parallelism),
+    )
+    with hosts.all_or_none():
+        method = steps.create_method(config, initial.params, data.statistics)
+        if resident is None:
+            parallel.check_room(feed.resident_bytes)
+            images = feed.resident()
+    train_program = parallel.compile_step(
+        functools.partial(program.train_steps, batch=feed.batch, method=method),
+        config.parallelism,
+        resident=True,
+    )
+    eval_step = parallel.compile_step(
+        functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
+    )
+    if resident is None:
+        resident = parallel.replicate(images, config.parallelism)
+    example = parallel.place_batch(feed.example, config.parallelism)
+    _, window = jax.eval_shape(train_program, initial, resident, example)
+    empty_window = metrics.empty_window(window)
+    return Prepared(data, resident, initial, train_program, eval_step, empty_window)
 
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict,
     workdir: str,
     told_to_stop: Callable[[], str | None] = lambda: None,
+    prepared: Prepared | None = None,
 ) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
@@ -32,6 +124,7 @@ def train_and_evaluate(
       workdir: folder of the run (local or gs://), made if it is not there. The first process alone
         reads and writes it.
       told_to_stop: of `hosts.signals`, the name of the signal that asked the run to stop.
+      prepared: of `prepare`, by the same config but for periods and the like; None = made here.
 
     Returns:
       What result.json holds; None in all processes but the first.
@@ -54,44 +147,13 @@ def train_and_evaluate(
             done = f"{workdir} holds this run, and it is finished: nothing to do.\n"
             print(done, file=sys.stderr)
         return result
-    if config.compilation_cache:
-        parallel.keep_compiled(config.compilation_cache)
 
-    # --- Data: source -> split -> the draws of every step ----------------------------------------
-    source = None
-    with hosts.all_or_none():
-        if first:
-            source = sources.load(config.dataset)
-    with hosts.all_or_none():
-        # The others after the first: it may have had to download the set to a folder they share.
-        source = source or sources.load(config.dataset)
-        partition = splits.partition(source, config.dataset)
-        sampler = pipeline.create_sampler(config, partition)
-        rows = parallel.host_rows(config.batch_size)
-        example, _ = pipeline.weak_views(partition, sampler, config.dataset.padding, 0, rows)
-        if first:
-            workdir_lib.check_split(workdir, partition.record)
+    # --- Data, state and programs ----------------------------------------------------------------
+    prepared = prepared or prepare(config, load(config))
+    feed, partition = prepared.data.feed, prepared.data.partition
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
-
-    # --- State and steps -------------------------------------------------------------------------
-    initial = state.create(
-        config,
-        num_classes=len(partition.class_names),
-        num_unlabeled=len(partition.unlabeled.labels),
-        axis_name=parallel.axis_name(config.parallelism),
-    )
-    with hosts.all_or_none():
-        statistics = sources.channel_statistics(source.train)
-        method = steps.create_method(config, initial.params, statistics)
-    train_step = parallel.compile_step(
-        functools.partial(steps.train_step, method=method), config.parallelism
-    )
-    eval_step = parallel.compile_step(
-        functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
-    )
-    _, metric_shapes = jax.eval_shape(train_step, initial, place(example))
-    run = {"state": initial, "window": metrics.empty_window(metric_shapes)}
-    empty_window = parallel.replicate(run["window"], config.parallelism)
+    empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
+    run = {"state": prepared.initial, "window": prepared.empty_window}
 
     with contextlib.ExitStack() as to_the_end:
         # --- Begin, or go on ---------------------------------------------------------------------
@@ -114,29 +176,21 @@ def train_and_evaluate(
             workdir if first else None,
             start,
             config.train_steps,
-            images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
+            prepared.data.images_per_step,
             tensorboard=config.tensorboard,
         )
         to_the_end.callback(log.close)
         if first:
             introduce(config, partition, current, workdir)
 
-        # --- The loop ----------------------------------------------------------------------------
-        batches = pipeline.train_batches(
-            partition,
-            sampler,
-            padding=config.dataset.padding,
-            steps=range(start, config.train_steps),
-            rows=rows,
-            prefetch=config.input.prefetch,
-        )
+        # --- The loop: a call is one train step, or several --------------------------------------
         pending = collections.deque()  # full windows that the device may still be working on
         previous, vote = window, False
         try:
-            for step, batch in enumerate(batches, start + 1):
-                current, step_metrics = train_step(current, place(batch))
-                window = metrics.accumulate(window, step_metrics, step)
-                # Wait for the step before this one: the device is never idle, nor far behind. All
+            for step, call in feed.calls(range(start, config.train_steps)):
+                current, done = prepared.train_program(current, prepared.resident, place(call))
+                window = metrics.join(window, done)
+                # Wait for the call before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
                 stop, vote = bool(vote), hosts.vote(told_to_stop() is not None)
@@ -151,9 +205,11 @@ def train_and_evaluate(
                 while pending and (pending[0][0] < step or evaluate_now or save_now):
                     log.train(*pending.popleft())
                 if evaluate_now:
-                    scores = evaluate.evaluate(eval_step, current, partition.evaluation, config)
+                    scores = evaluate.evaluate(
+                        prepared.eval_step, current, partition.evaluation, config
+                    )
                     log.evaluation(step, config.dataset.evaluate_on, scores)
-                if save_now:  # before the next batch is taken: the state and the step agree
+                if save_now:  # before the next call is taken: the state and the step agree
                     metrics.check_finite(window, current)
                     if first:
                         checkpoint.save(checkpoints, step, {"state": current, "window": window})

@@ -153,8 +153,17 @@ def write_result(
         "train_steps": config.train_steps,
         **measured,
         "split_sha256": split["sha256"],
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "parallelism": config.parallelism,
+        **provenance(),
+    }
+    _write_json(workdir / RESULT, result)
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """What a measurement was made on and with."""
+    return {
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "versions": {
             "layermatch_jax": layermatch_jax.__version__,
             "jax": jax.__version__,
@@ -162,8 +171,6 @@ def write_result(
         },
         "git_commit": _git_commit(),
     }
-    _write_json(workdir / RESULT, result)
-    return result
 
 
 def summary(result: dict[str, Any], workdir: epath.Path) -> str:

@@ -20,9 +20,9 @@ def pairs(values, weights):
 
 def window_of(steps, first=1):
     """Accumulates a list of {name: [sum, weight]}."""
-    window = metrics.empty_window(steps[0])
+    window = metrics.empty_window({"sums": steps[0]})
     for step, step_metrics in enumerate(steps, first):
-        window = metrics.accumulate(window, step_metrics, step)
+        window = metrics.join(window, metrics.window_of(step_metrics, step))
     return window
 
 

@@ -1,0 +1,118 @@
+"""How a run's images reach its steps: made on the host, or on the devices that keep them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.batch import TrainBatch
+from layermatch_jax.data import augment_jax, pipeline
+from layermatch_jax.data.images import Images
+from layermatch_jax.data.sampler import Draws, Sampler
+from layermatch_jax.data.splits import Partition
+
+_CHUNK = 256  # images read at a time
+
+
+class Feed(NamedTuple):
+    """What a backend of config.input is. A call is what the train program is given for K steps.
+
+    Its arrays are NumPy, [rows, K, ...]: this host's rows of every one of the global batches.
+    """
+
+    # () -> arrays that every device keeps while the run lasts, and their size; () for none
+    resident: Callable[[], Any]
+    resident_bytes: int
+    # A call of the first steps, for its shapes
+    example: Any
+    # steps -> (number of the call's last step, 1-based; the call), in order
+    calls: Callable[[range], Iterator[tuple[int, Any]]]
+    # (resident, one step of a call: [rows, ...]) -> TrainBatch; runs inside the program
+    batch: Callable[[Any, Any], TrainBatch]
+
+
+def create(
+    config: ml_collections.ConfigDict, partition: Partition, sampler: Sampler, rows: slice
+) -> Feed:
+    """The feed that config.input asks for.
+
+    Args:
+      config: the whole config.
+      partition: the run's images.
+      sampler: its draws.
+      rows: this host's rows of every global batch.
+
+    Raises:
+      InputError: an image cannot be read; names its file. `resident` and `calls` raise it, too.
+    """
+    return _BACKENDS[config.input.backend](config, partition, sampler, rows)
+
+
+def _tf_data(config, partition, sampler, rows) -> Feed:
+    """The host makes every view, through tf.data; the devices get whole batches, one a call."""
+    padding = config.dataset.padding
+
+    def call(batch: TrainBatch) -> TrainBatch:
+        return TrainBatch(*(x[:, None] for x in batch))
+
+    def calls(steps: range) -> Iterator[tuple[int, TrainBatch]]:
+        batches = pipeline.train_batches(
+            partition,
+            sampler,
+            padding=padding,
+            steps=steps,
+            rows=rows,
+            prefetch=config.input.prefetch,
+        )
+        for step, batch in enumerate(batches, steps.start + 1):
+            yield step, call(batch)
+
+    example, _ = pipeline.weak_views(partition, sampler, padding, 0, rows)
+    return Feed(tuple, 0, call(example), calls, lambda resident, batch: batch)
+
+
+def _device(config, partition, sampler, rows) -> Feed:
+    """The devices keep all images and make every view; the host makes draws, for K steps a call."""
+    padding, size, K = config.dataset.padding, sampler.image_size, config_lib.steps_per_call(config)
+
+    def call(steps: range) -> Draws:
+        of_steps = [sampler.draw(step).rows(rows) for step in steps]
+        return Draws(*(np.stack(x, axis=1) for x in zip(*of_steps, strict=True)))
+
+    def calls(steps: range) -> Iterator[tuple[int, Draws]]:
+        start = steps.start
+        while start < steps.stop:  # up to the next multiple of K, wherever the run goes on from
+            stop = min(start - start % K + K, steps.stop)
+            yield stop, call(range(start, stop))
+            start = stop
+
+    def batch(resident: augment_jax.ResidentData, draws: Draws) -> TrainBatch:
+        return augment_jax.make_batch(resident, draws, padding, size)
+
+    labeled, unlabeled = partition.labeled, partition.unlabeled
+    counts = len(labeled.labels), len(unlabeled.labels) if sampler.unlabeled_ratio else 0
+
+    def resident() -> augment_jax.ResidentData:
+        return augment_jax.ResidentData(
+            labeled_images=_pixels(labeled, counts[0]),
+            labels=labeled.labels,
+            unlabeled_images=_pixels(unlabeled, counts[1]),
+            true_labels=unlabeled.labels,
+        )
+
+    resident_bytes = sum(counts) * 3 * config.dataset.stored_size**2
+    return Feed(resident, resident_bytes, call(range(K)), calls, batch)
+
+
+def _pixels(images: Images, count: int) -> np.ndarray:
+    """The first images of a set, uint8 [count, R, R, 3]."""
+    pixels = np.empty((count, *images.read(np.arange(1)).shape[1:]), np.uint8)
+    for start in range(0, count, _CHUNK):  # all at once, a folder's images would be held twice
+        part = pixels[start : start + _CHUNK]
+        part[...] = images.read(np.arange(start, start + len(part)))
+    return pixels
+
+
+_BACKENDS = {"tf_data": _tf_data, "device": _device}
