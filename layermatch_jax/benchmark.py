@@ -6,6 +6,7 @@ them; a speed is the median over the rounds, and so is a ratio of two speeds of 
 
 import collections
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import evaluate, hosts, metrics, parallel, train
+from layermatch_jax import evaluate, hosts, metrics, parallel, steps, train
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import take
@@ -255,11 +256,9 @@ def _analyse(prepared: train.Prepared, config) -> dict[str, Any]:
     start = time.perf_counter()
     memory = lowered.compile().memory_analysis()
     seconds = time.perf_counter() - start
-    # Of the body of the loop over K steps: once. A pmapped program is one device's.
-    flops = lowered.cost_analysis()["flops"]
     return {
         "compile_seconds": seconds,
-        "flops_per_step": flops * (jax.device_count() if config.parallelism == "pmap" else 1),
+        "flops_per_step": _flops(prepared, state, config),
         "program_bytes_per_device": (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -267,6 +266,22 @@ def _analyse(prepared: train.Prepared, config) -> dict[str, Any]:
             - memory.alias_size_in_bytes
         ),
     }
+
+
+def _flops(prepared: train.Prepared, state, config) -> float:
+    """Of a train step without its input, on all devices, by XLA's count."""
+    feed = prepared.data.feed
+    one_step = jax.tree.map(lambda x: x[:, 0], feed.example)
+    batch = jax.eval_shape(feed.batch, prepared.resident, one_step)
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    step = parallel.compile_step(
+        functools.partial(steps.train_step, method=prepared.method), config.parallelism
+    )
+    lowered = step.lower(state, parallel.place_batch(batch, config.parallelism))
+    # A pmapped program is one device's.
+    return lowered.cost_analysis()["flops"] * (
+        jax.device_count() if config.parallelism == "pmap" else 1
+    )
 
 
 def _report(config, data, program, parts: dict[str, Part], seconds) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Prepared(NamedTuple):
 
     data: Data
     resident: Any  # what the feed keeps on the devices
+    method: steps.Method
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
@@ -106,7 +107,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
-    return Prepared(data, resident, initial, train_program, eval_step, empty_window)
+    return Prepared(data, resident, method, initial, train_program, eval_step, empty_window)
 
 
 def train_and_evaluate(

@@ -1,7 +1,7 @@
 """python crash_worker.py WORKDIR [PHASE CALL MILLISECONDS]: a short run that kills itself.
 
 SIGKILL comes MILLISECONDS after the CALL-th time that this process begins PHASE: 'step' (it asks
-for a batch), 'checkpoint' (it begins to write one) or 'evaluation'.
+for a call's draws), 'checkpoint' (it begins to write one) or 'evaluation'.
 """
 
 import os
@@ -13,23 +13,16 @@ import time
 from train_test import tiny
 
 from layermatch_jax import checkpoint, evaluate, train
-from layermatch_jax.data import pipeline
+from layermatch_jax.data import feed
 
 FIELDS = {
-    "train_steps": 16,
-    "checkpoint_every": 3,
+    "train_steps": 16,  # two in each call
+    "checkpoint_every": 4,
     "eval_every": 2,
-    "log_every": 5,  # a window may begin before a checkpoint and end behind it
+    "log_every": 6,  # a window may begin before a checkpoint and end behind it
     "model.name": "linear",
     "parallelism": "jit",
 }
-
-
-def plain_batches(partition, sampler, *, padding, steps, rows, prefetch):
-    """As pipeline.train_batches, without strong augmentation: TensorFlow takes long to import."""
-    del prefetch
-    for step in steps:
-        yield pipeline.weak_views(partition, sampler, padding, step, rows)[0]
 
 
 def kill_in(milliseconds):
@@ -56,12 +49,19 @@ def main(workdir, phase=None, call=None, milliseconds=None):
 
         return replacement
 
-    def train_batches(*args, **kwargs):
-        for batch in plain_batches(*args, **kwargs):
-            begins("step")
-            yield batch
+    create = feed.create
 
-    pipeline.train_batches = train_batches
+    def told_feed(*args):
+        created = create(*args)
+
+        def calls(steps):
+            for step, call in created.calls(steps):
+                begins("step")
+                yield step, call
+
+        return created._replace(calls=calls)
+
+    feed.create = told_feed
     checkpoint.save = told("checkpoint", checkpoint.save)
     evaluate.evaluate = told("evaluation", evaluate.evaluate)
     train.train_and_evaluate(tiny("flexmatch+layerwise", **FIELDS), workdir)

@@ -15,11 +15,9 @@ import jax
 import numpy as np
 import parallel_test
 import pytest
-from crash_worker import plain_batches
 from train_test import final_state, lines
 
 from layermatch_jax import hosts, train
-from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
 
 TESTS = pathlib.Path(__file__).parent
@@ -73,7 +71,7 @@ def launch(count, folder, model):
         pytest.param(4, "conv4", marks=pytest.mark.slow),
     ],
 )
-def test_several_processes_make_the_run_of_one(count, model, tmp_path, monkeypatch):
+def test_several_processes_make_the_run_of_one(count, model, tmp_path):
     statuses, said = launch(count, tmp_path, model)
     assert statuses == [0] * count, "\n\n".join(said)
     arrays = [dict(np.load(tmp_path / f"{k}.npz")) for k in range(count)]
@@ -82,7 +80,6 @@ def test_several_processes_make_the_run_of_one(count, model, tmp_path, monkeypat
     check_evaluation(arrays)
     check_that_none_began_where_one_could_not(arrays)
     check_that_all_stopped_at_one_step(arrays, said, tmp_path)
-    monkeypatch.setattr(pipeline, "train_batches", plain_batches)
     check_the_run_that_went_on(count, model, tmp_path)
 
 

@@ -15,8 +15,8 @@ import time
 import jax
 import numpy as np
 import parallel_test
-from crash_worker import plain_batches
-from train_test import tiny
+import pytest
+from train_test import before_step, tiny
 
 from layermatch_jax import checkpoint, evaluate, hosts, parallel, steps, train
 from layermatch_jax.data import images, pipeline
@@ -86,21 +86,16 @@ def run_config(model):
 def stopped_run(config, folder):
     """Begins a run that the last process is told to stop; returns what was raised."""
 
-    def told_to_stop(*args, steps, **kwargs):
-        batches = plain_batches(*args, steps=steps, **kwargs)
-        for number, batch in enumerate(batches, steps.start + 1):
-            if number == STOP_AT and jax.process_index() == jax.process_count() - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def tell():
+        if jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    pipeline.train_batches = told_to_stop
     try:
-        with hosts.signals() as told:
+        with pytest.MonkeyPatch.context() as patch, hosts.signals() as told:
+            before_step(patch, STOP_AT, tell)
             train.train_and_evaluate(config, folder, told)
     except Stopped as error:
         return str(error)
-    finally:
-        pipeline.train_batches = plain_batches
     return "not stopped"
 
 
@@ -123,7 +118,7 @@ def fail(*_):
 def main(port, num_processes, process_id, folder, model):
     hosts.connect(f"localhost:{port}", int(num_processes), int(process_id))
     if model == "fails":  # the first process cannot write; the others know nothing of it
-        checkpoint.save, pipeline.train_batches = fail, plain_batches
+        checkpoint.save = fail
         train.train_and_evaluate(run_config("linear"), os.path.join(folder, "run"))
     config, run_folder = run_config(model), os.path.join(folder, "run")
     out = {}

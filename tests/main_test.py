@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import flags, logging
 from PIL import Image
+from train_test import before_step
 
 from layermatch_jax import main, metrics
 from layermatch_jax.data import pipeline, sources, splits
@@ -278,16 +279,12 @@ def numpy_loss(params, batch, statistics):
 
 def signals_before_step(monkeypatch, step, *numbers):
     """The process sends itself these signals when it asks for the batch of a step (1-based)."""
-    original = pipeline.train_batches
 
-    def signalling(*args, steps, **kwargs):
-        for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
-            if number == step:
-                for signal_number in numbers:
-                    os.kill(os.getpid(), signal_number)
-            yield batch
+    def signalling():
+        for number in numbers:
+            os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(pipeline, "train_batches", signalling)
+    before_step(monkeypatch, step, signalling)
 
 
 def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from layermatch_jax import checkpoint, config, hosts, metrics, train
-from layermatch_jax.data import pipeline
+from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError, Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -112,6 +112,7 @@ def tiny(method="layermatch", **fields):
             "eval_every": 4,
             "checkpoint_every": 4,
             "eval_batch_size": 64,
+            "input.backend": "device",
             "tensorboard": False,
         }
     )
@@ -124,17 +125,28 @@ class KilledError(Exception):
     pass
 
 
-def kill_at(monkeypatch, step):
-    """The next run dies when it asks for the batch of this step (1-based)."""
-    original = pipeline.train_batches
+def before_step(monkeypatch, step, action):
+    """The next runs do this when they ask for what a step (1-based) needs."""
+    original = feed.create
 
-    def dying(*args, steps, **kwargs):
-        for number, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
-            if number == step:
-                raise KilledError
-            yield batch
+    def create(*args):
+        created = original(*args)
 
-    monkeypatch.setattr(pipeline, "train_batches", dying)
+        def calls(steps):
+            begun = steps.start
+            for last, call in created.calls(steps):
+                if begun < step <= last:
+                    action()
+                yield last, call
+                begun = last
+
+        return created._replace(calls=calls)
+
+    monkeypatch.setattr(feed, "create", create)
+
+
+def die():
+    raise KilledError
 
 
 def final_state(workdir):
@@ -155,22 +167,27 @@ def lines(workdir):
     ]
 
 
-# State of all kinds: by sample, of the classifier, of batches' statistics.
+# State of all kinds (by sample, of the classifier, of batches' statistics), and both backends.
 @pytest.mark.parametrize(
-    ("method", "centres"), [("flexmatch+layerwise", "classifier"), ("freematch", "outputs")]
+    ("method", "centres", "backend"),
+    [
+        ("flexmatch+layerwise", "classifier", "device"),
+        ("freematch", "outputs", "tf_data"),
+    ],
 )
-def test_an_interrupted_run_equals_an_uninterrupted_one(method, centres, tmp_path, monkeypatch):
-    c = tiny(method, **{"avg_clustering.centres": centres})
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    method, centres, backend, tmp_path, monkeypatch
+):
+    c = tiny(method, **{"avg_clustering.centres": centres, "input.backend": backend})
     whole = train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        kill_at(patch, 8)
+        before_step(patch, 8, die)
         with pytest.raises(KilledError):
             train.train_and_evaluate(c, tmp_path / "cut")
     assert [line["step"] for line in lines(tmp_path / "cut")] == [3, 4, 6]
     resumed = train.train_and_evaluate(c, tmp_path / "cut")
 
     assert resumed["test_accuracy"] == whole["test_accuracy"]
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert [(line["step"], line["split"]) for line in lines(tmp_path / "cut")] == [
         (3, "train"),
         (4, "test"),
@@ -178,45 +195,66 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(method, centres, tmp_pat
         (8, "train"),
         (8, "test"),
     ]
-    expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    expected = final_state(tmp_path / "whole")
     assert any("ema_params" in path for path in expected)
     assert any("centres" in path for path in expected)
     assert any("policy" in path for path in expected)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def assert_same(whole, other):
+    """Parameters and all other state bit for bit, metrics.jsonl but for the times."""
+    assert lines(other) == lines(whole)
+    expected, actual = final_state(whole), final_state(other)
+    assert expected.keys() == actual.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(actual[path], value, err_msg=path)
-    assert len(actual) == len(expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, tmp_path, monkeypatch):
-    c = tiny("flexmatch+layerwise", **{"model.name": "linear", "train_steps": 14})
-    original = pipeline.train_batches
-
-    def told_to_stop(*args, steps, **kwargs):
-        for step, batch in enumerate(original(*args, steps=steps, **kwargs), steps.start + 1):
-            if step == 5:
-                os.kill(os.getpid(), number)
-            yield batch
-
+# Several steps a call: it stops between two calls.
+@pytest.mark.parametrize(("number", "K"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (15, 3)])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monkeypatch):
+    periods = {"log_every": 6, "eval_every": 6, "checkpoint_every": 18, "train_steps": 18}
+    fields = {"model.name": "linear", "input.steps_per_call": K}
+    c = tiny("flexmatch+layerwise", **fields, **periods)
+    number = signal.Signals(number)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "train_batches", told_to_stop)
+        before_step(patch, 5, lambda: os.kill(os.getpid(), number))
         with pytest.raises(Stopped) as caught, hosts.signals() as told:
             train.train_and_evaluate(c, tmp_path / "cut", told)
     (step,) = final_state(tmp_path / "cut")["['state']['step']"].reshape(1)
     assert 5 <= step <= 5 + 5
+    assert step % K == 0
     assert str(caught.value) == (
-        f"by {number.name} at step {step} of 14, and saved in {tmp_path / 'cut'}: the same command "
+        f"by {number.name} at step {step} of 18, and saved in {tmp_path / 'cut'}: the same command "
         "goes on"
     )
     assert not (tmp_path / "cut" / "result.json").exists()
 
-    resumed = train.train_and_evaluate(c, tmp_path / "cut")
-    whole = train.train_and_evaluate(c, tmp_path / "whole")
-    assert resumed["test_accuracy"] == whole["test_accuracy"]
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    train.train_and_evaluate(c, tmp_path / "cut")
+    train.train_and_evaluate(c, tmp_path / "whole")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_another_number_of_steps_a_call_goes_on_between_its_multiples(tmp_path, monkeypatch):
+    periods = {"log_every": 4, "eval_every": 8, "checkpoint_every": 8, "train_steps": 8}
+    c = tiny("layermatch", **{"model.name": "linear"}, **periods)
+    c.input.steps_per_call = 1
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="at step 3 of 8"), hosts.signals() as told:
+            train.train_and_evaluate(c, tmp_path / "cut", told)
+    c.input.steps_per_call = 4
+    train.train_and_evaluate(c, tmp_path / "cut")
+    train.train_and_evaluate(c, tmp_path / "whole")
+    assert [(x["step"], x["split"]) for x in lines(tmp_path / "cut")] == [
+        (4, "train"),
+        (8, "train"),
+        (8, "test"),
+    ]
     expected, actual = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
     for path, value in expected.items():
-        np.testing.assert_array_equal(actual[path], value, err_msg=path)
+        np.testing.assert_allclose(actual[path], value, atol=1e-5, err_msg=path)
 
 
 def test_a_signal_in_the_last_step_comes_too_late(tmp_path, monkeypatch):
@@ -254,7 +292,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
     c = tiny()
     train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        kill_at(patch, 6)
+        before_step(patch, 6, die)
         with pytest.raises(KilledError):
             train.train_and_evaluate(c, tmp_path / "cut")
 

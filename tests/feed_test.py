@@ -1,0 +1,101 @@
+"""What the two backends give to the train program."""
+
+import jax
+import numpy as np
+import pytest
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.data import feed, pipeline, sources, splits
+
+
+def prepared(**fields):
+    config = config_lib.base()
+    config.update_from_flattened_dict(
+        {
+            "dataset.name": "fake",
+            "dataset.num_labels": 20,
+            "dataset.stored_size": 12,
+            "dataset.image_size": 8,
+            "dataset.padding": 1,
+            "batch_size": 4,
+            "unlabeled_ratio": 2,
+            "train_steps": 24,
+            "log_every": 8,
+            "eval_every": 12,
+            "checkpoint_every": 4,
+            "input.backend": "device",
+        }
+        | fields
+    )
+    config_lib.validate(config)
+    partition = splits.partition(sources.load(config.dataset), config.dataset)
+    return config, partition, pipeline.create_sampler(config, partition)
+
+
+def test_calls_lie_between_multiples_of_k():
+    config, partition, sampler = prepared()
+    assert config_lib.steps_per_call(config) == 4  # divides 24, 8, 12 and 4
+    created = feed.create(config, partition, sampler, slice(None))
+    calls = list(created.calls(range(6, 19)))
+    assert [(step, call.labeled.shape[1]) for step, call in calls] == [
+        (8, 2), (12, 4), (16, 4), (19, 3),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(calls[1][1].value[:, 2], sampler.draw(10).value)
+    assert jax.tree.map(np.shape, calls[1][1]) == jax.tree.map(np.shape, created.example)
+
+
+@pytest.mark.parametrize("backend", ["tf_data", "device"])
+def test_a_host_gets_its_rows(backend):
+    config, partition, sampler = prepared(**{"input.backend": backend})
+    whole, own = (
+        next(feed.create(config, partition, sampler, rows).calls(range(1, 5)))
+        for rows in (slice(None), slice(2, 3))
+    )
+    assert whole[0] == own[0] == (2 if backend == "tf_data" else 4)
+    for all_rows, mine in zip(whole[1], own[1], strict=True):
+        np.testing.assert_array_equal(mine, all_rows[2:3])
+
+
+def test_both_backends_make_the_same_batches():
+    calls = {}
+    for backend in ("tf_data", "device"):
+        config, partition, sampler = prepared(**{"input.backend": backend})
+        created = feed.create(config, partition, sampler, slice(None))
+        resident, batch = created.resident(), jax.jit(created.batch)
+        calls[backend] = [
+            batch(resident, type(call)(*(x[:, k] for x in call)))
+            for _, call in created.calls(range(3, 8))
+            for k in range(call[0].shape[1])
+        ]
+    assert len(calls["tf_data"]) == len(calls["device"]) == 5
+    for expected, actual in zip(*calls.values(), strict=True):
+        for name in ("labels", "indices", "true_labels"):
+            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+        difference = np.abs(np.int32(actual.images) - np.int32(expected.images))
+        assert difference[:, :3].max() == 0  # weak views
+        assert difference.max() <= 1
+
+
+def test_what_stays_on_the_devices():
+    config, partition, sampler = prepared()
+    created = feed.create(config, partition, sampler, slice(None))
+    resident = created.resident()
+    everything = partition.unlabeled.read(np.arange(400))
+    np.testing.assert_array_equal(resident.unlabeled_images, everything)
+    labeled = everything[partition.record["indices"]]
+    np.testing.assert_array_equal(resident.labeled_images, labeled)
+    np.testing.assert_array_equal(resident.true_labels, np.arange(400) % 10)
+    assert created.resident_bytes == (400 + 20) * 12 * 12 * 3
+
+
+def test_supervised_training_keeps_no_unlabelled_image():
+    config, partition, sampler = prepared(
+        unsupervised_weight=0.0, method="supervised", applied_method="supervised"
+    )
+    created = feed.create(config, partition, sampler, slice(None))
+    resident = created.resident()
+    assert resident.unlabeled_images.shape == (0, 12, 12, 3)
+    assert created.resident_bytes == 20 * 12 * 12 * 3
+    _, call = next(created.calls(range(4)))
+    batch = jax.jit(created.batch)(resident, type(call)(*(x[:, 0] for x in call)))
+    assert batch.images.shape == (4, 1, 8, 8, 3)
