@@ -371,3 +371,43 @@ def test_mask_that_is_none(mask, message):
 def test_masks():
     for mask in ((), (("a", 0), ("b", 1), (r"c/.*\d", 0.25))):
         config_lib.validate(configured(layerwise__gradient_mask=mask))
+
+
+# ---- Steps a call ----
+
+
+def periods(train, log, evaluation, checkpoint, **fields):
+    return configured(
+        train_steps=train, log_every=log, eval_every=evaluation, checkpoint_every=checkpoint,
+        input__backend="device", **fields,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "K"),
+    [
+        (periods(2**20, 256, 1024, 4096), 8),
+        (periods(1000, 20, 20, 500), 5),
+        (periods(14, 7, 14, 7), 7),
+        (periods(16, 5, 2, 3), 1),
+        (periods(48, 24, 24, 24, input__steps_per_call=12), 12),
+        (configured(), 1),
+    ],
+)
+def test_steps_of_a_call_divide_the_periods(config, K):
+    config_lib.validate(config)
+    assert config_lib.steps_per_call(config) == K
+
+
+@pytest.mark.parametrize("K", [0, 3, 16, -4])
+def test_steps_of_a_call_that_do_not(K):
+    assert refused(periods(48, 8, 24, 24, input__steps_per_call=K)) == (
+        f"--config.input.steps_per_call={K}: allowed are 1, 2, 4, 8, which divide train_steps, "
+        "log_every, eval_every, checkpoint_every"
+    )
+
+
+def test_steps_of_a_call_are_the_device_backends():
+    assert refused(configured(input__steps_per_call=4)) == (
+        "--config.input.steps_per_call=4: allowed are 1 with --config.input.backend=tf_data"
+    )

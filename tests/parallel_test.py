@@ -11,6 +11,7 @@ import pytest
 from layermatch_jax import config as config_lib
 from layermatch_jax import parallel, state, steps
 from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.errors import InputError
 
 CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
 # Policies that begin by accepting (nearly) every row; Mean Teacher goes on so.
@@ -246,3 +247,30 @@ def test_replicated_state_is_a_copy():
     step = parallel.compile_step(lambda state, batch, *, axis_name: (state + 1, batch), "jit")
     step(parallel.replicate(value, "jit"), parallel.place_batch(np.zeros(8), "jit"))
     np.testing.assert_array_equal(value, [0, 1, 2])  # donated, it would be gone
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "fits"),
+    [
+        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 6e9, True),
+        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 6.1e9, False),
+        (None, 1e6, True),  # a CPU's memory is the host's
+        (None, 1e15, False),
+    ],
+)
+def test_what_a_device_has_no_memory_for_is_refused(memory, size, fits, monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return memory
+
+        def __str__(self):
+            return "GPU:0"
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    if fits:
+        parallel.check_room(size)
+        return
+    with pytest.raises(InputError) as caught:
+        parallel.check_room(size)
+    assert f"device: {size / 1e9:.1f} GB, and GPU:0 has" in str(caught.value)
+    assert "--config.input.backend=tf_data" in str(caught.value)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from jax._src.array import ArrayImpl
 
 from layermatch_jax import checkpoint, config, hosts, metrics, train
 from layermatch_jax.data import feed
@@ -88,6 +89,57 @@ def test_a_shipped_config_runs(shipped, tmp_path):
     images = split["num_evaluation"]
     for line in tests:
         assert abs(line["accuracy"] * images - round(line["accuracy"] * images)) < 1e-4
+
+
+# ---------------------------------------------------------------------------------------- no waste
+
+
+@pytest.mark.parametrize(
+    ("backend", "parallelism", "K"), [("tf_data", "pmap", 1), ("device", "jit", 2)]
+)
+def test_between_log_lines_nothing_is_compiled_and_nothing_fetched(
+    backend, parallelism, K, tmp_path, monkeypatch
+):
+    compiled, fetched, by_call = [], [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
+    )
+    for name in ("_value", "__array__"):  # all that looks at an array goes through one of them
+        original = getattr(ArrayImpl, name)
+        look = original.fget if name == "_value" else original
+
+        def told(self, *args, look=look, **kwargs):
+            fetched.append(self.shape)
+            return look(self, *args, **kwargs)
+
+        monkeypatch.setattr(ArrayImpl, name, property(told) if name == "_value" else told)
+    created = feed.create
+
+    def create(*args):
+        made = created(*args)
+
+        def calls(steps):
+            for last, call in made.calls(steps):
+                by_call.append((last, len(compiled), len(fetched)))
+                yield last, call
+
+        return made._replace(calls=calls)
+
+    monkeypatch.setattr(feed, "create", create)
+    periods = {"log_every": 12, "eval_every": 12, "checkpoint_every": 12, "train_steps": 36}
+    fields = {"model.name": "linear", "input.backend": backend, "input.steps_per_call": K}
+    c = tiny("flexmatch+layerwise", parallelism=parallelism, **fields, **periods)
+    train.train_and_evaluate(c, tmp_path)
+    assert [last for last, *_ in by_call] == list(range(K, 37, K))
+    compilations = {last: count for last, count, _ in by_call}
+    assert compilations[K] > 0, "nothing was counted"
+    assert compilations[2 * K] > compilations[K], "the first step is compiled when it is made"
+    assert compilations[12] == compilations[3 * K]  # up to the first log line
+    assert compilations[36] == compilations[12 + 2 * K]  # all after what came with it
+    fetches = {last: count for last, _, count in by_call}
+    assert fetches[12 + 2 * K] > fetches[12], "nothing was counted"
+    assert fetches[24] == fetches[12 + 2 * K]
+    assert fetches[12] == fetches[K]
 
 
 # ------------------------------------------------------------------------------------ interruption
