@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.policy.momentum = 0.99
     config.policy.warm_up = 0.02  # Dash's, 20 steps
 
+    config.input.backend = "device"
     config.eval_batch_size = 512
     config.log_every = 20
     config.eval_every = 20

@@ -1,4 +1,4 @@
-"""Times all networks, both precisions and both input backends, and puts them into one table.
+"""Times all networks in both precisions and with all inputs, and puts them into one table.
 
     python launch/benchmark.py --workdir=runs/benchmark --torch=/envs/torch/bin/python
 
@@ -26,7 +26,11 @@ NETWORKS = {
     "ResNet-50": ["imagenet100.py:labels=100%", "--config.dataset.num_classes=100"],
 }
 DTYPES = ("float32", "bfloat16")
-BACKENDS = ("device", "tf_data")
+INPUTS = {
+    "device": ["--config.input.backend=device"],
+    "device-8": ["--config.input.backend=device", "--config.input.steps_per_call=8"],
+    "tf_data": ["--config.input.backend=tf_data"],
+}
 
 
 def main(argv: list[str]) -> int:
@@ -37,29 +41,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for all results")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="comma-separated")
-    parser.add_argument("--backends", default=",".join(BACKENDS), help="comma-separated")
+    parser.add_argument("--inputs", default=",".join(INPUTS), help="comma-separated")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     options, extra = parser.parse_known_args(argv)
-    axes = [x.split(",") for x in (options.networks, options.dtypes)]
-    for chosen, known in zip(
-        (*axes, options.backends.split(",")), (NETWORKS, DTYPES, BACKENDS), strict=True
-    ):
+    networks, dtypes, inputs = (
+        x.split(",") for x in (options.networks, options.dtypes, options.inputs)
+    )
+    for chosen, known in ((networks, NETWORKS), (dtypes, DTYPES), (inputs, INPUTS)):
         if unknown := set(chosen) - set(known):
             parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(known)}")
 
     rows, failed = [], False
-    for network, dtype in itertools.product(*axes):
+    for network, dtype in itertools.product(networks, dtypes):
         config, *fields = NETWORKS[network]
         theirs = None
-        for backend in options.backends.split(","):
-            folder = (options.workdir / f"{network}-{dtype}-{backend}").absolute()
+        for name in inputs:
+            folder = (options.workdir / f"{network}-{dtype}-{name}").absolute()
             done = run(
                 [
                     sys.executable, "-m", "layermatch_jax.main", "--mode=benchmark",
                     f"--config={ROOT / 'configs' / config}", "--config.dataset.name=fake",
-                    f"--config.model.dtype={dtype}", f"--config.input.backend={backend}",
-                    f"--workdir={folder}", *fields, *extra,
+                    f"--config.model.dtype={dtype}", f"--workdir={folder}", *INPUTS[name],
+                    *fields, *extra,
                 ],
                 options.dry_run,
             )  # fmt: skip
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> int:
                 report = json.loads((folder / "benchmark.json").read_text())
                 if options.torch and theirs is None:
                     theirs = torch_step(options.torch, report["config"], folder / "torch.json")
-                rows.append((network, dtype, backend, report, theirs))
+                rows.append((network, dtype, name, report, theirs))
     if rows:
         text = table(rows)
         (options.workdir / "table.md").write_text(text)
@@ -98,22 +102,22 @@ def torch_step(python: str, config: dict, out: pathlib.Path) -> float | None:
 
 
 def table(rows: list[tuple]) -> str:
-    """Markdown, a line for each row: (network, dtype, backend, benchmark.json, PyTorch's rate)."""
+    """Markdown, a line for each row: (network, dtype, input, benchmark.json, PyTorch's rate)."""
     head = (
         "network", "precision", "input", "step alone, steps/s", "whole loop (to the step)",
         "images/s", "of the peak", "LayerMatch / FixMatch", "input alone, steps/s", "compiling, s",
         "PyTorch, steps/s", "ours / PyTorch",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for network, dtype, backend, report, theirs in rows:
+    for network, dtype, name, report, theirs in rows:
         parts, program = report["parts"], report["program"]
         step, loop, share = parts["train step"], parts["whole loop"], program["peak_share"]
-        other = next(name for name in parts if name.endswith(("fixmatch", "layermatch")))
+        other = next(part for part in parts if part.endswith(("fixmatch", "layermatch")))
         # Times of the two, whichever of them the config is of.
         ratio = parts[other]["relative_speed"]
         ratio = ratio if other.endswith("fixmatch") else 1 / ratio
         cells = [
-            network, dtype, backend, f"{step['steps_per_second']:.2f}",
+            network, dtype, name, f"{step['steps_per_second']:.2f}",
             f"{loop['steps_per_second']:.2f} ({loop['relative_speed']:.2f})",
             f"{loop['images_per_second']:,.0f}", "" if share is None else f"{share:.1%}",
             f"{ratio:.3f}", f"{parts['input']['steps_per_second']:.1f}",

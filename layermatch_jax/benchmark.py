@@ -127,7 +127,7 @@ def _others(config) -> dict[str, ml_collections.ConfigDict]:
 def _step(prepared: train.Prepared, config) -> Part:
     """The train program on calls that wait on the devices."""
     feed = prepared.data.feed
-    K = config_lib.steps_per_call(config)
+    K = config.input.steps_per_call
     calls = [
         parallel.place_batch(call, config.parallelism)
         for _, call in itertools.islice(feed.calls(range(4 * K)), 4)
@@ -146,7 +146,7 @@ def _step(prepared: train.Prepared, config) -> Part:
 
 def _input(prepared: train.Prepared, config) -> Part:
     """Making batches, and bringing them to the devices, without training on them."""
-    feed, K = prepared.data.feed, config_lib.steps_per_call(config)
+    feed, K = prepared.data.feed, config.input.steps_per_call
     calls = feed.calls(range(2**31))
 
     def look(state, resident, call, *, axis_name):  # at every pixel, or it would not be made
@@ -190,7 +190,7 @@ def _input_per_image(prepared: train.Prepared, config) -> Part:
 
 def _loop(prepared: train.Prepared, config, scratch: str) -> Part:
     """train_and_evaluate as it is, but for a short evaluation and its one checkpoint at the end."""
-    K, data = config_lib.steps_per_call(config), prepared.data
+    K, data = config.input.steps_per_call, prepared.data
     few = take(data.partition.evaluation, np.arange(1))
     data = data._replace(partition=data.partition._replace(evaluation=few))
     prepared = prepared._replace(data=data)

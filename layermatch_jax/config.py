@@ -50,8 +50,8 @@ METHODS = {
     },
 }
 
-# Between them lie whole calls of the train program, of as many steps by default.
-_PERIODS, _STEPS_PER_CALL = ("train_steps", "log_every", "eval_every", "checkpoint_every"), 8
+# Between them lie whole calls of the train program.
+_PERIODS = ("train_steps", "log_every", "eval_every", "checkpoint_every")
 
 # Fields that may change between two starts of one run: they do not change its result.
 RESULT_NEUTRAL = (
@@ -159,9 +159,9 @@ def base() -> ml_collections.ConfigDict:
     c.input.backend = "tf_data"  # 'tf_data': views are made on the host | 'device': all images are
     # kept in the devices' memory, and views are made there
     c.input.prefetch = 4  # tf_data: batches made ahead of the device
-    # device: train steps in one call of the program (K); divides the periods below and train_steps;
-    # None = the largest such number up to 8
-    c.input.steps_per_call = config_dict.placeholder(int)
+    # device: train steps in one call of the program (K); divides train_steps and the periods below.
+    # For accelerators: XLA's convolutions are many times slower in a loop on a CPU
+    c.input.steps_per_call = 1
 
     c.eval_batch_size = 512  # all devices together
     c.log_every = 256  # steps
@@ -373,6 +373,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("optimizer.momentum", 0, 1),
         ("optimizer.weight_decay", 0, None),
         ("input.prefetch", 1, None),
+        ("input.steps_per_call", 1, None),
         ("eval_batch_size", 1, None),
         ("log_every", 1, None),
         ("eval_every", 1, None),
@@ -439,18 +440,19 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             f"--config.dataset.image_size={config.dataset.image_size} is more than stored_size + "
             f"2 · padding = {padded} pixels: no crop fits"
         )
-    if config.input.steps_per_call is not None:
-        allowed = _steps_per_call(config)
-        if config.input.steps_per_call not in allowed:
-            raise InputError(
-                f"--config.input.steps_per_call={config.input.steps_per_call}: allowed are "
-                f"{', '.join(map(str, allowed))}"
-                + (
-                    f", which divide {', '.join(_PERIODS)}"
-                    if config.input.backend == "device"
-                    else " with --config.input.backend=tf_data"
-                )
-            )
+    K, periods = config.input.steps_per_call, [_get(config, name) for name in _PERIODS]
+    if K > 1 and config.input.backend != "device":
+        raise InputError(
+            f"--config.input.steps_per_call={K} needs --config.input.backend=device: a call of "
+            "several steps makes its batches itself"
+        )
+    if math.gcd(K, *periods) != K:
+        common = math.gcd(*periods)
+        allowed = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
+        raise InputError(
+            f"--config.input.steps_per_call={K} does not divide {', '.join(_PERIODS)} = "
+            f"{', '.join(map(str, periods))}. Take one of {allowed}, or other periods"
+        )
     uneven = []
     for name in ("batch_size", "eval_batch_size"):
         size = _get(config, name)
@@ -472,20 +474,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             re.compile(pair[0])
         except re.error as error:
             raise InputError(f"gradient mask {pair[0]!r} is no expression: {error}") from None
-
-
-def steps_per_call(config: ml_collections.ConfigDict) -> int:
-    """K, the train steps in one call of the program."""
-    chosen = config.input.steps_per_call
-    return chosen or max(k for k in _steps_per_call(config) if k <= _STEPS_PER_CALL)
-
-
-def _steps_per_call(config) -> list[int]:
-    """What K may be, ascending: evaluations, checkpoints and log lines lie between calls."""
-    if config.input.backend == "tf_data":
-        return [1]
-    common = math.gcd(*(_get(config, name) for name in _PERIODS))
-    return [k for k in range(1, common + 1) if common % k == 0]
 
 
 def _get(config, name: str):

@@ -15,6 +15,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SECONDS", 0.01)
     periods = {"train_steps": 8, "log_every": 4, "eval_every": 8, "checkpoint_every": 8}
     c = tiny("layermatch", **{"model.name": "linear", "input.backend": backend}, **periods)
+    K = c.input.steps_per_call = 4 if backend == "device" else 1
     c.profile = backend == "device"
     report = benchmark.benchmark(c, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(
@@ -29,7 +30,6 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     if backend == "tf_data":
         expected |= {"input, image by image"}
     assert set(parts) == expected | {"evaluation"}
-    K = 4 if backend == "device" else 1
     step = parts["train step"]
     assert step["steps_per_second"] == pytest.approx(K / statistics.median(step["seconds"]))
     images = 8 * (1 + 2 * 2)

@@ -16,7 +16,8 @@ from layermatch_jax import checkpoint, evaluate, train
 from layermatch_jax.data import feed
 
 FIELDS = {
-    "train_steps": 16,  # two in each call
+    "train_steps": 16,
+    "input.steps_per_call": 2,
     "checkpoint_every": 4,
     "eval_every": 2,
     "log_every": 6,  # a window may begin before a checkpoint and end behind it

@@ -24,6 +24,7 @@ def prepared(**fields):
             "eval_every": 12,
             "checkpoint_every": 4,
             "input.backend": "device",
+            "input.steps_per_call": 4,
         }
         | fields
     )
@@ -34,7 +35,6 @@ def prepared(**fields):
 
 def test_calls_lie_between_multiples_of_k():
     config, partition, sampler = prepared()
-    assert config_lib.steps_per_call(config) == 4  # divides 24, 8, 12 and 4
     created = feed.create(config, partition, sampler, slice(None))
     calls = list(created.calls(range(6, 19)))
     assert [(step, call.labeled.shape[1]) for step, call in calls] == [
@@ -46,20 +46,23 @@ def test_calls_lie_between_multiples_of_k():
 
 @pytest.mark.parametrize("backend", ["tf_data", "device"])
 def test_a_host_gets_its_rows(backend):
-    config, partition, sampler = prepared(**{"input.backend": backend})
+    K = {"tf_data": 1, "device": 4}[backend]
+    fields = {"input.backend": backend, "input.steps_per_call": K}
+    config, partition, sampler = prepared(**fields)
     whole, own = (
         next(feed.create(config, partition, sampler, rows).calls(range(1, 5)))
         for rows in (slice(None), slice(2, 3))
     )
-    assert whole[0] == own[0] == (2 if backend == "tf_data" else 4)
+    assert whole[0] == own[0] == {"tf_data": 2, "device": 4}[backend]  # from step 2 on
     for all_rows, mine in zip(whole[1], own[1], strict=True):
         np.testing.assert_array_equal(mine, all_rows[2:3])
 
 
 def test_both_backends_make_the_same_batches():
     calls = {}
-    for backend in ("tf_data", "device"):
-        config, partition, sampler = prepared(**{"input.backend": backend})
+    for backend, K in (("tf_data", 1), ("device", 4)):
+        fields = {"input.backend": backend, "input.steps_per_call": K}
+        config, partition, sampler = prepared(**fields)
         created = feed.create(config, partition, sampler, slice(None))
         resident, batch = created.resident(), jax.jit(created.batch)
         calls[backend] = [

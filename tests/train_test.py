@@ -23,18 +23,29 @@ ROOT = pathlib.Path(__file__).parent.parent
 DATA = os.environ.get("TFDS_DATA_DIR", "")
 
 
-def run_main(config_arg, workdir, *flags, devices=1):
+def run_main(config_arg, workdir, *flags, **environment):
     """`python -m layermatch_jax.main` in a process of its own, as a user starts it."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    } | environment  # fmt: skip
     command = [sys.executable, "-m", "layermatch_jax.main"]
     command += [f"--config={config_arg}", f"--workdir={workdir}", *flags]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+@pytest.fixture
+def without_tensorflow(tmp_path):
+    """A folder for PYTHONPATH in which importing TensorFlow leaves a trace, and fails."""
+    folder = tmp_path / "blocked"
+    folder.mkdir()
+    code = f"open({str(folder / 'imported')!r}, 'w').close()\nraise ImportError('not here')\n"
+    for name in ("tensorflow", "tensorflow_datasets"):
+        (folder / f"{name}.py").write_text(code)
+    return folder
 
 
 SHRUNK = {
@@ -46,7 +57,7 @@ SHRUNK = {
 
 
 @pytest.mark.parametrize("shipped", SHRUNK)
-def test_a_shipped_config_runs(shipped, tmp_path):
+def test_a_shipped_config_runs(shipped, tmp_path, without_tensorflow):
     name = shipped.partition(".")[0]
     if name != "digits" and not (pathlib.Path(DATA) / name).is_dir():
         pytest.skip(f"needs {name}: set TFDS_DATA_DIR to a folder in which tfds has prepared it")
@@ -54,8 +65,10 @@ def test_a_shipped_config_runs(shipped, tmp_path):
     small += ["checkpoint_every=3", "eval_batch_size=64", "policy.threshold=0.01"]
     small += [f"compilation_cache={tmp_path / 'cache'}"]
     flags = [f"--config.{field}" for field in small] + SHRUNK[shipped]
-    done = run_main(f"configs/{shipped}", tmp_path, *flags)
+    environment = {"PYTHONPATH": str(without_tensorflow)} if name == "digits" else {}
+    done = run_main(f"configs/{shipped}", tmp_path, *flags, **environment)
     assert done.returncode == 0, done.stderr
+    assert not (without_tensorflow / "imported").exists()
     assert "median2" in done.stdout
     assert "step 6/6" in done.stderr
     assert "steps/s" in done.stderr
@@ -353,9 +366,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path, monkeypatch):
         f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
         "from train_test import tiny as get_config\n"
     )
-    done = run_main(
-        tmp_path / "tiny_config.py", tmp_path / "cut", "--config.parallelism=jit", devices=1
-    )
+    done = run_main(tmp_path / "tiny_config.py", tmp_path / "cut", "--config.parallelism=jit")
     assert done.returncode == 0, done.stderr
     assert "step 4 of 8" in done.stderr
     assert "1 x cpu (jit)" in done.stderr
@@ -379,7 +390,7 @@ def test_one_two_four_and_eight_devices_make_the_same_run(parallelism, tmp_path)
             tmp_path / "tiny_config.py",
             tmp_path / str(devices),
             f"--config.parallelism={parallelism}",
-            devices=devices,
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
         assert done.returncode == 0, done.stderr
         assert f"on {devices} x cpu ({parallelism})" in done.stderr

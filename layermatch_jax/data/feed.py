@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data import augment_jax, pipeline
 from layermatch_jax.data.images import Images
@@ -75,7 +74,7 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
 
 def _device(config, partition, sampler, rows) -> Feed:
     """The devices keep all images and make every view; the host makes draws, for K steps a call."""
-    padding, size, K = config.dataset.padding, sampler.image_size, config_lib.steps_per_call(config)
+    padding, size, K = config.dataset.padding, sampler.image_size, config.input.steps_per_call
 
     def call(steps: range) -> Draws:
         of_steps = [sampler.draw(step).rows(rows) for step in steps]
