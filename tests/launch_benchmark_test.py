@@ -75,7 +75,7 @@ def test_runs_that_fail_are_told_and_survived(tmp_path, monkeypatch, capsys):
         folder = next(x.partition("=")[2] for x in command if x.startswith("--workdir"))
         if "bfloat16" in folder:
             return False
-        pathlib.Path(folder).mkdir(parents=True)
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         (pathlib.Path(folder) / "benchmark.json").write_text(json.dumps(report(2, 1, 2, None)))
         return True
 
