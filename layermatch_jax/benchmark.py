@@ -203,7 +203,8 @@ def _loop(prepared: train.Prepared, config, scratch: str) -> Part:
         with contextlib.redirect_stderr(io.StringIO()):
             train.train_and_evaluate(short, folder, prepared=prepared)
         lines = [x for x in metrics.read(epath.Path(folder)) if x["split"] == "train"]
-        return statistics.mean(x["seconds"] for x in lines[1:]) / window
+        seconds = sum(x["seconds"] for x in lines[1:])  # 0 where no log is written
+        return float(hosts.from_first(np.float32(seconds))) / (window * (_WINDOWS - 1))
 
     return Part(run, K, K * data.images_per_step)
 
@@ -235,7 +236,8 @@ def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
     for name, part in parts.items():
         print(f"{name}: compiles and warms up", file=sys.stderr)
         part.run(1)
-        counts[name] = min(max(round(SECONDS / part.run(1)), 1), _MOST)
+        count = np.int32(np.clip(SECONDS / part.run(1), 1, _MOST))
+        counts[name] = int(hosts.from_first(count))  # all processes make the same programs run
     seconds, rng = {name: [] for name in parts}, random.Random(0)
     for turn in range(1, ROUNDS + 1):
         print(f"round {turn} of {ROUNDS}", file=sys.stderr)
