@@ -5,6 +5,8 @@ tells the others what it read (`hosts.from_first`).
 """
 
 import contextlib
+import functools
+import sys
 import zlib
 
 import jax
@@ -14,7 +16,7 @@ from absl import logging
 from etils import epath
 from flax import serialization
 
-from layermatch_jax.errors import InputError, StorageError
+from layermatch_jax.errors import InputError, StorageError, refusal
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
 _SHOWN = 10  # leaves that do not fit
@@ -34,8 +36,12 @@ def open_manager(workdir: epath.Path, kept: int):
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
     )
     several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    _silence_latecomers()
+    folder = workdir / FOLDER
+    if "://" not in str(folder):  # of a bucket, resolve() makes a local path
+        folder = folder.resolve()  # Orbax takes no relative one
     manager = ocp.CheckpointManager(
-        (workdir / FOLDER).resolve(),
+        folder,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=kept,
             create=not several,
@@ -94,6 +100,8 @@ def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # of any kind: the file may hold anything
+            if refusal(error):  # it may be whole, and there again later
+                raise
             damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
             continue
         _set_aside(manager, workdir, damaged, f"Going on from step {step}.")
@@ -176,9 +184,10 @@ def _explained(manager: ocp.CheckpointManager):
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, OSError) or "os_error_code" in str(error)):
+        reason = refusal(error)
+        if not (reason or isinstance(error, OSError) or "os_error_code" in str(error)):
             raise
-        reason = ": ".join(str(error).split(" [tensorstore_spec")[0].split(": ")[-2:])
+        reason = reason or ": ".join(str(error).split(" [tensorstore_spec")[0].split(": ")[-2:])
         kept = ", ".join(map(str, manager.all_steps())) or "none"
         raise StorageError(
             f"a checkpoint could not be written to {manager.directory}: {reason}. Earlier ones are "
@@ -187,3 +196,15 @@ def _explained(manager: ocp.CheckpointManager):
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+@functools.cache
+def _silence_latecomers() -> None:
+    """Of many arrays that fail, Orbax raises the first; tensorstore prints a traceback for each."""
+    hook = sys.unraisablehook
+
+    def told(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = told

@@ -1,9 +1,14 @@
 """The ways a run ends early on purpose."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _FEW = 20  # names that are read rather than skipped
+_REFUSED = re.compile(
+    "(ValueError: )?(permission_?denied|unauthenticated|unavailable|aborted|deadline_?exceeded)",
+    re.IGNORECASE,
+)
 
 
 class EarlyEnd(Exception):  # noqa: N818
@@ -38,6 +43,20 @@ class Stopped(EarlyEnd):
     """The run was asked to stop, and saved a checkpoint to go on from."""
 
     status = 0
+
+
+def refusal(error: Exception) -> str | None:
+    """What a bucket (gs://) answered, in a line, if it could not be used; None for other errors.
+
+    The clients of TensorFlow, tensorstore and Google have no error in common. Of the first two's,
+    those count that say so, not those that say what is missing or damaged.
+    """
+    said = " ".join(re.split(r" \[\w+=", str(error))[0].split())  # without tensorstore's details
+    kind = type(error)
+    google = kind.__module__.startswith("google.")
+    if google or ("gs://" in said and _REFUSED.match(f"{kind.__name__}: {said}")):
+        return said[:500]
+    return None
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> InputError:

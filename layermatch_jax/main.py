@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.errors import EarlyEnd, InputError, unknown
+from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
 
 
 def _train(config, folder: str) -> str | None:
@@ -54,6 +54,12 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"StorageError: {error}. Make room; the same command goes on", file=sys.stderr)
+        return 1
+    except Exception as error:
+        said = refusal(error)
+        if not said:
+            raise
+        print(f"StorageError: {said}. Mend it; the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The folder of a run: what it was started with, and how it ended."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -41,7 +42,9 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: names what is in the way, or lists the fields that differ.
     """
-    if "://" not in str(workdir):  # of a bucket, only writing tells
+    if "://" in str(workdir):
+        _check_bucket(workdir)
+    else:
         there = next(path for path in (workdir, *workdir.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise InputError(
@@ -62,6 +65,27 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run with other settings:\n{_listed(differences)}\n"
                 "Take the same settings to go on with it, or another --workdir to start anew."
             )
+
+
+def _check_bucket(workdir: epath.Path) -> None:
+    # Whether it can be written to, only writing tells.
+    try:
+        from google.cloud import storage  # as Orbax does
+    except ImportError:
+        storage = None
+    # Without TensorFlow epath would take gcsfs, which overwrites where it should append.
+    if not (storage and importlib.util.find_spec("tensorflow")):
+        raise InputError(
+            f"--workdir={workdir}: a bucket needs google-cloud-storage and TensorFlow: "
+            "pip install -r requirements.txt"
+        )
+    try:
+        storage.Client()
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: {error} Set GOOGLE_CLOUD_PROJECT.") from None
+    bucket = epath.Path(*workdir.parts[:3])
+    if not bucket.exists():  # TensorFlow's mkdir would look for it for ever
+        raise InputError(f"--workdir={workdir}: there is no {bucket}. Make it, or take another.")
 
 
 def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:

@@ -233,3 +233,62 @@ def test_a_storage_error_is_told_by_its_reason(workdir, monkeypatch):
         monkeypatch.setattr(manager, "save", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # a mistake of ours is no full disk
             checkpoint.save(manager, 6, tree(6))
+
+
+def test_the_folder_of_a_bucket_stays_one(monkeypatch):
+    opened = []
+
+    class Manager:
+        def __init__(self, folder, **_):
+            opened.append(str(folder))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", Manager)
+    for workdir in ("gs://bucket/run", "runs/x"):
+        with checkpoint.open_manager(epath.Path(workdir), kept=5):
+            pass
+    assert opened == ["gs://bucket/run/checkpoints", f"{os.getcwd()}/runs/x/checkpoints"]
+
+
+class PermissionDeniedError(Exception):
+    """Named as TensorFlow's."""
+
+
+REFUSED = [  # as tensorstore and TensorFlow word it
+    ValueError(
+        'PERMISSION_DENIED: Error opening "zarr" driver: Error reading Byte range [0, 288) of '
+        "gs://bucket/run/checkpoints/4/default/d/50ef: no access [http_response_code='403'] "
+        "[tensorstore_spec='{\"create\":true}']"
+    ),
+    PermissionDeniedError("HTTP response code 403: no access\n\t when reading gs://bucket/run/x"),
+]
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_a_bucket_refuses_is_neither_damaged_nor_a_mistake(refused, workdir, monkeypatch):
+    def refuse(*_, **__):
+        raise refused
+
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        monkeypatch.setattr(manager, "restore", refuse)
+        with pytest.raises(type(refused)):
+            checkpoint.restore_latest(manager, workdir, tree(0))
+        monkeypatch.setattr(manager, "save", refuse)
+        with pytest.raises(StorageError, match=r"no access.*Earlier ones are kept \(steps: 2, 4\)"):
+            checkpoint.save(manager, 6, tree(6))
+    assert not (workdir / "checkpoints_damaged").exists()
+
+
+def test_what_is_missing_in_a_bucket_is_damage(workdir, monkeypatch):
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        restore = manager.restore
+
+        def of_2_alone(step, **arguments):
+            if step == 4:
+                raise ValueError("NOT_FOUND: Error reading gs://bucket/run/checkpoints/4/default/d")
+            return restore(step, **arguments)
+
+        monkeypatch.setattr(manager, "restore", of_2_alone)
+        assert_is(checkpoint.restore_latest(manager, workdir, tree(0)), 2)
