@@ -24,6 +24,8 @@ class EventFile:
         self._event, self._scalar, self._histogram = event_pb2.Event, scalar_pb, histogram_pb
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard looks for "tfevents"; the rest keeps the starts of a run apart.
+        # A bucket's object cannot be added to: it would be uploaded anew with each line.
+        self._flushed = "://" not in str(folder)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
@@ -34,7 +36,7 @@ class EventFile:
         scalars: Mapping[str, float],
         histograms: Mapping[str, Sequence[float | None]],
     ) -> None:
-        """Adds a step's values by their tags; readers see them at once (in a bucket: at the end).
+        """Adds a step's values by their tags; readers see them at once, in a bucket at the end.
 
         Args:
           step: of the run.
@@ -46,7 +48,8 @@ class EventFile:
         for tag, values in histograms.items():
             if known := [value for value in values if value is not None]:
                 self._write(step=step, summary=self._histogram(tag, known))
-        self._records.flush()
+        if self._flushed:
+            self._records.flush()
 
     def close(self) -> None:
         """Closes the file."""
