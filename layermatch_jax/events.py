@@ -23,9 +23,9 @@ class EventFile:
 
         self._event, self._scalar, self._histogram = event_pb2.Event, scalar_pb, histogram_pb
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard looks for "tfevents"; the rest keeps the starts of a run apart.
-        # A bucket's object cannot be added to: it would be uploaded anew with each line.
+        # A bucket's object cannot be added to: it would be uploaded anew each time.
         self._flushed = "://" not in str(folder)
+        # TensorBoard looks for "tfevents"; the rest keeps the starts of a run apart.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
