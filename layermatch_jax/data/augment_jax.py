@@ -2,12 +2,13 @@
 
 Nothing here draws random numbers. Everything is done to all rows alike, with numbers by row that
 leave the others as they are: no branches and no sorting, so that rows never meet, on however many
-devices, and a program has one shape. An operation is at most three passes over the batch: pixels
-move (`warp`), levels are replaced (`_levels`: most operations are but a table of 256 levels for
-each channel), an image is mixed with another one (`_blend`).
+devices. An operation is at most three passes over the batch: pixels move (`warp`), levels are
+replaced (`_levels`: most operations are but a table of 256 levels for each channel), an image is
+mixed with another one (`_blend`).
 
-Results equal Pillow's bit for bit. In this file m is the number of images, S their side and
-P = S² their pixels; most functions see them as uint8 [m, 3, P].
+Results equal Pillow's bit for bit, by whole numbers where a compiler might round otherwise. In this
+file m is the number of images, S their side and P = S² their pixels: int32 [m, P] with the three
+channels packed, since a look-up costs the same whatever it fetches, or "planes" int32 [m, 3, P].
 """
 
 import functools
@@ -61,10 +62,9 @@ def make_batch(data: ResidentData, draws: Draws, padding: int, image_size: int) 
     images = views(data.labeled_images, draws.labeled, slice(0, 1))
     if mu:
         weak = views(data.unlabeled_images, draws.unlabeled, slice(1, 1 + mu))
+        ground = views(data.unlabeled_images, draws.unlabeled, slice(1 + mu, None))
         strong = strong_views(
-            views(data.unlabeled_images, draws.unlabeled, slice(1 + mu, None)).reshape(
-                -1, size, size, 3
-            ),
+            ground.reshape(-1, size, size, 3),
             draws.op.reshape(-1, n),
             draws.value.reshape(-1, n),
             draws.affine.reshape(-1, n, 6),
@@ -135,21 +135,20 @@ def strong_views(
     Returns:
       uint8 [m, S, S, 3]. A row depends on nothing but its own row of the arguments.
     """
-    m, size = images.shape[:2]
-    planes = images.reshape(m, size**2, 3).swapaxes(1, 2)
+    pixels = _pack(images.astype(jnp.int32).reshape(len(images), images.shape[1] ** 2, 3), axis=2)
     draws = (op.T, value.T, affine.swapaxes(0, 1))
-    planes, _ = jax.lax.scan(lambda x, draw: (_apply(x, *draw), None), planes, draws)
-    return cut_out(planes.swapaxes(1, 2).reshape(images.shape), cutout)
+    pixels, _ = jax.lax.scan(lambda x, draw: (_apply(x, *draw), None), pixels, draws)
+    images = _unpack(pixels, axis=2).astype(jnp.uint8).reshape(images.shape)
+    return cut_out(images, cutout)
 
 
-def _apply(planes, op, value, affine):
+def _apply(pixels, op, value, affine):
     """One operation on each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
     chosen = {name: (op == k)[:, None, None] for k, name in enumerate(NAMES)}
     value = value[:, None, None]
-    planes = warp(planes, affine)
-    table = _levels(planes, chosen, value).astype(jnp.uint8)
-    planes = _look_up(table, planes.astype(jnp.int32))
-    return _blend(planes, chosen, value)
+    planes = _unpack(warp(pixels, affine), axis=1)
+    planes = _look_up(_levels(planes, chosen, value), planes)
+    return _pack(_blend(planes, chosen, value), axis=1)
 
 
 def cut_out(images: jax.Array, box: jax.Array) -> jax.Array:
@@ -161,28 +160,36 @@ def cut_out(images: jax.Array, box: jax.Array) -> jax.Array:
     return jnp.where(inside, jnp.array(CUTOUT_COLOR, jnp.uint8)[None, None, None], images)
 
 
-def warp(planes: jax.Array, affine: jax.Array) -> jax.Array:
-    """Moves pixels as `operations.coefficients` says, int32 [m, 6]; uint8 [m, 3, P]."""
-    m, size = len(planes), math.isqrt(planes.shape[2])
+def warp(pixels: jax.Array, affine: jax.Array) -> jax.Array:
+    """Moves pixels as `operations.coefficients` says, int32 [m, 6]; packed int32 [m, P]."""
+    size = math.isqrt(pixels.shape[1])
     x, y = jnp.arange(size)[None, None, :], jnp.arange(size)[None, :, None]
     a, b, c, d, e, f = (affine[:, k, None, None] for k in range(6))
     x, y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     index = jnp.where(inside, y * size + x, 0)
-    moved = _look_up(planes, index.reshape(m, 1, size**2))
-    return jnp.where(inside.reshape(m, 1, size**2), moved, jnp.uint8(0))
+    return jnp.where(inside.reshape(pixels.shape), _look_up(pixels, index.reshape(pixels.shape)), 0)
 
 
 def _look_up(table, index):
-    """Table [m, 3, N] at index [m, 3 or 1, P] -> [m, 3, P]."""
-    return jnp.take_along_axis(table, index, axis=2, mode="promise_in_bounds")
+    """The table [..., N] at index int32 [..., P]: [..., P]."""
+    return jnp.take_along_axis(table, index, axis=-1, mode="promise_in_bounds")
+
+
+def _pack(channels, axis):
+    """Red, green and blue of a pixel in one integer, to be moved together; drops the axis."""
+    red, green, blue = (jax.lax.index_in_dim(channels, k, axis, keepdims=False) for k in range(3))
+    return red | green << 8 | blue << 16
+
+
+def _unpack(pixels, axis):
+    return jnp.stack([pixels & 255, pixels >> 8 & 255, pixels >> 16], axis=axis)
 
 
 def _levels(planes, chosen, value):
-    """What each level becomes by the operations that replace levels: int32 [m, 3, 256]."""
+    """The levels by which each channel's 256 are replaced: int32 [m, 3, 256]."""
     level = jnp.arange(256)[None, None, :]
-    low = jnp.min(planes, axis=2, keepdims=True).astype(jnp.int32)
-    high = jnp.max(planes, axis=2, keepdims=True).astype(jnp.int32)
+    low, high = (f(planes, axis=2, keepdims=True) for f in (jnp.min, jnp.max))
     mean = _mean(_luma(planes))
     tables = {
         "autocontrast": _stretch(level, low, high),
@@ -200,7 +207,7 @@ def _levels(planes, chosen, value):
 def _stretch(level, low, high):
     """`ImageOps.autocontrast`: low becomes 0, high 255; int32 [m, 3, 1]."""
     span = high - low
-    stretched = (level - low) * 255 // jnp.maximum(span, 1)
+    stretched = _quotient((level - low) * 255, jnp.maximum(span, 1))
     short = jnp.asarray(_falls_short())[low[:, :, 0], high[:, :, 0]]
     short = (short[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)[None, None, None]) & 1
     return jnp.where(span > 0, stretched - short.reshape(*low.shape[:2], 256), level)
@@ -230,30 +237,30 @@ def _even(level, count):
     darker = jnp.cumsum(count, axis=2) - count
     brightest_left_out = jnp.max(jnp.where(count > 0, darker, 0), axis=2, keepdims=True)
     step = brightest_left_out // 255
-    even = jnp.minimum((darker + step // 2) // jnp.maximum(step, 1), 255)
+    even = jnp.minimum(_quotient(darker + step // 2, jnp.maximum(step, 1)), 255)
     return jnp.where(step > 0, even, level)
 
 
 def _histogram(planes):
     """int32 [m, 3, 256]."""
-    m, index = len(planes), planes.astype(jnp.int32) + 256 * jnp.arange(3)[None, :, None]
+    index = (planes + 256 * jnp.arange(3)[None, :, None]).reshape(len(planes), 3 * planes.shape[2])
 
     def count(index):
         return jnp.zeros(3 * 256, jnp.int32).at[index].add(1, mode="promise_in_bounds")
 
-    return jax.vmap(count)(index.reshape(m, 3 * planes.shape[2])).reshape(m, 3, 256)
+    return jax.vmap(count)(index).reshape(len(planes), 3, 256)
 
 
 def _blend(planes, chosen, value):
     """The operations that mix an image with another one."""
     other = jnp.where(chosen["color"], _luma(planes), _smooth(planes))
     value = jnp.where(chosen["color"] | chosen["sharpness"], value, 1.0)
-    return _mix(other, planes.astype(jnp.int32), value).astype(jnp.uint8)
+    return _mix(other, planes, value)
 
 
 def _luma(planes):
     """Grey levels int32 [m, 1, P]. `image.convert("L")`."""
-    red, green, blue = jnp.split(planes.astype(jnp.int32), 3, axis=1)
+    red, green, blue = jnp.split(planes, 3, axis=1)
     return (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
 
 
@@ -264,13 +271,23 @@ def _mean(luma):
 
 
 def _smooth(planes):
-    """`ImageFilter.SMOOTH`: int32 [m, 3, P]; the border stays."""
-    m, size = len(planes), math.isqrt(planes.shape[2])
-    x = planes.astype(jnp.int32).reshape(m, 3, size, size)
+    """`ImageFilter.SMOOTH`; the border stays."""
+    size = math.isqrt(planes.shape[2])
+    x = planes.reshape(len(planes), 3, size, size)
     total = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     total = total[..., :-2] + total[..., 1:-1] + total[..., 2:]
-    smooth = (2 * (total + 4 * x[:, :, 1:-1, 1:-1]) + 13) // 26
-    return x.at[:, :, 1:-1, 1:-1].set(smooth).reshape(planes.shape)
+    centre = x[:, :, 1:-1, 1:-1]
+    change = _quotient(total + 4 * centre + 6, jnp.int32(13)) - centre
+    return (x + jnp.pad(change, [(0, 0), (0, 0), (1, 1), (1, 1)])).reshape(planes.shape)
+
+
+def _quotient(a, b):
+    """int32 a // b in float32, as integers are divided slowly; 0 ≤ a / b < 256 and b < 10,000.
+
+    (a + 0.5) / b is no closer than 0.5 / b = 5e-5 to a whole number, and three roundings change it
+    by less than 256 · 3 · 2^-24 = 4.6e-5.
+    """
+    return jnp.floor((a.astype(jnp.float32) + 0.5) / b.astype(jnp.float32)).astype(jnp.int32)
 
 
 def _mix(first, second, value):
