@@ -58,11 +58,12 @@ def test_a_host_gets_its_rows(backend):
         np.testing.assert_array_equal(mine, all_rows[2:3])
 
 
-def test_both_backends_make_the_same_batches():
+@pytest.mark.parametrize("ops", [0, 2])
+def test_both_backends_make_the_same_batches(ops):
     calls = {}
     for backend, K in (("tf_data", 1), ("device", 4)):
         fields = {"input.backend": backend, "input.steps_per_call": K}
-        config, partition, sampler = prepared(**fields)
+        config, partition, sampler = prepared(**fields, **{"augment.randaugment_ops": ops})
         created = feed.create(config, partition, sampler, slice(None))
         resident, batch = created.resident(), jax.jit(created.batch)
         calls[backend] = [

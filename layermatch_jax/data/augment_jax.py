@@ -46,7 +46,10 @@ def make_batch(data: ResidentData, draws: Draws, padding: int, image_size: int) 
       What `pipeline.train_batches` yields for these rows.
     """
     count, mu = draws.unlabeled.shape
-    n, size = draws.op.shape[2], image_size
+    size = image_size
+
+    def flat(x):  # [B, μ, ...] -> [μB, ...]
+        return x.reshape(count * mu, *x.shape[2:])
 
     def views(images, positions, v):
         got = crop_and_flip(
@@ -64,11 +67,7 @@ def make_batch(data: ResidentData, draws: Draws, padding: int, image_size: int) 
         weak = views(data.unlabeled_images, draws.unlabeled, slice(1, 1 + mu))
         ground = views(data.unlabeled_images, draws.unlabeled, slice(1 + mu, None))
         strong = strong_views(
-            ground.reshape(-1, size, size, 3),
-            draws.op.reshape(-1, n),
-            draws.value.reshape(-1, n),
-            draws.affine.reshape(-1, n, 6),
-            draws.cutout.reshape(-1, 4),
+            *map(flat, (ground, draws.op, draws.value, draws.affine, draws.cutout))
         )
         images = jnp.concatenate([images, weak, strong.reshape(weak.shape)], axis=1)
     return TrainBatch(
