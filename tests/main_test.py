@@ -434,7 +434,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
         f"--config={DIGITS}:labels=4,method=fixmatch", *TINY, f"--workdir={workdir}",
         "--config.dataset.name=folder", f"--config.dataset.data_dir={data}",
         "--config.unlabeled_ratio=1", "--config.train_steps=8", "--config.eval_every=8",
-        "--config.checkpoint_every=2",
+        "--config.checkpoint_every=2", "--config.input.backend=tf_data",
     ]  # fmt: skip
 
     # An image of the first batch: nothing has been written yet.
