@@ -1,0 +1,71 @@
+"""The notebooks: saved with what a whole run shows, and running from top to bottom."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+# What says that the saved run was no shortened one.
+WHOLE = {"quickstart": "1000 steps", "gradient_masks": "layermatch, 500 steps"}
+MEGABYTES = 1.5
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(notebook):
+    """How many each cell shows."""
+    return [
+        sum("image/png" in output.get("data", {}) for output in cell.outputs)
+        for cell in code_cells(notebook)
+    ]
+
+
+def text(notebook):
+    """All that its cells have printed or shown in words."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    shown = [output.get("data", {}).get("text/markdown", "") for output in outputs]
+    return "\n".join([*shown, *(output.get("text", "") for output in outputs)])
+
+
+def test_all_are_tested():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(WHOLE)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_saved_after_a_whole_run(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert "error" not in {output.output_type for output in outputs}
+    assert "stderr" not in {output.get("name") for output in outputs}
+    assert sum(pictures(notebook)) >= 3
+    assert WHOLE[name] in text(notebook)
+    # No paths of the machine that it ran on.
+    assert not re.search(r"(^|[\s'\"=])(/|~/|[A-Z]:\\)\w", text(notebook))
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < MEGABYTES * 1e6
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_runs(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAYERMATCH_SHORT", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a user has it
+    notebook = read(name)
+    saved = pictures(notebook)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}
+    )
+    client.execute()  # raises what a cell raises
+    assert pictures(notebook) == saved
+    assert WHOLE[name] not in text(notebook)
