@@ -1,6 +1,11 @@
 """Figures by matplotlib, which is optional: without it `figure` raises an InputError."""
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
 
 from layermatch_jax.errors import InputError
 
@@ -25,6 +30,22 @@ def figure(width: float, height: float) -> Any:
             "figures need matplotlib: pip install -r notebooks/requirements.txt"
         ) from None
     return Figure((width, height), dpi=150, layout="constrained")
+
+
+def save(draw: Callable[[], Any], path: epath.Path) -> None:
+    """Writes a Figure as a PNG; without matplotlib it says in a line what is missing.
+
+    Args:
+      draw: () -> the Figure.
+      path: of the file.
+    """
+    try:
+        chart = draw()
+    except InputError as error:
+        print(f"{path.name} is not drawn: {error}", file=sys.stderr)
+        return
+    with path.open("wb") as file:
+        chart.savefig(file, format="png")
 
 
 def comparison(
@@ -66,8 +87,6 @@ def comparison(
 
 def _points(axes, position: int, values: list[float], colour: str, *, standard_error: bool):
     """Seeds as light points above the mean and its spread."""
-    import numpy as np
-
     if not values:
         return
     axes.plot(values, [position - 0.14] * len(values), "o", color=colour, alpha=0.4, markersize=4)
@@ -83,3 +102,60 @@ def _points(axes, position: int, values: list[float], colour: str, *, standard_e
         markersize=5,
         capsize=3,
     )
+
+
+class Panel(NamedTuple):
+    """A quantity for rows and columns of a map; NaN where there is none."""
+
+    title: str
+    values: np.ndarray  # [rows, columns]
+    low: np.ndarray  # [rows, columns], ends of the interval
+    high: np.ndarray
+    colours: str  # matplotlib's name
+    least: float | None  # of the colours; None for both = a logarithmic scale of what there is
+    most: float | None
+
+
+def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str) -> Any:
+    """Maps of the same rows and columns, two in a line, with their numbers in them.
+
+    Args:
+      panels: what to draw.
+      rows: names, from the top.
+      columns: names, from the left.
+      along: what the columns are.
+    """
+    lines = -(-len(panels) // 2)
+    width, height = max(0.95 * len(columns), 1.9), 0.36 * len(rows)
+    chart = figure(2 * (width + 2.2), lines * (height + 0.9))
+    for axes, panel in zip(chart.subplots(lines, 2).flat, panels, strict=True):
+        image = axes.imshow(panel.values, aspect="auto", cmap=panel.colours, norm=_norm(panel))
+        chart.colorbar(image, ax=axes, pad=0.02)
+        for (row, column), value in np.ndenumerate(panel.values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+                interval = f"{_short(panel.low[row, column])} – {_short(panel.high[row, column])}"
+                style = {"ha": "center", "color": "white" if dark else "black"}
+                axes.text(column, row - 0.02, _short(value), va="bottom", fontsize=8, **style)
+                axes.text(column, row + 0.05, interval, va="top", fontsize=6, **style)
+        axes.set_title(panel.title, fontsize="medium")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(along)
+        axes.tick_params(length=0)
+    return chart
+
+
+def _norm(panel: Panel):
+    from matplotlib import colors
+
+    if panel.least is not None:
+        return colors.Normalize(panel.least, panel.most)
+    positive = panel.values[np.isfinite(panel.values) & (panel.values > 0)]
+    least, most = (positive.min(), positive.max()) if positive.size else (0.1, 10.0)
+    return colors.LogNorm(least / 1.1, most * 1.1)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.3g}"

@@ -27,8 +27,20 @@ def _benchmark(config, folder: str) -> str | None:
     return report and benchmark.table(report, folder)
 
 
+def _layer_report(config, folder: str) -> str:
+    from etils import epath
+
+    from layermatch_jax import layer_report, runs, workdir
+
+    run = runs.read(folder, data_dir=config.dataset.data_dir)
+    with workdir.lock(epath.Path(folder)):
+        report = layer_report.of_run(run, config.layer_report.batches)
+        layer_report.add(epath.Path(folder), report)
+    return f"{layer_report.table(report)}\n\nfiles: {folder}/ ({', '.join(layer_report.FILES)})"
+
+
 # (config, workdir) -> what is printed in the end; None in all processes but the first.
-MODES = {"train": _train, "benchmark": _benchmark}
+MODES = {"train": _train, "benchmark": _benchmark, "layer_report": _layer_report}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:

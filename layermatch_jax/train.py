@@ -12,7 +12,17 @@ import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import checkpoint, evaluate, hosts, metrics, parallel, program, state, steps
+from layermatch_jax import (
+    checkpoint,
+    evaluate,
+    hosts,
+    layer_report,
+    metrics,
+    parallel,
+    program,
+    state,
+    steps,
+)
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
@@ -154,6 +164,10 @@ def train_and_evaluate(
     feed, partition = prepared.data.feed, prepared.data.partition
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
     empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
+    if config.layer_report.at_steps:
+        report_layers = layer_report.create(
+            config, partition, feed, prepared.resident, prepared.method
+        )
     run = {"state": prepared.initial, "window": prepared.empty_window}
 
     with contextlib.ExitStack() as to_the_end:
@@ -182,6 +196,7 @@ def train_and_evaluate(
         )
         to_the_end.callback(log.close)
         if first:
+            layer_report.cut_back(workdir, start)
             introduce(config, partition, current, workdir)
 
         # --- The loop: a call is one train step, or several --------------------------------------
@@ -210,6 +225,11 @@ def train_and_evaluate(
                         prepared.eval_step, current, partition.evaluation, config
                     )
                     log.evaluation(step, config.dataset.evaluate_on, scores)
+                if step in config.layer_report.at_steps:
+                    with log.pause():
+                        report = report_layers(current)
+                        if first:
+                            layer_report.add(workdir, report)
                 if save_now:  # before the next call is taken: the state and the step agree
                     metrics.check_finite(window, current)
                     if first:
