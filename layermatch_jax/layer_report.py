@@ -42,7 +42,7 @@ QUANTITIES = {
 RESAMPLES = 1000
 _INTERVAL = (0.025, 0.975)  # quantiles over resamples
 # Gradients that the host keeps at a time. What is more is computed again, some leaves in each pass
-# over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 25.
+# over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 24, with 32 6.
 _BYTES = 2**31
 
 
@@ -230,12 +230,24 @@ def _with_interval(value: np.ndarray, resampled: np.ndarray) -> list[float | Non
 # A report.
 
 
+def compile_gradients(
+    config: ml_collections.ConfigDict, feed: Feed, method: steps.Method
+) -> Callable:
+    """`gradients` for all devices: (state, resident, placed rows) -> (state, outputs)."""
+    return parallel.compile_step(
+        functools.partial(gradients, batch=feed.batch, method=method),
+        config.parallelism,
+        resident=True,
+        donate_state=False,
+    )
+
+
 def create(
     config: ml_collections.ConfigDict,
     partition: Partition,
     feed: Feed,
     resident: Any,
-    method: steps.Method,
+    program: Callable,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function that looks at states of a run, and changes nothing.
 
@@ -247,7 +259,7 @@ def create(
       partition: the run's images; the unlabelled ones' true labels are read.
       feed: of the run.
       resident: what it keeps on the devices.
-      method: the parts of a step.
+      program: of `compile_gradients`.
 
     Returns:
       state on the devices -> {'step', 'batches', 'known' (unlabelled rows of known truth),
@@ -264,12 +276,6 @@ def create(
             "a layer report compares pseudo-labels with true labels, and of no unlabelled image of "
             f"{config.dataset.name} is one known. Take a data set that is labelled throughout"
         )
-    program = parallel.compile_step(
-        functools.partial(gradients, batch=feed.batch, method=method),
-        config.parallelism,
-        resident=True,
-        donate_state=False,
-    )
     first, count = config.train_steps, config.layer_report.batches
 
     def report(state: TrainState) -> dict[str, Any]:
@@ -320,7 +326,8 @@ def of_run(run: Any, batches: int = 128) -> dict[str, Any]:
     method = steps.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
     resident = parallel.replicate(data.feed.resident(), config.parallelism)
-    report = create(config, data.partition, data.feed, resident, method)
+    program = compile_gradients(config, data.feed, method)
+    report = create(config, data.partition, data.feed, resident, program)
     return report(parallel.replicate(run.state, config.parallelism))
 
 
@@ -357,6 +364,8 @@ def _write(workdir: epath.Path, reports: list[dict[str, Any]]) -> None:
         part.replace(workdir / name)
     if reports:
         drawing.save(lambda: draw(reports), workdir / FIGURE)
+    else:
+        (workdir / FIGURE).unlink(missing_ok=True)
 
 
 def comma_separated(reports: list[dict[str, Any]]) -> str:

@@ -48,6 +48,7 @@ class Prepared(NamedTuple):
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
+    layer_gradients: Callable  # of layer_report
     empty_window: dict
 
 
@@ -112,12 +113,15 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     eval_step = parallel.compile_step(
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
+    layer_gradients = layer_report.compile_gradients(config, feed, method)
     if resident is None:
         resident = parallel.replicate(images, config.parallelism)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
-    return Prepared(data, resident, method, initial, train_program, eval_step, empty_window)
+    return Prepared(
+        data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
+    )
 
 
 def train_and_evaluate(
@@ -166,7 +170,7 @@ def train_and_evaluate(
     empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
     if config.layer_report.at_steps:
         report_layers = layer_report.create(
-            config, partition, feed, prepared.resident, prepared.method
+            config, partition, feed, prepared.resident, prepared.layer_gradients
         )
     run = {"state": prepared.initial, "window": prepared.empty_window}
 
