@@ -116,7 +116,7 @@ class Panel(NamedTuple):
     most: float | None
 
 
-def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str) -> Any:
+def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str, title: str) -> Any:
     """Maps of the same rows and columns, two in a line, with their numbers in them.
 
     Args:
@@ -124,10 +124,12 @@ def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str) -
       rows: names, from the top.
       columns: names, from the left.
       along: what the columns are.
+      title: of the figure.
     """
     lines = -(-len(panels) // 2)
     width, height = max(0.95 * len(columns), 1.9), 0.36 * len(rows)
-    chart = figure(2 * (width + 2.2), lines * (height + 0.9))
+    chart = figure(2 * (width + 2.2), lines * (height + 0.9) + 0.3)
+    chart.suptitle(title, fontsize="medium")
     for axes, panel in zip(chart.subplots(lines, 2).flat, panels, strict=True):
         image = axes.imshow(panel.values, aspect="auto", cmap=panel.colours, norm=_norm(panel))
         chart.colorbar(image, ax=axes, pad=0.02)
@@ -135,9 +137,12 @@ def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str) -
             if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                interval = f"{_short(panel.low[row, column])} – {_short(panel.high[row, column])}"
+                ends = panel.low[row, column], panel.high[row, column]
+                interval = " – ".join(_number(end, panel) for end in ends)
                 style = {"ha": "center", "color": "white" if dark else "black"}
-                axes.text(column, row - 0.02, _short(value), va="bottom", fontsize=8, **style)
+                axes.text(
+                    column, row - 0.02, _number(value, panel), va="bottom", fontsize=8, **style
+                )
                 axes.text(column, row + 0.05, interval, va="top", fontsize=6, **style)
         axes.set_title(panel.title, fontsize="medium")
         axes.set_xticks(range(len(columns)), columns)
@@ -153,9 +158,9 @@ def _norm(panel: Panel):
     if panel.least is not None:
         return colors.Normalize(panel.least, panel.most)
     positive = panel.values[np.isfinite(panel.values) & (panel.values > 0)]
-    least, most = (positive.min(), positive.max()) if positive.size else (0.1, 10.0)
-    return colors.LogNorm(least / 1.1, most * 1.1)
+    return colors.LogNorm(min([0.1, *positive]), max([10.0, *positive]))
 
 
-def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.3g}"
+def _number(value: float, panel: Panel) -> str:
+    text = f"{value:.3g}" if panel.least is None else f"{value:.2f}"
+    return text.replace("-", "−")

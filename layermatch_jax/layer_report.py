@@ -396,7 +396,8 @@ def draw(reports: list[dict[str, Any]]) -> Any:
         "noise_share": ("cividis", 0, 1),
     }
     panels = [drawing.Panel(QUANTITIES[name], *values(name), *colours[name]) for name in QUANTITIES]
-    return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step")
+    title = f"gradients averaged over {reports[-1]['batches']} batches; below: 95 % interval"
+    return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step", title)
 
 
 def table(report: dict[str, Any]) -> str:
