@@ -30,6 +30,7 @@ from train_test import KilledError, assert_same, tiny
 
 from layermatch_jax import config as config_lib
 from layermatch_jax import layer_report, main, train
+from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
 
 # ---------------------------------------------------------------------------------------------
@@ -255,6 +256,24 @@ def test_a_run_with_reports_is_the_run_without(whole, prepared, tmp_path):
     train.train_and_evaluate(reported(), tmp_path, prepared=prepared)
     assert_same(tmp_path, whole)
     assert not (tmp_path / layer_report.FILE).exists()
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
+    periods = {"log_every": 4, "input.steps_per_call": K}
+    c = reported(**{"layer_report.batches": 5}, **periods)
+    data, seen = train.load(c), []
+
+    def program(state, resident, rows):
+        seen.append(np.concatenate(rows.unlabeled))  # of 8 devices
+        sums = dict.fromkeys(("known", "used", "right", "strength"), 1.0)
+        return state, ({kind: state.params for kind in layer_report.KINDS}, sums)
+
+    report = layer_report.create(c, data.partition, data.feed, None, program)(prepared.initial)
+    assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
+    sampler = pipeline.create_sampler(c, data.partition)
+    expected = [sampler.draw(step).unlabeled for step in range(8, 13)]
+    np.testing.assert_array_equal(seen, expected)
 
 
 def test_the_files(whole):
