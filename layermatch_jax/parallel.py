@@ -50,6 +50,19 @@ def _mesh_of(parallelism: str) -> Mesh:
     return mesh().local_mesh if parallelism == "pmap" else mesh()
 
 
+def use_all_cores() -> None:
+    """Lets XLA divide a convolution among a CPU's cores; to be called before JAX is used.
+
+    By default XLA:CPU gives most convolutions to YNNPACK, which computes them on one thread; its
+    own use all. What XLA_FLAGS says of YNNPACK already stays. GPUs and TPUs do not read the flag.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    # A flag that XLA does not know ends the process: none for a JAX that was not tried.
+    if "ynn_fusion_type" not in flags and jax.__version_info__ < (0, 13):
+        ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+        os.environ["XLA_FLAGS"] = f"{flags} {ours}".lstrip()
+
+
 def keep_compiled(folder: str) -> None:
     """Keeps compiled programs in a folder (local or gs://), for later starts on such a machine."""
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
