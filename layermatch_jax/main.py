@@ -53,8 +53,9 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in MODES:
             raise unknown("--mode", flag_values.mode, MODES)
-        from layermatch_jax import hosts, workdir  # JAX starts here, not for a wrong flag
+        from layermatch_jax import hosts, parallel, workdir  # JAX: not for a wrong flag
 
+        parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
         if said := MODES[flag_values.mode](config, folder):
