@@ -28,8 +28,8 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
+from layermatch_jax import checkpoint, layer_report, main, train
 from layermatch_jax import config as config_lib
-from layermatch_jax import layer_report, main, train
 from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
 
@@ -245,8 +245,8 @@ def prepared():
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    """A run of 8 steps on 8 devices, with reports at three of them."""
-    c = reported(**{"layer_report.at_steps": (2, 6, 8)})
+    """A run of 8 steps on 8 devices, with reports at four of them."""
+    c = reported(**{"layer_report.at_steps": (2, 4, 6, 8)})
     folder = tmp_path_factory.mktemp("reported")
     train.train_and_evaluate(c, folder, prepared=prepared)
     return folder
@@ -278,7 +278,7 @@ def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
 
 def test_the_files(whole):
     reports = json.loads((whole / "layer_report.json").read_text())
-    assert [one["step"] for one in reports] == [2, 6, 8]
+    assert [one["step"] for one in reports] == [2, 4, 6, 8]
     for one in reports:
         assert (one["batches"], one["strength"]) == (3, 1.0)
         assert one["known"] == 3 * 16  # of the fake images all are known
@@ -290,7 +290,7 @@ def test_the_files(whole):
         }
     with (whole / "layer_report.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2
+    assert len(rows) == 4 * 2
     for row, (one, name) in zip(rows, [(r, x) for r in reports for x in r["layers"]], strict=True):
         told = one["layers"][name]
         assert (int(row["step"]), row["layer"]) == (one["step"], name)
@@ -301,8 +301,8 @@ def test_the_files(whole):
             assert ends[1] < ends[2]
 
 
-def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path):
-    c = reported(**{"layer_report.at_steps": (2, 6, 8)})
+def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monkeypatch):
+    c = reported(**{"layer_report.at_steps": (2, 4, 6, 8)})
     feed = prepared.data.feed
 
     def dying(steps):
@@ -311,17 +311,26 @@ def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path):
                 raise KilledError
             yield last, call
 
+    save, written = checkpoint.save, []
+
+    def noticed(manager, step, tree):
+        written.append((step, [one["step"] for one in layer_report.read(epath.Path(tmp_path))]))
+        save(manager, step, tree)
+
+    monkeypatch.setattr(checkpoint, "save", noticed)
     mortal = prepared._replace(data=prepared.data._replace(feed=feed._replace(calls=dying)))
     with pytest.raises(KilledError):
         train.train_and_evaluate(c, tmp_path, prepared=mortal)
-    assert [one["step"] for one in layer_report.read(epath.Path(tmp_path))] == [2, 6]
+    assert [one["step"] for one in layer_report.read(epath.Path(tmp_path))] == [2, 4, 6]
     # On from step 4; step 6 is not there twice, and what it says is not taken over.
     text = (tmp_path / layer_report.FILE).read_text().replace('"known": 48', '"known": 47')
     (tmp_path / layer_report.FILE).write_text(text)
     train.train_and_evaluate(c, tmp_path, prepared=prepared)
-    first, *later = layer_report.read(epath.Path(tmp_path))
-    assert first["known"] == 47
-    assert later == layer_report.read(epath.Path(whole))[1:]
+    *before, sixth, eighth = layer_report.read(epath.Path(tmp_path))
+    assert [one["known"] for one in before] == [47, 47]
+    assert [sixth, eighth] == layer_report.read(epath.Path(whole))[2:]
+    # Before the checkpoint of its step: a run that dies between them makes it again.
+    assert written == [(4, [2, 4]), (8, [2, 4, 6, 8])]
 
 
 def test_cut_back(tmp_path):
@@ -349,7 +358,7 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     *_, expected = layer_report.read(epath.Path(whole))
     said = main.MODES["layer_report"](values, str(whole))
     *earlier, again = layer_report.read(epath.Path(whole))
-    assert [one["step"] for one in earlier] == [2, 6]
+    assert [one["step"] for one in earlier] == [2, 4, 6]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), expected, again
     )
