@@ -37,11 +37,8 @@ def open_manager(workdir: epath.Path, kept: int):
     )
     several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
     _silence_latecomers()
-    folder = workdir / FOLDER
-    if "://" not in str(folder):  # of a bucket, resolve() makes a local path
-        folder = folder.resolve()  # Orbax takes no relative one
     manager = ocp.CheckpointManager(
-        folder,
+        _folder(workdir),
         options=ocp.CheckpointManagerOptions(
             max_to_keep=kept,
             create=not several,
@@ -55,6 +52,12 @@ def open_manager(workdir: epath.Path, kept: int):
         yield manager
     finally:
         manager.close()
+
+
+def _folder(workdir: epath.Path) -> epath.Path:
+    folder = workdir / FOLDER
+    # Orbax takes no relative path; resolve() would make a local one of a bucket's.
+    return folder if "://" in str(folder) else folder.resolve()
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
@@ -115,6 +118,53 @@ def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
             "or take another --workdir to start anew."
         )
     return None
+
+
+def read_state(workdir: epath.Path, state, step: int | None = None):
+    """The saved state of a run, which may be under way: nothing in its folder is changed.
+
+    Args:
+      workdir: the run's folder.
+      state: one of the form that is wanted.
+      step: of which checkpoint; None = of the newest that is whole.
+
+    Returns:
+      The state, of NumPy arrays.
+
+    Raises:
+      InputError: there is no such checkpoint, or none that is whole and of this form.
+    """
+    folder = _folder(workdir)
+    if not folder.exists():
+        raise InputError(f"{workdir} has no checkpoint yet")
+    template = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+    manager = ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_handlers=ocp.StandardCheckpointHandler(),
+    )
+    with contextlib.closing(manager):
+        there = sorted(manager.all_steps(), reverse=True)
+        if step is not None and step not in there:
+            listed = ", ".join(map(str, sorted(there))) or "none yet"
+            raise InputError(f"{folder} has no step {step}; there are: {listed}")
+        reasons = []
+        for wanted in there if step is None else [step]:
+            try:
+                saved = manager.item_metadata(wanted).tree["run"]
+                zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(saved))
+                restored = _restore(manager, wanted, zeros | {"state": template})
+                return serialization.from_state_dict(state, restored["state"])
+            except (MemoryError, PermissionError):
+                raise
+            except Exception as error:  # of any kind: the file may hold anything
+                if refusal(error):
+                    raise
+                reasons.append(f"\n  step {wanted}: {error}")
+                logging.warning("Checkpoint of step %d in %s cannot be read", wanted, folder)
+    raise InputError(
+        f"no checkpoint in {folder} can be read:{''.join(reasons) or ' there is none'}"
+    )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, template):

@@ -302,6 +302,23 @@ def fields(config: ml_collections.ConfigDict) -> dict:
     return dict(walk(config.to_dict(), ""))
 
 
+def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config that `fields` was made of, also where JSON has made its tuples lists.
+
+    Raises:
+      InputError: an unknown field.
+    """
+
+    def with_tuples(value):
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+    for name in values:
+        check_field(name)
+    config = base()
+    config.update_from_flattened_dict({name: with_tuples(x) for name, x in values.items()})
+    return config
+
+
 def check_field(name: str) -> None:
     """Raises InputError, naming the nearest one, unless `name` is a field's dotted name."""
     if name not in fields(base()):

@@ -145,6 +145,21 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
     _write_json(workdir / CONFIG, _plain(config))
 
 
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """The config of the run in a folder.
+
+    Raises:
+      InputError: there is none, or it is of another version.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise InputError(f"--workdir={workdir} holds no run: there is no {path}")
+    try:
+        return config_lib.from_fields(json.loads(path.read_text()))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is of another version, or damaged: {error}") from None
+
+
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
     """What a finished run wrote; None if it is not finished."""
     path = workdir / RESULT

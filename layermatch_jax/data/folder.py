@@ -6,6 +6,7 @@ The files are listed at the start and decoded when they are read.
 import concurrent.futures
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,11 @@ def decode(path: str, side: int) -> np.ndarray:
             " it. (Replaced, a run that has begun goes on; removed, a new one is needed: the"
             " positions in the data set shift.)"
         ) from error
+
+
+def from_files(paths: Sequence[str | os.PathLike], side: int) -> Images:
+    """Image files without known classes, in this order, cut and resized to `side` pixels."""
+    return _images(list(map(os.fspath, paths)), np.full(len(paths), -1), side)
 
 
 def _images(files: list[str], labels: np.ndarray, side: int) -> Images:

@@ -1,0 +1,67 @@
+"""A run that was made before, opened to be looked at."""
+
+from typing import NamedTuple
+
+import ml_collections
+from etils import epath
+
+from layermatch_jax import checkpoint, state, train
+from layermatch_jax import workdir as workdir_lib
+
+
+class Run(NamedTuple):
+    """A run's settings, data and parameters."""
+
+    config: ml_collections.ConfigDict
+    data: train.Data
+    state: state.TrainState  # of NumPy arrays, for functions of one device (no axis_name)
+
+    @property
+    def step(self) -> int:
+        """How many updates the state has seen."""
+        return int(self.state.step)
+
+
+def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
+    """Opens the run in a folder; changes nothing there.
+
+    Args:
+      workdir: the run's folder (local or gs://); the run may be under way.
+      step: of which checkpoint; None = of the newest that is whole.
+      data_dir: where the data set is now; '' = where the run had it.
+
+    Raises:
+      InputError: no run, no such checkpoint, no data, or other data than the run had.
+    """
+    folder = epath.Path(workdir)
+    config = read_config(folder, data_dir)
+    data = read_data(folder, config)
+    return Run(config, data, read_state(folder, config, data, step))
+
+
+def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.ConfigDict:
+    """The config of a run, with its data where they are now."""
+    config = workdir_lib.read_config(folder)
+    if data_dir:
+        config.dataset.data_dir = data_dir
+    return config
+
+
+def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> train.Data:
+    """The images of a run, found to be those that it had."""
+    data = train.load(config)
+    workdir_lib.check_split(folder, data.partition.record)
+    return data
+
+
+def read_state(
+    folder: epath.Path, config: ml_collections.ConfigDict, data: train.Data, step: int | None = None
+) -> state.TrainState:
+    """A saved state of a run; raises as `read` does."""
+    partition = data.partition
+    form = state.create(
+        config,
+        num_classes=len(partition.class_names),
+        num_unlabeled=len(partition.unlabeled.labels),
+    )
+    return checkpoint.read_state(folder, form, step)

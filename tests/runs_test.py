@@ -1,0 +1,121 @@
+"""Runs that are opened again: their settings, state, data and predictions."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from layermatch_jax import config as config_lib
+from layermatch_jax import metrics, predict, runs, train
+from layermatch_jax.data import folder
+from layermatch_jax.errors import InputError
+
+
+def make_config():
+    config = config_lib.base()
+    config.update_from_flattened_dict(
+        {
+            "dataset.name": "fake", "dataset.num_labels": 10, "model.name": "linear",
+            "model.width": 4, "dataset.stored_size": 8, "dataset.image_size": 6,
+            "dataset.padding": 1, "batch_size": 8, "unlabeled_ratio": 1, "train_steps": 4,
+            "eval_every": 2, "log_every": 2, "checkpoint_every": 2, "input.backend": "device",
+            "layerwise.gradient_mask": (("classifier/.*", 0.5),), "eval_batch_size": 24,
+            "tensorboard": False,
+        }
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    train.train_and_evaluate(make_config(), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def files(workdir):
+    return {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
+
+
+def test_config_comes_back_with_its_tuples(made):
+    config = runs.read_config(epath.Path(made))
+    assert config_lib.fields(config) == config_lib.fields(make_config())
+    assert config.layerwise.gradient_mask == (("classifier/.*", 0.5),)
+
+
+def test_predictions_are_those_that_were_evaluated(made):
+    """The last line of the log has the accuracies of the last state."""
+    before = files(made)
+    run = runs.read(str(made))
+    assert run.step == 4
+    images = run.data.partition.evaluation
+    lines = [line for line in metrics.read(epath.Path(made)) if line["split"] == "test"]
+    for step, line in zip((2, 4), lines, strict=True):
+        run = runs.read(str(made), step)
+        for ema, name in ((True, "accuracy_ema"), (False, "accuracy")):
+            answer = predict.predict(run, images, ema)
+            assert answer.features.shape == (len(images.labels), 4)
+            np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
+            accuracy = np.mean(answer.probabilities.argmax(axis=1) == images.labels)
+            assert accuracy == pytest.approx(line[name], abs=1e-6)
+            params = run.state.ema_params if ema else run.state.params
+            logits = answer.features @ params["classifier"]["kernel"]
+            expected = jax.nn.softmax(logits + params["classifier"]["bias"])
+            np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-4)
+    assert files(made) == before
+
+
+def test_predictions_of_files(made, tmp_path):
+    run = runs.read(str(made))
+    images = run.data.partition.evaluation
+    pixels = images.read(np.arange(3))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    answer = predict.predict(run, folder.from_files(paths, run.config.dataset.stored_size))
+    expected = predict.predict(run, images)
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities[:3], rtol=1e-5)
+
+
+def test_what_cannot_be_opened(workdir, tmp_path):
+    with pytest.raises(InputError, match=r"holds no run: there is no .*config.json"):
+        runs.read(str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="has no step 3; there are: 2, 4"):
+        runs.read(str(workdir), 3)
+    for path in (workdir / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read: there is none"):
+        runs.read(str(workdir))
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        runs.read(str(workdir))
+    split = json.loads((workdir / "labeled_split.json").read_text())
+    (workdir / "labeled_split.json").write_text(json.dumps(split | {"sha256": "0"}))
+    with pytest.raises(InputError, match="holds a run on other images"):
+        runs.read(str(workdir))
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    with pytest.raises(InputError, match="is of another version, or damaged: unknown config field"):
+        runs.read(str(workdir))
+
+
+def test_newest_checkpoint_damaged(workdir):
+    """The one before it is read, and nothing is moved: the run may be under way."""
+    for path in (workdir / "checkpoints" / "4").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = files(workdir)
+    assert runs.read(str(workdir)).step == 2
+    assert files(workdir) == before
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read:\n  step 4: "):
+        runs.read(str(workdir), 4)
