@@ -121,10 +121,6 @@ class Plane(NamedTuple):
         """[n, D] -> [n, 2]."""
         return (points - self.mean) @ self.axes
 
-    def project_directions(self, directions: np.ndarray) -> np.ndarray:
-        """[n, D] -> [n, 2], of vectors that have no place."""
-        return directions @ self.axes
-
 
 def principal_plane(features: np.ndarray) -> Plane:
     """Principal component analysis to two dimensions, of features [N, D] with D of 2 or more."""

@@ -322,8 +322,9 @@ def feature_map(
             for name, (x, y) in zip(names, centres, strict=True):
                 if np.isfinite(x):
                     axes.annotate(
-                        _short(name, 24), (x, y), (6, 5), textcoords="offset points", zorder=4,
-                        fontweight="bold", bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1},
+                        _short(name, 24), (x, y), (6, 5), textcoords="offset points",
+                        fontweight="bold", zorder=4,
+                        bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1},
                     )  # fmt: skip
         axes.set(
             xlabel=f"first principal component ({shares[0]:.0%} of the variance)",

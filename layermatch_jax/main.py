@@ -27,8 +27,15 @@ def _benchmark(config, folder: str) -> str | None:
     return report and benchmark.table(report, folder)
 
 
+def _report(config, folders: str) -> str:
+    from layermatch_jax import report
+
+    del config  # each run's own counts
+    return f"report: {report.report(folders)}"
+
+
 # (config, workdir) -> what is printed in the end; None in all processes but the first.
-MODES = {"train": _train, "benchmark": _benchmark}
+MODES = {"train": _train, "benchmark": _benchmark, "report": _report}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:

@@ -5,6 +5,8 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from layermatch_jax import figures
+
 _STYLE = """
 body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: #fff; color: #1a1a1a;
   font: 1rem/1.5 system-ui, sans-serif; }
@@ -28,7 +30,7 @@ tbody th { font-weight: normal; }
 
 
 class Picture(NamedTuple):
-    """An image of the page."""
+    """A drawing on the page."""
 
     png: bytes
     width: int  # in CSS pixels
@@ -49,6 +51,11 @@ class Note(NamedTuple):
     """A line on what is missing, and why."""
 
     text: str
+
+
+def picture(figure, alt: str, caption: str) -> Picture:
+    """A matplotlib Figure, drawn."""
+    return Picture(figures.png(figure), round(96 * figure.get_figwidth()), alt, caption)
 
 
 class Section(NamedTuple):
