@@ -66,9 +66,7 @@ def png(figure) -> bytes:
     return file.getvalue()
 
 
-def curves(
-    series: Sequence[Series], title: str, unit: str, *, percent: bool = False, legend: bool = True
-):
+def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = False):
     """Lines over training steps.
 
     Args:
@@ -76,7 +74,6 @@ def curves(
       title: what is drawn.
       unit: of the values, for the axis.
       percent: the values are fractions, to be shown in %.
-      legend: whether the labels are written below.
 
     Returns:
       A Figure.
@@ -84,7 +81,7 @@ def curves(
     from matplotlib import ticker
 
     series = [one for one in series if len(one.steps)]
-    rows = -(-len(series) // 3) if legend else 0
+    rows = -(-len(series) // 3) if len(series) > 1 else 0
     with _figure(5.6, 3.1 + 0.2 * rows) as figure:
         axes = figure.subplots()
         for i, one in enumerate(series):
@@ -99,10 +96,13 @@ def curves(
                 )
         axes.set(title=title, xlabel="training step", ylabel=unit)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        low, high = axes.get_ylim()
+        if low < 0 < high:
+            axes.axhline(0, color=GREY, linewidth=0.8)
+        _engineering(axes)
         if percent:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None, symbol=""))
-        if legend:
+        if len(series) > 1:
             figure.legend(loc="outside lower center", ncols=min(3, len(series)))
     return figure
 
@@ -145,9 +145,8 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
             axes.plot(steps, truths[:, k], color=GREY, linewidth=1, label="images of the class")
             axes.plot(steps, pseudo_labels[:, k], color=COLOURS[0], label="pseudo-labels used")
             axes.set_title(_short(names[k], 16))
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
             _engineering(axes)
+        grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # all share them
         figure.supxlabel("training step", fontsize=9)
         figure.supylabel("rows a step", fontsize=9)
         lines, labels = grid[0, 0].get_legend_handles_labels()
@@ -210,7 +209,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
-    side = 1.6 + (0.42 * count if count <= WRITTEN else 6.0)
+    side = 1.6 + (0.38 * count if count <= WRITTEN else 6.0)
     # Of many classes, most entries are a few percent: they must be seen.
     norm = colors.Normalize(0, 1) if count <= WRITTEN else colors.PowerNorm(0.5, 0, 1)
     with _figure(side + 0.9, side) as figure:
@@ -330,7 +329,7 @@ def feature_map(
             xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
             ylabel=f"second ({shares[1]:.0%})",
         )
-        figure.legend(loc="outside right center", markerscale=1.6 if few else 2)
+        figure.legend(loc="outside right center", markerscale=1.3)
     return figure
 
 
@@ -358,6 +357,7 @@ def _name_axis(axis, names: Sequence[str], label: str) -> None:
     """Class names where they fit; else numbers."""
     if len(names) <= NAMED:
         axis.set_ticks(np.arange(len(names)), labels=[_short(name, 16) for name in names])
+        axis.set_label_text(label)
     else:
         axis.set_label_text(f"{label}, by number from 0")
 

@@ -89,10 +89,9 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
     wrong = analysis.confident_mistakes(answer.probabilities, images.labels, _MISTAKES)
     if len(wrong):
         sure = answer.probabilities[wrong].max(axis=1)
-        titles = [
-            f"{names[images.labels[n]]}\n→ {names[guesses[n]]}\n{p:.1%}"
-            for n, p in zip(wrong, sure, strict=True)
-        ]
+        pairs = [(names[images.labels[n]], names[guesses[n]]) for n in wrong]
+        between = " " if max(len(a) + len(b) for a, b in pairs) < 12 else "\n"
+        titles = [f"{a}{between}→ {b}\n{p:.1%}" for (a, b), p in zip(pairs, sure, strict=True)]
         pixels = _middle(images, wrong, run.config)
         lines = range(0, len(wrong), _VIEWS)
         parts.append(
