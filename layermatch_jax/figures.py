@@ -16,7 +16,8 @@ from layermatch_jax.errors import InputError
 # Okabe and Ito's colours, which colour-blind people can tell apart, the pale yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 GREY = "#767676"
-_LINES = ("solid", "dashed", "dotted")  # with the colours, 21 series can be told apart
+# Not by colour alone, and what lies below a broken line is seen. With the colours: 21 series.
+_LINES = ("-", (0, (6, 1.5)), (0, (2, 1)))
 _MARKERS = "o^sDvP"
 DPI = 130
 WRITTEN = 20  # classes whose confusion matrix has numbers in it
@@ -85,10 +86,14 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
     with _figure(5.6, 3.1 + 0.2 * rows) as figure:
         axes = figure.subplots()
         for i, one in enumerate(series):
-            colour, line = COLOURS[i % len(COLOURS)], _LINES[i // len(COLOURS) % len(_LINES)]
-            marker = "." if len(one.steps) <= _FEW else None
+            colour, line = COLOURS[i % len(COLOURS)], _LINES[i % len(_LINES)]
             axes.plot(
-                one.steps, one.values, color=colour, linestyle=line, marker=marker, label=one.label
+                one.steps,
+                one.values,
+                color=colour,
+                linestyle=line,
+                marker=_marker(one.steps),
+                label=one.label,
             )
             if one.low is not None:
                 axes.fill_between(
@@ -99,7 +104,7 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
         low, high = axes.get_ylim()
         if low < 0 < high:
             axes.axhline(0, color=GREY, linewidth=0.8)
-        _engineering(axes)
+        _steps(axes.xaxis)
         if percent:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None, symbol=""))
         if len(series) > 1:
@@ -142,10 +147,13 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
             if k >= len(names):
                 axes.set_axis_off()
                 continue
-            axes.plot(steps, truths[:, k], color=GREY, linewidth=1, label="images of the class")
-            axes.plot(steps, pseudo_labels[:, k], color=COLOURS[0], label="pseudo-labels used")
+            for values, colour, label in (
+                (truths, GREY, "images of the class"),
+                (pseudo_labels, COLOURS[0], "pseudo-labels used"),
+            ):
+                axes.plot(steps, values[:, k], color=colour, marker=_marker(steps), label=label)
             axes.set_title(_short(names[k], 16))
-            _engineering(axes)
+            _steps(axes.xaxis)
         grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # all share them
         figure.supxlabel("training step", fontsize=9)
         figure.supylabel("rows a step", fontsize=9)
@@ -155,32 +163,33 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
 
 
 def class_map(
-    steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks, colours="viridis"
+    steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks=None, colours=None
 ):
     """A quantity by class over training, as colours.
 
     Args:
-      steps: [T], the last one of each window.
+      steps: [T], the last one of each window; T > 0.
       values: [T, K]; NaN, where it is not known, is grey.
       names: of the K classes.
       title: what is drawn.
       unit: of the values.
       limits: (lowest, highest) value that has a colour of its own.
-      ticks: {value: what is written beside its colour}.
-      colours: name of a colour map.
+      ticks: {value: what is written beside its colour}; None where fractions are shown in %.
+      colours: name of a colour map; None for viridis.
 
     Returns:
       A Figure.
     """
     import matplotlib
+    from matplotlib import ticker
 
     with _figure(5.6, 1.2 + max(2.0, 0.17 * min(len(names), NAMED))) as figure:
         axes = figure.subplots()
-        palette = matplotlib.colormaps[colours].with_extremes(bad="#c8c8c8")
+        palette = matplotlib.colormaps[colours or "viridis"].with_extremes(bad="#c8c8c8")
         mesh = axes.pcolormesh(
-            np.concatenate([[0], steps]) if len(steps) else [0, 1],
+            np.concatenate([[0], steps]),
             np.arange(len(names) + 1) - 0.5,
-            np.ma.masked_invalid(np.clip(np.reshape(values, (-1, len(names))), *limits)).T,
+            np.ma.masked_invalid(np.clip(values, *limits)).T,
             cmap=palette,
             vmin=limits[0],
             vmax=limits[1],
@@ -189,9 +198,12 @@ def class_map(
         axes.set(title=title, xlabel="training step")
         axes.invert_yaxis()
         _name_axis(axes.yaxis, names, "class")
-        _engineering(axes)
+        _steps(axes.xaxis)
         bar = figure.colorbar(mesh, label=unit)
-        bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        if ticks:
+            bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        else:
+            bar.formatter = ticker.PercentFormatter(1.0, decimals=None, symbol="")
     return figure
 
 
@@ -347,10 +359,17 @@ def _figure(width: float, height: float) -> Iterator:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _engineering(axes) -> None:
+def _steps(axis) -> None:
+    """Whole numbers, the large ones as 200k."""
     from matplotlib import ticker
 
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
+    axis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+
+def _marker(steps) -> str | None:
+    """Few points are marked one by one; a single one would not be seen otherwise."""
+    return "." if len(steps) <= _FEW else None
 
 
 def _name_axis(axis, names: Sequence[str], label: str) -> None:

@@ -35,9 +35,8 @@ def report(workdirs: str) -> epath.Path:
     logs.check_same_images(read)
     if len(read) == 1:
         (log,) = read
-        config = log.config
         folder = log.folder
-        title = f"{config.method} on {config.dataset.name}, seed {config.seed}"
+        title = tables.title(log)
         sections = _of_one(log)
     else:
         folder = _shared([log.folder for log in read])

@@ -156,7 +156,6 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
         caption += "of the class, and how many have it as a pseudo-label that is used, right or "
         caption += "wrong. More pseudo-labels than images means that others are taken for it."
         pictures.append(picture(figure, alt, caption))
-    shares = {x / 5: f"{20 * x}" for x in range(6)}
     for name, title, unit, caption in (
         (
             "class_acceptance",
@@ -172,10 +171,14 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
         ),
     ):
         curve = _by_class(log, name)
-        known = np.where(np.isfinite(curve.values), curve.values, curve.values[:, :1])
-        if name == "class_threshold" and not np.ptp(known, axis=1).any():
-            continue  # one for all: the panel has it
-        figure = figures.class_map(*curve, names, title, unit, limits=(0, 1), ticks=shares)
+        if not np.isfinite(curve.values).any():
+            continue
+        highest = 1.0
+        if name == "class_threshold":
+            if not np.ptp(curve.values, axis=1).any():
+                continue  # one for all classes: the panel has it
+            highest = curve.values.max()
+        figure = figures.class_map(*curve, names, title, unit, limits=(0, highest))
         pictures.append(picture(figure, f"{title}, as colours over training steps.", caption))
     return pictures
 

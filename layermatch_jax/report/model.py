@@ -78,6 +78,23 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
             f"{matrix.sum():,} images are right.",
         )
     ]
+    parts.append(
+        Table(
+            "Each class",
+            ("class", "number", "images", "right", "times predicted"),
+            [
+                (
+                    name,
+                    str(k),
+                    str(matrix[k].sum()),
+                    f"{matrix[k, k] / max(matrix[k].sum(), 1):.1%}",
+                    str(matrix[:, k].sum()),
+                )
+                for k, name in enumerate(names)
+            ],
+            folded=True,
+        )
+    )
     if pairs := analysis.most_confused(matrix, _CONFUSED):
         parts.append(
             Table(
@@ -117,17 +134,15 @@ def features(run: Run, answer: Predictions) -> list[Picture]:
     known = np.flatnonzero(labels >= 0)
     plane = analysis.principal_plane(answer.features[known])
     shown = known[np.linspace(0, len(known) - 1, min(_POINTS, len(known))).astype(int)]
-    centres = _centres(run)
+    points, centres = plane.project(answer.features[shown]), _centres(run)
     if centres.places:
         stars = plane.project(centres.vectors)
     else:
-        means = [
-            plane.project(answer.features[labels == k]).mean(axis=0) for k in set(labels[known])
-        ]
-        directions = (centres.vectors - centres.vectors.mean(axis=0)) @ plane.axes
-        stars = directions * (np.linalg.norm(means) / max(np.linalg.norm(directions), 1e-12))
+        stars = (centres.vectors - centres.vectors.mean(axis=0)) @ plane.axes
+        radius = np.quantile(np.linalg.norm(points, axis=1), 0.9)
+        stars = stars * radius / max(np.linalg.norm(stars, axis=1).max(), 1e-12)
     figure = figures.feature_map(
-        plane.project(answer.features[shown]),
+        points,
         labels[shown],
         names,
         plane.shares,
@@ -159,7 +174,11 @@ def _centres(run: Run) -> _Centres:
     reading, state = run.config.avg_clustering.centres, run.state.centres
     if reading == "features":
         vectors = np.where(state["updates"][:, None] > 0, state["centres"], np.nan)
-        return _Centres(vectors, True, "Stars: the averages of features that the loss pulls to.")
+        return _Centres(
+            vectors,
+            True,
+            "Stars: the averages of features that the loss pulls to; only their directions count.",
+        )
     averaged = reading == "classifier"
     classifier = state if averaged else run.state.ema_params["classifier"]
     which = "averaged classifier" if averaged else "classifier (EMA)"
@@ -167,8 +186,8 @@ def _centres(run: Run) -> _Centres:
         np.asarray(classifier["kernel"]).T,
         False,
         f"Stars: the columns of the {which}, the directions that the loss pulls each class to; "
-        "less their mean and with one factor for all, which makes them as large as the classes' "
-        "means.",
+        "less their mean, and with one factor for all, by which the farthest is as far from the "
+        "middle as nine tenths of the images.",
     )
 
 

@@ -20,10 +20,10 @@ figure { margin: 0; max-width: 100%; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { max-width: 36rem; color: #444; font-size: 0.9rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; min-width: 32rem; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #444; padding-bottom: 0.3rem; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left;
-  overflow-wrap: anywhere; vertical-align: top; }
+  vertical-align: top; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
 tbody th { font-weight: normal; }
 """
@@ -42,7 +42,7 @@ class Table(NamedTuple):
     """Text in rows and columns."""
 
     caption: str
-    header: Sequence[str]
+    header: Sequence[str]  # () for none
     rows: Sequence[Sequence[str]]
     folded: bool = False  # shown when it is asked for
 
@@ -121,16 +121,16 @@ def _picture(picture: Picture) -> str:
 
 def _table(table: Table) -> str:
     header = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.header)
+    header = f"<thead><tr>{header}</tr></thead>\n" if header else ""
     rows = "\n".join(
         f'<tr><th scope="row">{_text(first)}</th>'
         + "".join(f"<td>{_text(cell)}</td>" for cell in rest)
         + "</tr>"
         for first, *rest in table.rows
     )
-    whole = (
-        f'<div class="scroll"><table>\n<caption>{_text(table.caption)}</caption>\n'
-        f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-    if not table.folded:
-        return whole
-    return f"<details><summary>{_text(table.caption)}</summary>\n{whole}</details>"
+    body = f"{header}<tbody>\n{rows}\n</tbody>"
+    caption = _text(table.caption)
+    if table.folded:
+        whole = f'<div class="scroll"><table aria-label="{caption}">\n{body}</table></div>'
+        return f"<details><summary>{caption}</summary>\n{whole}</details>"
+    return f'<div class="scroll"><table>\n<caption>{caption}</caption>\n{body}</table></div>'

@@ -13,9 +13,18 @@ from layermatch_jax.report.pages import Table
 
 _ACCURACIES = ("last", "median20", "best")
 _CAPTION = (
-    "last: at the last step; median20: median of the last 20 evaluations; best: maximum over the "
-    "evaluations, which selects on these images and is there for comparison with tables that do so."
+    "last: at the last step; median20: median of the last 20 evaluations, or of all where there "
+    "are fewer; best: maximum over the evaluations, which selects on these images and is there for "
+    "comparison with tables that do so."
 )
+
+
+def title(log: Log) -> str:
+    """Which run it is."""
+    dataset = log.config.dataset
+    labels = f", {log.split['num_labels']:,} labels" if log.split else ""
+    seeds = f"label seed {dataset.label_seed}, seed {log.config.seed}"
+    return f"{log.config.method} on {dataset.name}{labels} ({seeds})"
 
 
 def accuracies(log: Log) -> list[Table]:
@@ -60,7 +69,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         rows.append((method, f"{len(by_seed)} of {len(groups[method])}", first, difference, *rest))
     by_run = [
         (
-            str(log.folder),
+            log.folder.name,
             method,
             str(log.config.dataset.label_seed),
             str(log.config.seed),
@@ -113,7 +122,7 @@ def provenance(log: Log) -> Table:
             ("versions", versions),
             ("code (git commit)", result["git_commit"] or "not known"),
         ]
-    return Table("What it is of", ("", ""), rows)
+    return Table("What it is of", (), rows)
 
 
 def settings(log: Log) -> Table:
