@@ -23,6 +23,7 @@ DPI = 130
 WRITTEN = 20  # classes whose confusion matrix has numbers in it
 NAMED = 30  # classes whose names fit on an axis
 SEPARATE = 12  # classes that are drawn in a panel each
+_WIDTH = 84  # characters of a legend's line
 _FEW = 40  # points of a curve that are marked one by one
 _STYLE = {
     "font.size": 9,
@@ -71,7 +72,7 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
     """Lines over training steps.
 
     Args:
-      series: what to draw; those without a step are left out.
+      series: what to draw, each in the look of its place; those without a step are left out.
       title: what is drawn.
       unit: of the values, for the axis.
       percent: the values are fractions, to be shown in %.
@@ -81,11 +82,14 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
     """
     from matplotlib import ticker
 
-    series = [one for one in series if len(one.steps)]
-    rows = -(-len(series) // 3) if len(series) > 1 else 0
+    longest = max(len(_short(one.label, _WIDTH)) for one in series)
+    columns = int(np.clip(_WIDTH // (longest + 7), 1, 3))
+    rows = -(-len(series) // columns) if len(series) > 1 else 0
     with _figure(5.6, 3.1 + 0.2 * rows) as figure:
         axes = figure.subplots()
         for i, one in enumerate(series):
+            if not len(one.steps):
+                continue
             colour, line = COLOURS[i % len(COLOURS)], _LINES[i % len(_LINES)]
             axes.plot(
                 one.steps,
@@ -93,7 +97,7 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
                 color=colour,
                 linestyle=line,
                 marker=_marker(one.steps),
-                label=one.label,
+                label=_short(one.label, _WIDTH),
             )
             if one.low is not None:
                 axes.fill_between(
@@ -108,7 +112,7 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
         if percent:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None, symbol=""))
         if len(series) > 1:
-            figure.legend(loc="outside lower center", ncols=min(3, len(series)))
+            figure.legend(loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -363,7 +367,7 @@ def _steps(axis) -> None:
     """Whole numbers, the large ones as 200k."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
+    axis.set_major_locator(ticker.MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(ticker.EngFormatter(sep=""))
 
 

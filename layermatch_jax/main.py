@@ -91,7 +91,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             sys_argv=argv,
         )
         for name, default, text in (
-            ("workdir", None, "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED."),
+            (
+                "workdir",
+                None,
+                "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
+                "For --mode=report also several, comma-separated, or a folder of such folders.",
+            ),
             ("mode", "train", f"What to do: {', '.join(MODES)}."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
         ):

@@ -4,11 +4,12 @@ Of one run, all there is to see; of several, their curves and results by method.
 such as the images of a run whose data are no longer there, is named, and the rest is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epath
 
-from layermatch_jax import figures, predict, runs
+from layermatch_jax import figures, predict, runs, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
 from layermatch_jax.report.logs import Log
@@ -41,7 +42,7 @@ def report(workdirs: str) -> epath.Path:
     else:
         folder = _shared([log.folder for log in read])
         groups = logs.by_method(read)
-        title = f"{len(read)} runs on {read[0].config.dataset.name}: {', '.join(groups)}"
+        title = f"{len(read)} runs on {read[0].config.dataset.name}"
         sections = _of_several(groups)
     part = folder / f"{FILE}.part"  # whole or not at all
     try:
@@ -52,30 +53,32 @@ def report(workdirs: str) -> epath.Path:
 
 
 def _of_one(log: Log) -> list[Section]:
-    data, missing = None, []
-    try:
-        data = runs.read_data(log.folder, log.config)
-        names = data.partition.class_names
-    except InputError as error:
-        names = [str(k) for k in range(len(log.split.get("class_counts", ())))]
-        missing.append(
-            Note(f"The run's images cannot be read here, so that none is shown. {error}")
-        )
-    images, predictions, features = [], [], []
-    if data:
-        step = 0
+    missing = [] if log.lines else [Note("The run has not logged anything yet.")]
+
+    def tried(said: str, make: Callable[[], Any]) -> Any:
         try:
-            run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
-        except InputError as error:
-            missing.append(Note(f"There are no predictions to show. {error}"))
-        else:
+            return make()
+        except (InputError, ImportError) as error:
+            missing.append(Note(f"{said} {error}"))
+
+    step, names = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]
+    images, predictions, features = [], [], []
+    data = tried(
+        "The run's images cannot be shown.", lambda: runs.read_data(log.folder, log.config)
+    )
+    if data:
+        names = data.partition.class_names
+        run, answer = tried("There are no predictions.", lambda: _predicted(log, data)) or (
+            None,
+            None,
+        )
+        if run:
             step = max(run.step - 1, 0)
-            answer = predict.predict(run, data.partition.evaluation)
             predictions, features = model.predictions(run, answer), model.features(run, answer)
-        images = [model.views(log.config, data, step)]
-    started = [] if log.lines else [Note("The run has not logged anything yet.")]
+        views = tried("The views cannot be shown.", lambda: model.views(log.config, data, step))
+        images = [views] if views else []
     return [
-        Section("Result", [*tables.accuracies(log), tables.provenance(log), *started, *missing]),
+        Section("Result", [*tables.accuracies(log), tables.provenance(log), *missing]),
         Section("Training", curves.of_one(log)),
         Section("Pseudo-labels by class", curves.of_classes(log, names)),
         Section("Images and their views", images),
@@ -83,6 +86,11 @@ def _of_one(log: Log) -> list[Section]:
         Section("Features", features),
         Section("Settings", [tables.settings(log)]),
     ]
+
+
+def _predicted(log: Log, data: train.Data) -> tuple[runs.Run, predict.Predictions]:
+    run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
+    return run, predict.predict(run, data.partition.evaluation)
 
 
 def _of_several(groups: dict[str, list[Log]]) -> list[Section]:

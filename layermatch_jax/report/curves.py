@@ -104,24 +104,26 @@ def of_one(log: Log) -> list[Picture]:
             figures.Series(label, *analysis.thinned(_curve(log, panel.split, name), _POINTS))
             for name, label in panel.lines.items()
         ]
-        pictures += _drawn(panel, panel.title, series, log.evaluated_on, panel.caption)
+        pictures += _drawn(panel, panel.title, series, log.evaluated_on)
     return pictures
 
 
-def of_several(groups: dict[str, list[Log]]) -> list[Picture]:
-    """A picture for each quantity, with a line for each method.
+def of_several(groups: dict[str, list[Log]]) -> list[str | Picture]:
+    """How lines and bands are to be read, and a picture for each quantity, a line for each method.
 
     Args:
       groups: of logs.by_method.
     """
     banded = len(groups) <= _BANDED
     if all(len(of_method) == 1 for of_method in groups.values()):
-        spread = "One run of each method: what a repetition would change is not seen."
+        reading = "One run of each method: what a repetition would change is not seen."
     else:
-        spread = "Lines: means over the runs of a method, as far as all of them have come. "
-        spread += "Bands: ± one standard deviation (sd) of the runs."
-        if not banded:
-            spread = spread.partition(" Bands")[0] + " Of so many methods no bands are drawn."
+        reading = "Lines: means over the runs of a method, as far as all of them have come. "
+        reading += (
+            "Bands: ± one standard deviation (sd) over these runs."
+            if banded
+            else "Of so many methods no bands are drawn; the table has standard deviations."
+        )
     images = next(iter(groups.values()))[0].evaluated_on
     pictures = []
     for panel in PANELS:
@@ -131,8 +133,8 @@ def of_several(groups: dict[str, list[Log]]) -> list[Picture]:
                 band = analysis.band([_curve(log, panel.split, name) for log in of_method])
                 series.append(_with_band(method, band, banded))
             title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {label}"
-            pictures += _drawn(panel, title, series, images, f"{panel.caption} {spread}")
-    return pictures
+            pictures += _drawn(panel, title, series, images)
+    return [reading, *pictures] if pictures else []
 
 
 def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
@@ -209,14 +211,15 @@ def _with_band(method: str, band: analysis.Band, banded: bool) -> figures.Series
 
 
 def _drawn(
-    panel: Panel, title: str, series: Sequence[figures.Series], images: str, caption: str
+    panel: Panel, title: str, series: Sequence[figures.Series], images: str
 ) -> list[Picture]:
     """The panel's picture; none if nothing of it is known."""
-    series = [one for one in series if len(one.steps)]
-    if not series:
+    known = [one for one in series if len(one.steps)]
+    if not known:
         return []
-    title, unit, caption = (text.format(images=images) for text in (title, panel.unit, caption))
+    texts = (text.format(images=images) for text in (title, panel.unit, panel.caption))
+    title, unit, caption = texts
     figure = figures.curves(series, title, unit, percent=panel.percent)
     said = "{:.1%}" if panel.percent else "{:.3g}"
-    ends = (f"{one.label} {said.format(one.values[-1])} at step {one.steps[-1]}" for one in series)
+    ends = (f"{one.label} {said.format(one.values[-1])} at step {one.steps[-1]}" for one in known)
     return [picture(figure, f"{title}, over training steps: {'; '.join(ends)}.", caption)]

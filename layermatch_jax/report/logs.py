@@ -73,11 +73,11 @@ def check_same_images(logs: Sequence[Log]) -> None:
     """
     kinds = {}
     for log in logs:
-        kind = [log.config.dataset.name, f"evaluated on {log.evaluated_on} images"]
-        if log.split:
-            kind.insert(1, f"{len(log.split['class_counts'])} classes")
-            kind.insert(2, f"{log.split['num_train']} training images")
-        kinds.setdefault(", ".join(kind), []).append(str(log.folder))
+        if not log.split:
+            continue  # it has no numbers yet
+        kind = f"{log.config.dataset.name}, {len(log.split['class_counts'])} classes, "
+        kind += f"{log.split['num_train']} training images, evaluated on {log.evaluated_on} images"
+        kinds.setdefault(kind, []).append(str(log.folder))
     if len(kinds) > 1:
         listed = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in kinds.items())
         raise InputError(
@@ -89,21 +89,17 @@ def check_same_images(logs: Sequence[Log]) -> None:
 def by_method(logs: Sequence[Log]) -> dict[str, list[Log]]:
     """Repetitions of one another together, by a name for what they have in common.
 
-    The name is the method, with those settings behind it in which runs of one method differ.
+    The name is the method, with those settings behind it in which the method's runs differ.
     """
-    settings = [settings_of(log) for log in logs]
     of_method = {}
-    for log, own in zip(logs, settings, strict=True):
-        of_method.setdefault(log.config.method, []).append(own)
-    named = [
-        field
-        for field in settings[0]
-        if any(len({own[field] for own in same}) > 1 for same in of_method.values())
-    ]
+    for log in logs:
+        of_method.setdefault(log.config.method, []).append(settings_of(log))
     groups = {}
-    for log, own in zip(logs, settings, strict=True):
-        name = ", ".join([log.config.method, *(f"{field}={own[field]}" for field in named)])
-        groups.setdefault(name, []).append(log)
+    for log in logs:
+        own, same = settings_of(log), of_method[log.config.method]
+        named = [field for field in own if len({other[field] for other in same}) > 1]
+        settings = (f"{field.split('.')[-1]}={own[field]}" for field in named)
+        groups.setdefault(", ".join([log.config.method, *settings]), []).append(log)
     return groups
 
 

@@ -16,16 +16,18 @@ nav a { margin-right: 1rem; }
 a { color: #00538a; }
 .note { border-left: 4px solid #d55e00; padding: 0.2rem 0.8rem; background: #fff6ef; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem 2rem; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; }
+figure { margin: 0; max-width: 100%; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { max-width: 36rem; color: #444; font-size: 0.9rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; min-width: 32rem; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; min-width: 32rem; font-size: 0.9rem;
+  font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #444; padding-bottom: 0.3rem; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left;
   vertical-align: top; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
 tbody th { font-weight: normal; }
+td { white-space: nowrap; }
 """
 
 
@@ -113,7 +115,7 @@ def _text(text: str) -> str:
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     return (
-        f'<figure><img src="data:image/png;base64,{data}" width="{picture.width}" '
+        f'<figure><img src="data:image/png;base64,{data}" style="width: {picture.width}px" '
         f'alt="{html.escape(picture.alt)}">'
         f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )

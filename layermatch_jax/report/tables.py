@@ -51,7 +51,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
       groups: of logs.by_method.
     """
     images = next(iter(groups.values()))[0].evaluated_on
-    baseline = next(iter(groups))
+    baseline = "fixmatch" if "fixmatch" in groups else next(iter(groups))
     scores = {
         method: {_seeds(log): _row(log) for log in of_method if log.result}
         for method, of_method in groups.items()
