@@ -80,12 +80,12 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
     Returns:
       A Figure.
     """
-    from matplotlib import ticker
-
     longest = max(len(_short(one.label, _WIDTH)) for one in series)
     columns = int(np.clip(_WIDTH // (longest + 7), 1, 3))
     rows = -(-len(series) // columns) if len(series) > 1 else 0
     with _figure(5.6, 3.1 + 0.2 * rows) as figure:
+        from matplotlib import ticker
+
         axes = figure.subplots()
         for i, one in enumerate(series):
             if not len(one.steps):
@@ -184,10 +184,10 @@ def class_map(
     Returns:
       A Figure.
     """
-    import matplotlib
-    from matplotlib import ticker
-
     with _figure(5.6, 1.2 + max(2.0, 0.17 * min(len(names), NAMED))) as figure:
+        import matplotlib
+        from matplotlib import ticker
+
         axes = figure.subplots()
         palette = matplotlib.colormaps[colours or "viridis"].with_extremes(bad="#c8c8c8")
         mesh = axes.pcolormesh(
@@ -221,14 +221,14 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
     Returns:
       A Figure; with numbers where the classes are few.
     """
-    from matplotlib import colors, ticker
-
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
     side = 1.6 + (0.38 * count if count <= WRITTEN else 6.0)
-    # Of many classes, most entries are a few percent: they must be seen.
-    norm = colors.Normalize(0, 1) if count <= WRITTEN else colors.PowerNorm(0.5, 0, 1)
     with _figure(side + 0.9, side) as figure:
+        from matplotlib import colors, ticker
+
+        # Of many classes, most entries are a few percent: they must be seen.
+        norm = colors.Normalize(0, 1) if count <= WRITTEN else colors.PowerNorm(0.5, 0, 1)
         axes = figure.subplots()
         image = axes.imshow(share, norm=norm, cmap="Blues")
         axes.grid(visible=False)
@@ -354,7 +354,10 @@ def feature_map(
 
 @contextlib.contextmanager
 def _figure(width: float, height: float) -> Iterator:
-    """A Figure of so many inches; what is drawn meanwhile has the style of them all."""
+    """A Figure of so many inches; what is drawn meanwhile has the style of them all.
+
+    What else is needed of matplotlib is imported within, after it was found to be there.
+    """
     require()
     import matplotlib
     from matplotlib.figure import Figure

@@ -52,21 +52,21 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
     """
     images = next(iter(groups.values()))[0].evaluated_on
     baseline = "fixmatch" if "fixmatch" in groups else next(iter(groups))
-    scores = {
-        method: {_seeds(log): _row(log) for log in of_method if log.result}
+    finished = {
+        method: [(_seeds(log), _row(log)) for log in of_method if log.result]
         for method, of_method in groups.items()
     }
+    compared = dict(finished[baseline])
     rows = []
-    for method, by_seed in scores.items():
-        of = {name: [row[name] for row in by_seed.values()] for name in _COLUMNS}
+    for method, of_method in finished.items():
         differences = [
-            row["median20"] - scores[baseline][seed]["median20"]
-            for seed, row in by_seed.items()
-            if seed in scores[baseline] and method != baseline
+            row["median20"] - compared[seeds]["median20"]
+            for seeds, row in of_method
+            if seeds in compared and method != baseline
         ]
-        difference = _spread(differences, "+.1f", paired=True)
-        first, *rest = (_spread(values) for values in of.values())
-        rows.append((method, f"{len(by_seed)} of {len(groups[method])}", first, difference, *rest))
+        first, *rest = (_spread([row[name] for _, row in of_method]) for name in _COLUMNS)
+        count = f"{len(of_method)} of {len(groups[method])}"
+        rows.append((method, count, first, _spread(differences, "+.1f", paired=True), *rest))
     by_run = [
         (
             log.folder.name,
