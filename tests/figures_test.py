@@ -44,7 +44,7 @@ def test_curves_keep_their_colours_whoever_else_is_there():
     assert axes.get_ylabel() == "% of images"
     assert "20.0" in [tick.get_text() for tick in axes.get_yticklabels()]  # 0.2
     assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
-    long = figures.curves([one._replace(steps=np.arange(1000), values=np.ones(1000))], "", "")
+    long = figures.curves([figures.Series("c", np.arange(1000), np.ones(1000))], "", "")
     assert long.axes[0].lines[0].get_marker() == "None"
     assert not long.legends  # the title says what the only line is
 
