@@ -1,4 +1,4 @@
-"""Runs a grid of methods and label seeds, and puts the results into one table.
+"""Runs a grid of methods and label seeds, and puts the results into one table and one figure.
 
     python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
@@ -7,13 +7,20 @@
 so that methods are compared on the same labels, order and draws. Flags not the runner's own
 go to every run. The same command again skips finished runs and goes on with unfinished ones. At the
 end it writes table.md and table.csv into the workdir: accuracies of the EMA parameters, mean ±
-standard deviation over seeds, and paired differences to the baseline ± their standard error.
+standard deviation over seeds, and paired differences to the baseline ± their standard error; and,
+where matplotlib is installed, comparison.png.
+
+With --masks each method runs with each of the gradient masks, named as in layermatch_jax/config.py:
+
+    python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch --label-seeds=0,1,2 \
+        --masks=none,classifier,from_stage3,from_stage2,everything --workdir=runs/masks10
 """
 
 import argparse
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import hashlib
 import os
 import pathlib
@@ -24,16 +31,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package is used from its checkout
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import ml_collections  # noqa: E402
 from absl import flags  # noqa: E402
 
 from layermatch_jax import config as config_lib  # noqa: E402
+from layermatch_jax import drawing, layerwise, metrics, models, workdir  # noqa: E402
 from layermatch_jax import main as run_main  # noqa: E402
-from layermatch_jax import metrics, workdir  # noqa: E402
 from layermatch_jax.errors import InputError  # noqa: E402
 
 PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
@@ -42,13 +53,13 @@ PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 class Cell(NamedTuple):
     """One run of the grid."""
 
-    method: str  # as in --methods
+    row: str  # of the table: METHOD, or METHOD-MASK where --masks are given
     seed: int
     folder: pathlib.Path
     arguments: list[str]  # of layermatch_jax.main
 
     def __str__(self):
-        return f"{self.method}, label seed {self.seed}"
+        return f"{self.row}, label seed {self.seed}"
 
 
 def main(argv: list[str]) -> int:
@@ -59,8 +70,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", help="as --config of layermatch_jax.main, without method=")
     parser.add_argument("--methods", required=True, help="comma-separated")
     parser.add_argument("--label-seeds", required=True, help="comma-separated")
+    parser.add_argument("--masks", help="comma-separated names of gradient masks, for every method")
     parser.add_argument("--workdir", required=True, help="a local folder for all runs")
-    parser.add_argument("--baseline", help="what the others are compared to; default: the first")
+    parser.add_argument("--baseline", help="row that others are compared to; default: the first")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -106,12 +118,14 @@ def main(argv: list[str]) -> int:
         job = array_job(options, unfinished)
         return subprocess.run(job, check=False, env=environment).returncode
     failed = run_all(unfinished, options.jobs, len(finished))
-    rows = table(cells, options.baseline or cells[0].method)
+    baseline = options.baseline or cells[0].row
+    rows = table(cells, baseline)
     text = markdown(rows) + "\n" + provenance(cells)
     (options.workdir / "table.md").write_text(text, encoding="utf-8")
     with (options.workdir / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(comma_separated(rows))
     print(text)
+    draw(cells, baseline, options.workdir / "comparison.png")
     for cell, status in failed:
         print(f"FAILED: {cell}: exit status {status}, {last_line(log(cell))}", file=sys.stderr)
         print(f"  see {log(cell)}", file=sys.stderr)
@@ -131,29 +145,41 @@ def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
       SystemExit: 2, after a message, for a flag that layermatch_jax.main does not know.
     """
     methods = options.methods.split(",")
+    masks = [None] if options.masks is None else options.masks.split(",")
     try:
         seeds = [int(seed) for seed in options.label_seeds.split(",")]
     except ValueError:
         raise InputError(
             f"--label-seeds={options.label_seeds}: write numbers, as in 0,1,2"
         ) from None
-    for name, values in (("--methods", methods), ("--label-seeds", seeds)):
+    for name, values in (("--methods", methods), ("--masks", masks), ("--label-seeds", seeds)):
         if len(set(values)) < len(values):
             raise InputError(f"{name}: something is there twice")
-    if options.baseline not in (None, *methods):
-        raise InputError(f"--baseline={options.baseline} is not among --methods={options.methods}")
     for argument in extra:
         if re.match(r"--?config(\.seed|\.dataset\.label_seed)?(=|$)", argument):
             raise InputError(f"{argument}: config and seeds are given as CONFIG and --label-seeds")
     if options.jobs < 1:
         raise InputError(f"--jobs={options.jobs} must be at least 1")
-    return [make_cell(options, extra, method, seed) for seed in seeds for method in methods]
+    cells = [
+        make_cell(options, extra, method, mask, seed)
+        for seed in seeds
+        for method in methods
+        for mask in masks
+    ]
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    if options.baseline not in (None, *rows):
+        raise InputError(f"--baseline={options.baseline} is not among the rows: {', '.join(rows)}")
+    return cells
 
 
-def make_cell(options: argparse.Namespace, extra: list[str], method: str, seed: int) -> Cell:
+def make_cell(
+    options: argparse.Namespace, extra: list[str], method: str, mask: str | None, seed: int
+) -> Cell:
     """One checked run."""
-    folder = options.workdir / f"{method}-l{seed}"
+    row = method if mask is None else f"{method}-{mask}"
+    folder = options.workdir / f"{row}-l{seed}"
     file = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
+    file += "" if mask is None else f",mask={mask}"
     arguments = [f"--config={file}", f"--workdir={folder}"]
     arguments += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
 
@@ -165,8 +191,21 @@ def make_cell(options: argparse.Namespace, extra: list[str], method: str, seed: 
     if config.method != method:
         raise InputError(f"{options.config}: write layerwise=True as --methods={config.method}")
     config_lib.validate(config)
+    model = ml_collections.FrozenConfigDict(config.model)
+    layerwise.mask_multipliers(config.layerwise.gradient_mask, parameters(model))  # fits
     workdir.check(folder.absolute(), config)
-    return Cell(method, seed, folder, arguments)
+    return Cell(row, seed, folder, arguments)
+
+
+@functools.cache
+def parameters(model: ml_collections.FrozenConfigDict) -> dict:
+    """The shapes of a model's parameters; no device is asked, for the runs need its memory."""
+    backbone = models.create_model(model)
+
+    def init():
+        return backbone.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+
+    return {"backbone": jax.eval_shape(init), "classifier": {"kernel": 0, "bias": 0}}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -334,23 +373,31 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
 
 
 def table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
-    """Means over seeds and paired differences to the baseline, by method."""
-    scores = {(cell.method, cell.seed): values for cell in cells if (values := measured(cell))}
+    """Means over seeds and paired differences to the baseline, by row."""
+    scores = by_row(cells)
     rows = {}
-    for method in dict.fromkeys(cell.method for cell in cells):
-        by_seed = {seed: values for (m, seed), values in scores.items() if m == method}
-        rows[method] = []
+    for row, by_seed in scores.items():
+        rows[row] = []
         for name, compared in COLUMNS.items():
             own = [values[name] for values in by_seed.values()]
-            rows[method].append(summarise(name, own, paired=False))
+            rows[row].append(summarise(name, own, paired=False))
             if compared:
                 pairs = [
-                    (values[name], scores[baseline, seed][name])
+                    (values[name], scores[baseline][seed][name])
                     for seed, values in by_seed.items()
-                    if (baseline, seed) in scores and method != baseline
+                    if seed in scores[baseline] and row != baseline
                 ]
                 differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                rows[method].append(summarise(f"− {baseline}", differences, paired=True))
+                rows[row].append(summarise(f"− {baseline}", differences, paired=True))
+    return rows
+
+
+def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
+    """What is `measured`, by row and seed; a run that is not finished is not there."""
+    rows = {cell.row: {} for cell in cells}
+    for cell in cells:
+        if values := measured(cell):
+            rows[cell.row][cell.seed] = values
     return rows
 
 
@@ -377,9 +424,9 @@ def markdown(rows: dict[str, list[Entry]]) -> str:
 
     first = next(iter(rows.values()))
     lines = [["method", "n", *(entry.title for entry in first)], ["---"] * (len(first) + 2)]
-    for method, row in rows.items():
+    for name, row in rows.items():
         seeds = row[0].count
-        lines.append([f"`{method}`", str(seeds), *(shown(entry, seeds) for entry in row)])
+        lines.append([f"`{name}`", str(seeds), *(shown(entry, seeds) for entry in row)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -392,8 +439,8 @@ def comma_separated(rows: dict[str, list[Entry]]) -> list[list[Any]]:
         header += [name, f"{name}, {spread}", f"{name}, n"]
         before = before if entry.paired else entry.title
     lines = [
-        [method, *(x for entry in row for x in (entry.mean, entry.spread, entry.count))]
-        for method, row in rows.items()
+        [name, *(x for entry in row for x in (entry.mean, entry.spread, entry.count))]
+        for name, row in rows.items()
     ]
     return [header, *lines]
 
@@ -401,21 +448,49 @@ def comma_separated(rows: dict[str, list[Entry]]) -> list[list[Any]]:
 def provenance(cells: list[Cell]) -> str:
     """What the table's numbers are and what they were measured on, from the result files."""
     results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
-
-    def all_of(value) -> str:
-        return ", ".join(sorted({str(value(result)) for result in results}))
-
     split = "test" if any("test_accuracy" in result for result in results) else "validation"
     return (
         f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
         "differences, points, mean ± standard error.\n"
-        f"{len(results)} of {len(cells)} runs. Data: {all_of(lambda r: r['dataset'])}, "
-        f"{all_of(lambda r: r['num_labels'])} labels; "
-        f"steps: {all_of(lambda r: r['train_steps'])}; "
-        f"device: {all_of(lambda r: '{count} x {kind}'.format(**r['device']))}; "
-        f"jax {all_of(lambda r: r['versions']['jax'])}; "
-        f"commit {all_of(lambda r: r['git_commit'])}.\n"
+        f"{len(results)} of {len(cells)} runs. Data: {data(results)}; "
+        f"device: {all_of(results, lambda r: '{count} x {kind}'.format(**r['device']))}; "
+        f"jax {all_of(results, lambda r: r['versions']['jax'])}; "
+        f"commit {all_of(results, lambda r: r['git_commit'])}.\n"
     )
+
+
+def data(results: list[dict[str, Any]]) -> str:
+    """The data of the runs and the steps they took."""
+    return (
+        f"{all_of(results, lambda r: r['dataset'])}, "
+        f"{all_of(results, lambda r: r['num_labels'])} labels; "
+        f"steps: {all_of(results, lambda r: r['train_steps'])}"
+    )
+
+
+def all_of(results: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]) -> str:
+    """Every value that occurs."""
+    return ", ".join(sorted({str(value(result)) for result in results}))
+
+
+# ---------------------------------------------------------------------------------------------
+# The figure.
+
+
+def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
+    """The rows' median20, and its differences to the baseline, as a PNG; tells where it is not."""
+    scores = {
+        row: {seed: values["median20"] for seed, values in by_seed.items()}
+        for row, by_seed in by_row(cells).items()
+    }
+    results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
+    quantity = "accuracy (EMA, median20), %"
+    try:
+        chart = drawing.comparison(scores, baseline, quantity, title=data(results))
+    except InputError as error:
+        print(f"{path.name} is not drawn: {error}. The same command draws it then.")
+        return
+    chart.savefig(path)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,25 @@ FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
+# Named gradient masks, for ablations. A name says what pseudo-labels do not train: from stage 3 on
+# is stage 3 and all that follows, the classifier included; to stage 1 is the stem and stage 1. One
+# list serves every backbone, for their paths are alike (models/__init__.py). A stage that a network
+# does not have is refused: with three, from_stage3 is its last stage, to_stage1 its first half;
+# with four (ResNet-50), from_stage4 and to_stage2.
+_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # only WideResNet has a final norm
+MASKS = {
+    "none": (),  # FixMatch
+    "half_classifier": (("classifier/.*", 0.5),),
+    "classifier": GRAD_RELU,
+    "from_stage4": (("backbone/stage4.*", 0.0), _LAST),
+    "from_stage3": (("backbone/stage[3-4].*", 0.0), _LAST),
+    "from_stage2": (("backbone/stage[2-4].*", 0.0), _LAST),
+    "everything": ((".*", 0.0),),  # unlabelled images count in BatchNorm's statistics alone
+    "to_stage1": (("backbone/stem/.*", 0.0), ("backbone/stage1.*", 0.0)),
+    "to_stage2": (("backbone/stem/.*", 0.0), ("backbone/stage[1-2].*", 0.0)),
+    "backbone": (("backbone/.*", 0.0),),  # the reverse of Grad-ReLU
+}
+
 POLICIES = (
     "adamatch",
     "dash",
@@ -226,13 +245,14 @@ def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collec
 
 
 def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
-    """Applies what stands behind the colon of --config=file.py:labels=…,method=…,layerwise=….
+    """Applies what stands behind the colon of --config=file.py:labels=…,method=…,mask=….
 
     Args:
       config: a data set's config, changed in place.
       arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
         percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
-        `layerwise` (True puts "+layerwise" behind the method).
+        `layerwise` (True puts "+layerwise" behind the method), `mask` (a key of MASKS, in place of
+        the method's gradient mask).
 
     Returns:
       The same config.
@@ -240,7 +260,7 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
     Raises:
       InputError: an unknown key or a value that is none.
     """
-    given = parse_arg(arg, ("labels", "method", "layerwise"))
+    given = parse_arg(arg, ("labels", "method", "layerwise", "mask"))
     if (labels := given.get("labels")) is not None:
         config.dataset.num_labels, config.dataset.label_fraction = _parse_labels(
             labels, config.dataset.num_labels
@@ -251,7 +271,12 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
     method = given.get("method", "layermatch")
     if layerwise == "True" and not method.endswith("+layerwise"):
         method += "+layerwise"
-    return apply_method(config, method)
+    apply_method(config, method)
+    if (mask := given.get("mask")) is not None:
+        if mask not in MASKS:
+            raise unknown("gradient mask", mask, MASKS)
+        config.layerwise.gradient_mask = MASKS[mask]
+    return config
 
 
 def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
@@ -483,7 +508,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(
                 f"gradient mask entry {pair!r}: write (regular expression, multiplier), as in "
-                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\""
+                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\", or take a named "
+                f"one, --config=FILE:mask=NAME: {', '.join(MASKS)}"
             )
         if not (isinstance(pair[1], (int, float)) and 0 <= pair[1] <= 1):
             raise InputError(f"gradient mask {pair[0]!r}: multiplier {pair[1]!r} is not in [0, 1]")

@@ -164,7 +164,8 @@ def test_labels_that_are_none(labels):
         ("methd=x", "unknown config argument 'methd'. Did you mean 'method'?"),
         ("methd=x", "There are: labels, method, layerwise"),
         ("method=fixmach", "unknown method 'fixmach'. Did you mean 'fixmatch'?"),
-        ("250", "'250': write key=value, keys: labels, method, layerwise"),
+        ("250", "'250': write key=value, keys: labels, method, layerwise, mask"),
+        ("mask=clasifier", "unknown gradient mask 'clasifier'. Did you mean 'classifier'?"),
         ("labels=10,labels=20", "'labels' is there twice: '10', '20'"),
         ("layerwise=yes", "layerwise=yes: give True or False"),
     ],
@@ -353,6 +354,7 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
     ("mask", "message"),
     [
         (("classifier",), "entry 'classifier': write (regular expression, multiplier), as in"),
+        (("classifier",), "or take a named one, --config=FILE:mask=NAME: none, half_classifier,"),
         # What --config.layerwise.gradient_mask="(('classifier/.*', 0.0))" gives: a comma short.
         (("classifier/.*", 0.0), "gradient_mask=\"(('classifier/.*', 0.0),)\""),
         ((("classifier/.*", 0.0, 1.0),), "write (regular expression, multiplier)"),
@@ -366,6 +368,22 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
 )
 def test_mask_that_is_none(mask, message):
     assert message in refused(configured(layerwise__gradient_mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("arg", "mask"),
+    [
+        ("method=fixmatch,mask=classifier", (("classifier/.*", 0.0),)),
+        ("mask=half_classifier,method=layermatch", (("classifier/.*", 0.5),)),
+        ("method=freematch,layerwise=True,mask=none", ()),
+    ],
+)
+def test_a_named_mask_takes_the_place_of_the_methods(arg, mask):
+    config = config_lib.apply_arg(config_lib.base(), arg)
+    assert config.layerwise.gradient_mask == mask
+    config_lib.validate(config)
+    method = config_lib.apply_method(config_lib.base(), config.method)
+    assert config.avg_clustering == method.avg_clustering
 
 
 def test_masks():

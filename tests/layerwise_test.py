@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import layerwise
+from layermatch_jax import layerwise, models
 from layermatch_jax.errors import InputError
 
 PARAMS = {
@@ -77,6 +77,62 @@ def test_the_presets_masks():
         "avg_clustering": (),
         "layermatch": grad_relu,
     }
+
+
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "final_norm", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [
+        ({"name": "wide_resnet", "depth": 10}, 3),
+        ({"name": "wide_resnet", "depth": 10, "stages": 4}, 4),
+        ({"name": "resnet50"}, 4),
+        ({"name": "conv4"}, 3),
+    ],
+)
+def test_the_named_masks_on_every_backbone(model, stages):
+    """Each by what it leaves of the parts of the network, none of them in part only."""
+    config = config_lib.base()
+    config.model.update(model)
+    backbone, images = models.create_model(config.model), jnp.zeros((1, 32, 32, 3))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda: backbone.init(key, images, train=False))
+    params = {"backbone": variables["params"], "classifier": PARAMS["classifier"]}
+
+    def left(mask):
+        left = {}
+        for path, multiplier in jax.tree_util.tree_leaves_with_path(
+            layerwise.mask_multipliers(config_lib.MASKS[mask], params)
+        ):
+            keys = [key.key for key in path]
+            part = keys[0] if keys[0] == "classifier" else keys[1].split("_block")[0]
+            left.setdefault(part, set()).add(multiplier)
+        assert all(len(multipliers) == 1 for multipliers in left.values())
+        return {part: multipliers.pop() for part, multipliers in left.items()}
+
+    there = [part for part in STAGES if part in left("none")]
+    assert len(left("none")) == len(there) == stages + 2 + (model["name"] == "wide_resnet")
+    without = {
+        "none": (),
+        "classifier": ("classifier",),
+        "from_stage4": ("stage4", "final_norm", "classifier"),
+        "from_stage3": ("stage3", "stage4", "final_norm", "classifier"),
+        "from_stage2": ("stage2", "stage3", "stage4", "final_norm", "classifier"),
+        "everything": STAGES,
+        "to_stage1": ("stem", "stage1"),
+        "to_stage2": ("stem", "stage1", "stage2"),
+        "backbone": STAGES[:-1],
+    }
+    for mask, masked in without.items():
+        if mask == "from_stage4" and stages == 3:
+            with pytest.raises(InputError, match=r"'backbone/stage4.\*' matches no parameter"):
+                left(mask)
+        else:
+            assert left(mask) == {part: float(part not in masked) for part in there}
+    halved = {part: 0.5 if part == "classifier" else 1.0 for part in there}
+    assert left("half_classifier") == halved
+    assert {*without, "half_classifier"} == {*config_lib.MASKS}
 
 
 class PullBack:

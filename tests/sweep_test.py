@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from layermatch_jax import main, workdir
+from layermatch_jax import drawing, main, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -131,6 +132,59 @@ def test_the_table(grid):
     assert rows[0]["used right"] == ""
 
 
+def test_masks_are_rows(grid, capsys):
+    rows = ("fixmatch-none", "fixmatch-classifier")
+    scores = {f"{row}-l{seed}": 0.5 + 0.1 * i for i, row in enumerate(rows) for seed in range(2)}
+    arguments = ["--methods=fixmatch", "--masks=none,classifier", "--label-seeds=0,1"]
+    assert grid({}, *arguments, "--dry-run") == 0
+    told = [shlex.split(line)[-4:-2] for line in capsys.readouterr().out.splitlines()]
+    assert told[1] == [
+        f"--config={DIGITS}:labels=40,method=fixmatch,mask=classifier",
+        f"--workdir={grid.folder}/fixmatch-classifier-l0",
+    ]
+    assert grid(scores, *arguments) == 0
+    assert grid.calls() == sorted(scores)
+    lines = (grid.folder / "table.md").read_text().split("\n")
+    assert "− fixmatch-none" in lines[0]
+    assert lines[2].startswith("| `fixmatch-none` | 2 | 50.0 ± 0.0 |  |")
+    assert lines[3].startswith("| `fixmatch-classifier` | 2 | 60.0 ± 0.0 | +10.0 ± 0.0 |")
+
+
+def test_the_figure_needs_matplotlib_and_the_table_does_not(grid, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
+    assert grid(FIXMATCH | FREEMATCH) == 0
+    assert "pip install -r notebooks/requirements.txt" in capsys.readouterr().out
+    assert "| `fixmatch` | 3 | 60.0 ± 10.0 |" in (grid.folder / "table.md").read_text()
+    assert not (grid.folder / "comparison.png").exists()
+
+
+def test_the_figure(grid, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    comparison = drawing.comparison
+    monkeypatch.setattr(
+        drawing, "comparison", lambda *x, **y: drawn.append(comparison(*x, **y)) or drawn[-1]
+    )
+    # The third run of freematch+layerwise is missing.
+    assert grid(FIXMATCH | FREEMATCH | {"freematch+layerwise-l2": "crash"}) == 1
+    assert drawn[0].get_suptitle() == "digits, 40 labels; steps: 100"
+    accuracies, differences = drawn[0].axes
+    assert [text.get_text() for text in accuracies.get_yticklabels()] == [
+        "fixmatch",
+        "freematch+layerwise",
+    ]
+    # Points of the seeds, and then the mean, row by row; of the differences only the second's.
+    drawn_at = [list(line.get_xdata()) for line in accuracies.lines if line.get_marker() in "oD"]
+    assert drawn_at == [pytest.approx(x) for x in ([50, 60, 70], [60], [60, 75], [67.5])]
+    drawn_at = [list(line.get_xdata()) for line in differences.lines if line.get_marker() in "oD"]
+    assert drawn_at == [pytest.approx(x) for x in ([10, 15], [12.5])]
+    spreads = [*accuracies.collections, *differences.collections]
+    spreads = [np.diff(bars.get_segments()[0][:, 0]) / 2 for bars in spreads]
+    # Standard deviations of 50, 60, 70 and of 60, 75; standard error of 10, 15.
+    assert np.ravel(spreads) == pytest.approx([10, 15 / 2**0.5, 2.5])
+    assert (grid.folder / "comparison.png").stat().st_size > 10_000
+
+
 def test_a_pair_needs_both_and_a_tenth_an_evaluation_near_it(grid):
     grid(FIXMATCH | FREEMATCH | {"fixmatch-l0": "crash", "fixmatch-l2": "crash"})
     metrics = grid.folder / "freematch+layerwise-l1" / "metrics.jsonl"
@@ -210,7 +264,14 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
         (["--methods=mean_teacher", "--config.avg_clustering.centres=outputs"], "its own targets"),
         (["--methods=fixmatch,fixmatch"], "--methods: something is there twice"),
         (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
-        (["--baseline=dash"], "--baseline=dash is not among --methods="),
+        (["--baseline=dash"], "--baseline=dash is not among the rows: fixmatch, freematch+layerw"),
+        (
+            ["--masks=none,clasifier"],
+            "unknown gradient mask 'clasifier'. Did you mean 'classifier'",
+        ),
+        (["--masks=from_stage3,from_stage4"], "'backbone/stage4.*' matches no parameter"),
+        (["--masks=none,none"], "--masks: something is there twice"),
+        (["--masks=none", "--baseline=fixmatch"], "rows: fixmatch-none, freematch+layerwise-none"),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
         (["--workdir=gs://bucket/runs"], "must be a local one"),
         (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
