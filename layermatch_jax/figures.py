@@ -1,7 +1,8 @@
 """Pictures of runs: arrays in, a matplotlib Figure out, for reports and notebooks.
 
 Nothing is read or written here, and no state of pyplot is touched. matplotlib is imported where
-something is drawn: it is no requirement of training (notebooks/requirements.txt has it).
+something is drawn: it is no requirement of training (notebooks/requirements.txt has
+it): without it, every function raises an InputError.
 """
 
 import contextlib
@@ -11,15 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layermatch_jax.errors import InputError
+from layermatch_jax import drawing
+from layermatch_jax.drawing import GREY
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, the pale yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-GREY = "#767676"
 # Not by colour alone, and what lies below a broken line is seen. With the colours: 21 series.
 _LINES = ("-", (0, (6, 1.5)), (0, (2, 1)))
 _MARKERS = "o^sDvP"
-DPI = 130
 WRITTEN = 20  # classes whose confusion matrix has numbers in it
 NAMED = 30  # classes whose names fit on an axis
 SEPARATE = 12  # classes that are drawn in a panel each
@@ -50,21 +50,10 @@ class Series(NamedTuple):
     high: np.ndarray | None = None
 
 
-def require() -> None:
-    """Raises InputError, saying what to install, unless there is a matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "pictures need matplotlib, which is not installed: "
-            "pip install -r notebooks/requirements.txt"
-        ) from None
-
-
 def png(figure) -> bytes:
     """A Figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
@@ -358,12 +347,11 @@ def _figure(width: float, height: float) -> Iterator:
 
     What else is needed of matplotlib is imported within, after it was found to be there.
     """
-    require()
+    drawing.figure(width, height)  # raises where there is no matplotlib
     import matplotlib
-    from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield drawing.figure(width, height)
 
 
 def _steps(axis) -> None:

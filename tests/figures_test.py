@@ -139,8 +139,12 @@ def test_feature_map(num_classes):
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install -r notebooks/requirements\.txt"):
-        figures.require()
-    with pytest.raises(InputError, match="matplotlib, which is not installed"):
-        figures.curves([figures.Series("a", STEPS, STEPS)], "", "")
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for draw in (
+        lambda: figures.curves([figures.Series("a", STEPS, STEPS)], "", ""),
+        lambda: figures.confusion(np.eye(2, dtype=int), ["a", "b"]),
+        lambda: figures.images([np.zeros((1, 2, 2, 3), np.uint8)], [[""]]),
+    ):
+        with pytest.raises(InputError, match=r"pip install -r notebooks/requirements\.txt"):
+            draw()

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from layermatch_jax import figures, predict, runs, train
+from layermatch_jax import drawing, predict, runs, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
 from layermatch_jax.report.logs import Log
@@ -31,7 +31,7 @@ def report(workdirs: str) -> epath.Path:
       InputError: a folder holds no run, the runs are of different images, the file cannot be
         written, or matplotlib is missing.
     """
-    figures.require()
+    drawing.figure(1, 1)  # raises now where there is no matplotlib
     read = [logs.read(folder) for folder in logs.folders(workdirs)]
     logs.check_same_images(read)
     if len(read) == 1:
