@@ -1,8 +1,7 @@
 """Pictures of runs: arrays in, a matplotlib Figure out, for reports and notebooks.
 
-Nothing is read or written here, and no state of pyplot is touched. matplotlib is imported where
-something is drawn: it is no requirement of training (notebooks/requirements.txt has
-it): without it, every function raises an InputError.
+Nothing is read or written here, and no state of pyplot is touched. Without matplotlib, which
+training does not need, every function raises an InputError.
 """
 
 import contextlib

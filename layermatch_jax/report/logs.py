@@ -106,5 +106,8 @@ def by_method(logs: Sequence[Log]) -> dict[str, list[Log]]:
 def settings_of(log: Log) -> dict[str, str]:
     """A run's settings as text, without its seeds and what does not change its result."""
     left_out = {"method", *SEEDS, *config_lib.RESULT_NEUTRAL}
-    fields = config_lib.fields(log.config)
-    return {name: str(value) for name, value in fields.items() if name not in left_out}
+    fields = {k: v for k, v in config_lib.fields(log.config).items() if k not in left_out}
+    masks = {mask: name for name, mask in config_lib.MASKS.items()}
+    mask = fields["layerwise.gradient_mask"]
+    fields["layerwise.gradient_mask"] = masks.get(mask, mask)
+    return {name: str(value) for name, value in fields.items()}
