@@ -343,6 +343,10 @@ def test_several_runs_by_method(sweep):
         "Accuracy: EMA of the parameters, over training steps: fixmatch (2 runs) 55.0% at step 4; "
         "layermatch (3 runs) 50.0% at step 2."
     )
+    # A seed that only one of the methods has finished is compared to nothing.
+    (sweep / "f1" / "result.json").unlink()
+    page = read(report.report(str(sweep)))
+    assert page.row("layermatch")[:3] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
     assert path.stat().length < 3e6
 
 
@@ -425,8 +429,14 @@ def test_classes_over_training(tmp_path, monkeypatch):
     # One threshold for all classes is no map; an older run has not counted; supervised has none.
     of_all = {"class_acceptance": [0.5, 1.0], "class_threshold": [0.9, 0.9]}
     write_run(tmp_path / "old", config_of("fixmatch"), (0.5, 0.5), **of_all)
-    alts = curves.of_classes(logs.read(epath.Path(tmp_path / "old")), ["a", "b"])
+    note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "old")), ["a", "b"])
+    assert "a version that did not count" in note.text
     assert alts == ["Pseudo-labels used, by class, as colours over training steps."]
+    of_all |= {"class_truths": [0.0, 0.0], "class_pseudo_labels": [0.0, 0.0]}
+    write_run(tmp_path / "unknown", config_of("fixmatch"), (0.5, 0.5), **of_all)
+    note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "unknown")), ["a", "b"])
+    assert note.text.startswith("Of no unlabelled image is the class known")
+    assert len(alts) == 1
     none = dict.fromkeys(("mask_rate", "pseudo_label_accuracy", "pseudo_label_accuracy_all"))
     none |= {"class_threshold": [0.9, 0.8], "class_truths": [0.0, 0.0]}
     none |= {"class_pseudo_labels": [0.0, 0.0], "loss_unsupervised": 0.0, "loss_supervised": 1.0}

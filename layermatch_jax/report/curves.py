@@ -8,7 +8,7 @@ import numpy as np
 from layermatch_jax import analysis, figures
 from layermatch_jax.analysis import Curve
 from layermatch_jax.report.logs import Log
-from layermatch_jax.report.pages import Picture, picture
+from layermatch_jax.report.pages import Note, Picture, picture
 
 _POINTS = 300  # of a line; more are averaged in groups
 _COLUMNS = 120  # of a map of classes
@@ -137,8 +137,8 @@ def of_several(groups: dict[str, list[Log]]) -> list[str | Picture]:
     return [reading, *pictures] if pictures else []
 
 
-def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
-    """What one run counted by class.
+def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
+    """What one run counted by class; nothing if it makes no pseudo-labels.
 
     Args:
       log: the run's.
@@ -146,7 +146,7 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
     """
     if not len(_curve(log, "train", "mask_rate").steps):
         return []
-    pictures = []
+    parts = []
     counted, truths = (_by_class(log, name) for name in ("class_pseudo_labels", "class_truths"))
     if np.any(truths.values > 0):
         last = counted.values[-1].sum() / max(truths.values[-1].sum(), 1)
@@ -157,7 +157,11 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
         caption = "Used pseudo-labels against the truth: how many unlabelled images of a batch are "
         caption += "of the class, and how many have it as a pseudo-label that is used, right or "
         caption += "wrong. More pseudo-labels than images means that others are taken for it."
-        pictures.append(picture(figure, alt, caption))
+        parts.append(picture(figure, alt, caption))
+    elif len(truths.steps):
+        parts.append(Note("Of no unlabelled image is the class known: nothing to count against."))
+    else:
+        parts.append(Note("The run is of a version that did not count pseudo-labels by class."))
     for name, title, unit, caption in (
         (
             "class_acceptance",
@@ -181,8 +185,8 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Picture]:
                 continue  # one for all classes: the panel has it
             highest = curve.values.max()
         figure = figures.class_map(*curve, names, title, unit, limits=(0, highest))
-        pictures.append(picture(figure, f"{title}, as colours over training steps.", caption))
-    return pictures
+        parts.append(picture(figure, f"{title}, as colours over training steps.", caption))
+    return parts
 
 
 def _curve(log: Log, split: str, name: str) -> Curve:
