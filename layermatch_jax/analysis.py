@@ -34,19 +34,19 @@ def curve(lines: Sequence[dict[str, Any]], split: str, name: str) -> Curve:
 
 
 def thinned(whole: Curve, limit: int) -> Curve:
-    """A Curve of at most `limit` steps: means of so many neighbours each, at the last one's step.
+    """A Curve of at most `limit` steps: means of neighbours, at the step of the last of them.
 
     A mean by class is over those neighbours in which the class is known.
     """
-    group = -(-len(whole.steps) // limit)
-    if group < 2:
+    total = len(whole.steps)
+    if total <= limit:
         return whole
-    starts = np.arange(0, len(whole.steps), group)
+    starts = np.arange(limit) * total // limit
     known = ~np.isnan(whole.values)
     sums = np.add.reduceat(np.where(known, whole.values, 0.0), starts)
     counts = np.add.reduceat(known.astype(int), starts)
     values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return Curve(whole.steps[np.append(starts[1:] - 1, len(whole.steps) - 1)], values)
+    return Curve(whole.steps[np.append(starts[1:], total) - 1], values)
 
 
 class Band(NamedTuple):

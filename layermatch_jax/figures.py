@@ -52,7 +52,7 @@ class Series(NamedTuple):
 def png(figure) -> bytes:
     """A Figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
     return file.getvalue()
 
 
@@ -68,7 +68,7 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
     Returns:
       A Figure.
     """
-    longest = max(len(_short(one.label, _WIDTH)) for one in series)
+    longest = max((len(_short(one.label, _WIDTH)) for one in series), default=0)
     columns = int(np.clip(_WIDTH // (longest + 7), 1, 3))
     rows = -(-len(series) // columns) if len(series) > 1 else 0
     with _figure(5.6, 3.1 + 0.2 * rows) as figure:
@@ -253,8 +253,10 @@ def images(pixels, titles: Sequence[Sequence[str]], rows: Sequence[str] = ()):
     columns, width = len(pixels[0]), 1.15
     lines = max(title.count("\n") + 1 for row in titles for title in row)
     any_title = any(title for row in titles for title in row)
+    coarse = pixels[0][0].shape[0] > 64  # photographs: at full resolution, megabytes
     height = width + (0.17 * lines if any_title else 0)
     with _figure(width * columns + (0.5 if rows else 0), height * len(pixels)) as figure:
+        figure.set_dpi(100 if coarse else figure.dpi)
         grid = figure.subplots(len(pixels), columns, squeeze=False)
         for axes in grid.flat:
             axes.set(xticks=[], yticks=[])
@@ -317,23 +319,26 @@ def feature_map(
                     *points[mask].T, s=size, color=colour, alpha=0.5, linewidths=0, label=label
                 )
         if centres is not None:
+            colours = [COLOURS[k % len(COLOURS)] if few else "white" for k in range(len(names))]
             axes.scatter(
-                *centres.T, marker="*", s=120 if few else 30, color="white", edgecolor="black",
+                *centres.T, marker="*", s=130 if few else 30, c=colours, edgecolor="black",
                 linewidths=1, zorder=3, label="centre",
             )  # fmt: skip
-        if few and centres is not None:
+        if centres is not None and len(names) <= SEPARATE:
             for name, (x, y) in zip(names, centres, strict=True):
                 if np.isfinite(x):
                     axes.annotate(
-                        _short(name, 24), (x, y), (6, 5), textcoords="offset points",
-                        fontweight="bold", zorder=4,
+                        _short(name, 12), (x, y), (6, 5), textcoords="offset points",
+                        fontweight="bold", zorder=4, in_layout=False,
                         bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 1},
                     )  # fmt: skip
         axes.set(
             xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
             ylabel=f"second ({shares[1]:.0%})",
         )
-        figure.legend(loc="outside right center", markerscale=1.3)
+        legend = figure.legend(loc="outside right center")
+        for handle in legend.legend_handles:
+            handle.set_sizes([30])
     return figure
 
 
@@ -376,4 +381,6 @@ def _name_axis(axis, names: Sequence[str], label: str) -> None:
 
 
 def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Cut in its middle: class names differ at either end."""
+    tail = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"

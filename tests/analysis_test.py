@@ -28,14 +28,14 @@ def test_a_curve_has_the_steps_at_which_something_is_known():
 def test_a_thinned_curve_has_means_of_neighbours():
     whole = Curve(np.array([10, 20, 30, 40, 50]), np.array([1.0, 3.0, 10.0, 20.0, 7.0]))
     steps, values = analysis.thinned(whole, 3)
-    np.testing.assert_array_equal(steps, [20, 40, 50])
-    np.testing.assert_array_equal(values, [2.0, 15.0, 7.0])
+    np.testing.assert_array_equal(steps, [10, 30, 50])
+    np.testing.assert_array_equal(values, [1.0, 6.5, 13.5])
     assert analysis.thinned(whole, 5) is whole
     nan = np.nan
-    by_class = Curve(np.array([1, 2, 3]), np.array([[1.0, nan], [3.0, nan], [5.0, 6.0]]))
+    by_class = Curve(np.array([1, 2, 3]), np.array([[5.0, nan], [1.0, nan], [3.0, 6.0]]))
     steps, values = analysis.thinned(by_class, 2)
-    np.testing.assert_array_equal(steps, [2, 3])
-    np.testing.assert_array_equal(values, [[2.0, nan], [5.0, 6.0]])
+    np.testing.assert_array_equal(steps, [1, 3])
+    np.testing.assert_array_equal(values, [[5.0, nan], [2.0, 6.0]])
     half = Curve(np.array([1, 2]), np.array([[nan], [8.0]]))
     np.testing.assert_array_equal(analysis.thinned(half, 1).values, [[8.0]])
 

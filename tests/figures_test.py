@@ -91,7 +91,7 @@ def test_confusion_is_written_out_where_classes_are_few():
     )
     assert texts(axes) == ["75", "25", "<1", "100"]
     assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (0, 2), (2, 2)]
-    names = ["cat", "<dog>", "a name that goe…"]
+    names = ["cat", "<dog>", "a name t… and on"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == names
     assert axes.get_ylabel() == "true class"
     axes, _ = drawn(figures.confusion(np.eye(100, dtype=int), [f"class {k}" for k in range(100)]))
@@ -105,8 +105,12 @@ def test_images_stand_where_they_belong():
     axes = drawn(figures.images([pixels[0], pixels[1]], titles, ["above", "below"]))
     for axis, image in zip(axes, pixels.reshape(6, 4, 4, 3), strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
-    assert axes[5].get_title() == "d\nis far too long a…"
+    assert axes[5].get_title() == "d\nis far to…g a line"
     assert [axis.get_ylabel() for axis in axes] == ["above", "", "", "below", "", ""]
+    photographs = figures.images([np.zeros((1, 96, 96, 3), np.uint8)], [[""]])
+    assert photographs.dpi < figures.curves([], "", "").dpi
+    header = figures.png(photographs)[16:24]  # of a PNG: width and height
+    assert int.from_bytes(header[:4]) == round(photographs.dpi * photographs.get_figwidth())
     shorter = drawn(figures.images([pixels[0], pixels[1, :1]], [["", "", ""], [""]]))
     assert [len(axis.images) for axis in shorter] == [1, 1, 1, 1, 0, 0]
 
@@ -131,6 +135,11 @@ def test_feature_map(num_classes):
         }
         assert len(looks) == 10
         assert texts(axes) == names[:3] + names[4:]
+        stars = axes.collections[-1].get_facecolor()
+        for k in range(10):
+            assert colors.to_hex(stars[k]) == colors.to_hex(
+                axes.collections[k].get_facecolor()[0], keep_alpha=False
+            )
     else:
         np.testing.assert_array_equal(parts["predicted wrong"], points[wrong])
         np.testing.assert_array_equal(parts["predicted right"], points[~wrong])

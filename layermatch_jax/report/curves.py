@@ -11,6 +11,7 @@ from layermatch_jax.report.logs import Log
 from layermatch_jax.report.pages import Note, Picture, picture
 
 _POINTS = 300  # of a line; more are averaged in groups
+_POINTS_OF_MANY = 100
 _COLUMNS = 120  # of a map of classes
 _BANDED = 6  # methods that have a band; those of more would hide each other
 
@@ -207,7 +208,8 @@ def _by_class(log: Log, name: str) -> Curve:
 def _with_band(method: str, band: analysis.Band, banded: bool) -> figures.Series:
     label = f"{method} ({band.count} runs)" if band.count > 1 else method
     if band.deviation is None or not banded:
-        return figures.Series(label, *analysis.thinned(Curve(band.steps, band.mean), _POINTS))
+        points = _POINTS if banded else _POINTS_OF_MANY
+        return figures.Series(label, *analysis.thinned(Curve(band.steps, band.mean), points))
     both = Curve(band.steps, np.stack([band.mean, band.deviation], axis=1))
     steps, values = analysis.thinned(both, _POINTS)
     mean, deviation = values.T
