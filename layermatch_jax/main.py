@@ -30,8 +30,8 @@ def _benchmark(config, folder: str) -> str | None:
 def _report(config, folders: str) -> str:
     from layermatch_jax import report
 
-    del config  # each run's own counts
-    return f"report: {report.report(folders)}"
+    # Each run has its own config; where its data are may have changed since.
+    return f"report: {report.report(folders, config.dataset.data_dir)}"
 
 
 # (config, workdir) -> what is printed in the end; None in all processes but the first.

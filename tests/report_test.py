@@ -250,6 +250,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     assert not {"Predictions", "Features"} & set(page.headings)
 
     config = json.loads((workdir_ / "config.json").read_text())
+    data_dir = config["dataset.data_dir"]
     config["dataset.data_dir"] = str(tmp_path / "gone.npz")
     (workdir_ / "config.json").write_text(json.dumps(config))
     page = read(report.report(str(workdir_)))
@@ -257,6 +258,9 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     assert "gone.npz" in page.text
     assert page.headings[1:] == ["Result", "Training", "Pseudo-labels by class", "Settings"]
     assert any("Pseudo-labels, over training" in image["alt"] for image in page.images)
+
+    page = read(report.report(str(workdir_), data_dir))  # where they are now
+    assert "Images and their views" in page.headings
 
     (workdir_ / "metrics.jsonl").unlink()
     (workdir_ / "labeled_split.json").unlink()

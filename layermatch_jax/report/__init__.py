@@ -18,11 +18,12 @@ from layermatch_jax.report.pages import Note, Section
 FILE = "report.html"
 
 
-def report(workdirs: str) -> epath.Path:
+def report(workdirs: str, data_dir: str = "") -> epath.Path:
     """Writes the report of one or several runs, finished or under way; changes nothing else.
 
     Args:
       workdirs: folders of runs, comma-separated; see `logs.folders`.
+      data_dir: where the data set is now; '' = where the run had it.
 
     Returns:
       The file: report.html in the run's folder, or in the folder that the runs share.
@@ -32,7 +33,7 @@ def report(workdirs: str) -> epath.Path:
         written, or matplotlib is missing.
     """
     drawing.figure(1, 1)  # raises now where there is no matplotlib
-    read = [logs.read(folder) for folder in logs.folders(workdirs)]
+    read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
     logs.check_same_images(read)
     if len(read) == 1:
         (log,) = read
@@ -68,11 +69,9 @@ def _of_one(log: Log) -> list[Section]:
     )
     if data:
         names = data.partition.class_names
-        run, answer = tried("There are no predictions.", lambda: _predicted(log, data)) or (
-            None,
-            None,
-        )
-        if run:
+        seen = tried("There are no predictions.", lambda: _predicted(log, data))
+        if seen:
+            run, answer = seen
             step = max(run.step - 1, 0)
             predictions, features = model.predictions(run, answer), model.features(run, answer)
         views = tried("The views cannot be shown.", lambda: model.views(log.config, data, step))

@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics
+from layermatch_jax import metrics, runs
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.errors import InputError
 
@@ -37,13 +37,13 @@ class Log(NamedTuple):
         return self.config.dataset.evaluate_on
 
 
-def read(folder: epath.Path) -> Log:
-    """The log of one run.
+def read(folder: epath.Path, data_dir: str = "") -> Log:
+    """The log of one run; its config says that its data are in `data_dir`, unless that is ''.
 
     Raises:
       InputError: there is none, or it is of another version.
     """
-    config = workdir_lib.read_config(folder)
+    config = runs.read_config(folder, data_dir)
     split = folder / workdir_lib.SPLIT
     split = json.loads(split.read_text()) if split.exists() else {}
     return Log(folder, config, split, metrics.read(folder), workdir_lib.read_result(folder))
