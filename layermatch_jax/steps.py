@@ -246,9 +246,15 @@ def unsupervised_gradients(
 
 
 def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
-    """Utilisation, accuracy where the truth is known (not −1), and acceptance by class."""
+    """Utilisation, accuracy where the truth is known (not −1), and what there is of each class.
+
+    By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
+    is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
+    `class_truths`, how many are of it.
+    """
     weights, pseudo_labels = answer.weights, jnp.argmax(answer.targets, axis=-1)
-    by_class = jax.nn.one_hot(pseudo_labels, answer.targets.shape[-1])
+    num_classes = answer.targets.shape[-1]
+    by_class = jax.nn.one_hot(pseudo_labels, num_classes)
     known = (true_labels >= 0).astype(jnp.float32)
     correct = known * (pseudo_labels == true_labels)
     return {
@@ -256,6 +262,9 @@ def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -
         "pseudo_label_accuracy": (jnp.vdot(weights, correct), jnp.vdot(weights, known)),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
+        "class_pseudo_labels": ((weights * known) @ by_class, 1),
+        # of −1 there is no class
+        "class_truths": (jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0), 1),
     }
 
 
