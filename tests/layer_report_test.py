@@ -28,7 +28,7 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
-from layermatch_jax import checkpoint, layer_report, main, train
+from layermatch_jax import checkpoint, layer_report, main, modes, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
@@ -356,7 +356,7 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     values.layer_report.batches = 3
     before = {name: (whole / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
     *_, expected = layer_report.read(epath.Path(whole))
-    said = main.MODES["layer_report"](values, str(whole))
+    said = modes.MODES["layer_report"](values, str(whole))
     *earlier, again = layer_report.read(epath.Path(whole))
     assert [one["step"] for one in earlier] == [2, 4, 6]
     jax.tree.map(
