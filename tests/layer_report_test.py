@@ -28,7 +28,7 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
-from layermatch_jax import checkpoint, layer_report, main, modes, train
+from layermatch_jax import checkpoint, layer_report, modes, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
