@@ -485,12 +485,7 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
     }
     results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
     quantity = "accuracy (EMA, median20), %"
-    try:
-        chart = drawing.comparison(scores, baseline, quantity, title=data(results))
-    except InputError as error:
-        print(f"{path.name} is not drawn: {error}. The same command draws it then.")
-        return
-    chart.savefig(path)
+    drawing.save(lambda: drawing.comparison(scores, baseline, quantity, title=data(results)), path)
 
 
 if __name__ == "__main__":

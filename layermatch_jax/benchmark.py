@@ -198,7 +198,7 @@ def _loop(prepared: train.Prepared, config, scratch: str) -> Part:
     def run(count: int) -> float:
         window = -(-count // (_WINDOWS - 1))  # calls
         short, folder = config.copy_and_resolve_references(), tempfile.mkdtemp(dir=scratch)
-        short.log_every = window * K
+        short.log_every, short.layer_report.at_steps = window * K, ()
         short.train_steps = short.eval_every = short.checkpoint_every = _WINDOWS * window * K
         with contextlib.redirect_stderr(io.StringIO()):
             train.train_and_evaluate(short, folder, prepared=prepared)

@@ -86,6 +86,8 @@ RESULT_NEUTRAL = (
     "compilation_cache",
     "tensorboard",
     "profile",
+    "layer_report.at_steps",
+    "layer_report.batches",
 )
 
 
@@ -190,6 +192,10 @@ def base() -> ml_collections.ConfigDict:
     c.compilation_cache = config_dict.placeholder(str)  # folder of compiled programs, for restarts
     c.tensorboard = True  # event files
     c.profile = False  # benchmark: also write a trace of the loop (jax.profiler)
+
+    c.layer_report = ml_collections.ConfigDict()
+    c.layer_report.at_steps = ()  # of training: which layers gain from pseudo-labels then
+    c.layer_report.batches = 128  # that gradients are averaged over; few leave noise in the means
     return c.lock()
 
 
@@ -421,6 +427,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("eval_every", 1, None),
         ("checkpoint_every", 1, None),
         ("checkpoints_kept", 1, None),
+        ("layer_report.batches", 2, None),
     ):
         value = _get(config, name)
         if not math.isfinite(value):
@@ -495,6 +502,15 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             f"--config.input.steps_per_call={K} does not divide {', '.join(_PERIODS)} = "
             f"{', '.join(map(str, periods))}. Take one of {allowed}, or other periods"
         )
+    for step in config.layer_report.at_steps:
+        if not (isinstance(step, int) and 1 <= step <= config.train_steps and step % K == 0):
+            raise InputError(
+                f"--config.layer_report.at_steps: {step!r} is none. Give whole numbers from 1 to "
+                f"train_steps = {config.train_steps}"
+                + (f", multiples of input.steps_per_call = {K}" if K > 1 else "")
+            )
+    if config.layer_report.at_steps and config.method == "supervised":
+        raise InputError("--config.layer_report.at_steps: supervised has no pseudo-labels")
     uneven = []
     for name in ("batch_size", "eval_batch_size"):
         size = _get(config, name)

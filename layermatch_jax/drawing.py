@@ -1,6 +1,11 @@
 """Figures by matplotlib, which is optional: without it `figure` raises an InputError."""
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
 
 from layermatch_jax.errors import InputError
 
@@ -25,6 +30,22 @@ def figure(width: float, height: float) -> Any:
             "figures need matplotlib: pip install -r notebooks/requirements.txt"
         ) from None
     return Figure((width, height), dpi=150, layout="constrained")
+
+
+def save(draw: Callable[[], Any], path: epath.Path) -> None:
+    """Writes a Figure as a PNG; without matplotlib it says in a line what is missing.
+
+    Args:
+      draw: () -> the Figure.
+      path: of the file.
+    """
+    try:
+        chart = draw()
+    except InputError as error:
+        print(f"{path.name} is not drawn: {error}", file=sys.stderr)
+        return
+    with path.open("wb") as file:
+        chart.savefig(file, format="png")
 
 
 def comparison(
@@ -66,8 +87,6 @@ def comparison(
 
 def _points(axes, position: int, values: list[float], colour: str, *, standard_error: bool):
     """Seeds as light points above the mean and its spread."""
-    import numpy as np
-
     if not values:
         return
     axes.plot(values, [position - 0.14] * len(values), "o", color=colour, alpha=0.4, markersize=4)
@@ -83,3 +102,65 @@ def _points(axes, position: int, values: list[float], colour: str, *, standard_e
         markersize=5,
         capsize=3,
     )
+
+
+class Panel(NamedTuple):
+    """A quantity for rows and columns of a map; NaN where there is none."""
+
+    title: str
+    values: np.ndarray  # [rows, columns]
+    low: np.ndarray  # [rows, columns], ends of the interval
+    high: np.ndarray
+    colours: str  # matplotlib's name
+    least: float | None  # of the colours; None for both = a logarithmic scale of what there is
+    most: float | None
+
+
+def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str, title: str) -> Any:
+    """Maps of the same rows and columns, two in a line, with their numbers in them.
+
+    Args:
+      panels: what to draw.
+      rows: names, from the top.
+      columns: names, from the left.
+      along: what the columns are.
+      title: of the figure.
+    """
+    lines = -(-len(panels) // 2)
+    width, height = max(0.95 * len(columns), 1.9), 0.36 * len(rows)
+    chart = figure(2 * (width + 2.2), lines * (height + 0.9) + 0.3)
+    chart.suptitle(title, fontsize="medium")
+    for axes, panel in zip(chart.subplots(lines, 2).flat, panels, strict=True):
+        image = axes.imshow(panel.values, aspect="auto", cmap=panel.colours, norm=_norm(panel))
+        chart.colorbar(image, ax=axes, pad=0.02)
+        for (row, column), value in np.ndenumerate(panel.values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+                ends = panel.low[row, column], panel.high[row, column]
+                interval = " – ".join(_number(end, panel) for end in ends)
+                style = {"ha": "center", "color": "white" if dark else "black"}
+                axes.text(
+                    column, row - 0.02, _number(value, panel), va="bottom", fontsize=8, **style
+                )
+                axes.text(column, row + 0.05, interval, va="top", fontsize=6, **style)
+        axes.set_title(panel.title, fontsize="medium")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(along)
+        axes.tick_params(length=0)
+    return chart
+
+
+def _norm(panel: Panel):
+    from matplotlib import colors
+
+    if panel.least is not None:
+        return colors.Normalize(panel.least, panel.most)
+    positive = panel.values[np.isfinite(panel.values) & (panel.values > 0)]
+    return colors.LogNorm(min([0.1, *positive]), max([10.0, *positive]))
+
+
+def _number(value: float, panel: Panel) -> str:
+    text = f"{value:.3g}" if panel.least is None else f"{value:.2f}"
+    return text.replace("-", "−")

@@ -9,26 +9,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import modes
 from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
-
-
-def _train(config, folder: str) -> str | None:
-    from layermatch_jax import hosts, train, workdir
-
-    with hosts.signals() as told_to_stop:
-        result = train.train_and_evaluate(config, folder, told_to_stop)
-    return result and workdir.summary(result, folder)
-
-
-def _benchmark(config, folder: str) -> str | None:
-    from layermatch_jax import benchmark
-
-    report = benchmark.benchmark(config, folder)
-    return report and benchmark.table(report, folder)
-
-
-# (config, workdir) -> what is printed in the end; None in all processes but the first.
-MODES = {"train": _train, "benchmark": _benchmark}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -39,13 +21,14 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         config = flag_values.config
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-        if flag_values.mode not in MODES:
-            raise unknown("--mode", flag_values.mode, MODES)
-        from layermatch_jax import hosts, workdir  # JAX starts here, not for a wrong flag
+        if flag_values.mode not in modes.MODES:
+            raise unknown("--mode", flag_values.mode, modes.MODES)
+        from layermatch_jax import hosts, parallel, workdir  # JAX: not for a wrong flag
 
+        parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        if said := MODES[flag_values.mode](config, folder):
+        if said := modes.MODES[flag_values.mode](config, folder):
             print(said)
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
@@ -84,8 +67,13 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             sys_argv=argv,
         )
         for name, default, text in (
-            ("workdir", None, "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED."),
-            ("mode", "train", f"What to do: {', '.join(MODES)}."),
+            (
+                "workdir",
+                None,
+                "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
+                "For --mode=report also several, comma-separated, or a folder of such folders.",
+            ),
+            ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)

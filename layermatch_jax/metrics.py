@@ -1,10 +1,12 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, progress, result.json."""
 
+import contextlib
 import json
 import math
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -163,6 +165,14 @@ class Log:
         """Closes TensorBoard's file."""
         if self._events:
             self._events.close()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done within counts as neither training nor evaluation: not in their seconds."""
+        start = time.monotonic()
+        yield
+        passed = time.monotonic() - start
+        self._lap, self._started = self._lap + passed, self._started + passed
 
     def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
         if not self._path:

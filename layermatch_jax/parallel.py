@@ -6,6 +6,7 @@ sees the global batch, `axis_name` is None, and the compiler cuts it up. Both gi
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable
 
@@ -48,6 +49,21 @@ def replicated(parallelism: str) -> NamedSharding:
 def _mesh_of(parallelism: str) -> Mesh:
     # What a pmapped function takes and gives back belongs to the process.
     return mesh().local_mesh if parallelism == "pmap" else mesh()
+
+
+def use_all_cores() -> None:
+    """Lets XLA divide a convolution among a CPU's cores; to be called before JAX is used.
+
+    By default XLA:CPU gives most convolutions to YNNPACK, which computes them on one thread; its
+    own use all. What XLA_FLAGS says of YNNPACK already stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    # A flag that XLA does not know ends the process: none for a JAX that was not tried, nor where
+    # a TPU's library reads it, too.
+    tried = jax.__version_info__ < (0, 13) and not importlib.util.find_spec("libtpu")
+    if "ynn_fusion_type" not in flags and tried:
+        ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+        os.environ["XLA_FLAGS"] = f"{flags} {ours}".lstrip()
 
 
 def keep_compiled(folder: str) -> None:

@@ -71,11 +71,77 @@ def train_step(
     Returns:
       The next state and the metrics of the global batch, the same on every device.
     """
+    seen = look(state, batch, method, axis_name)
+    features, answer = seen.features, seen.answer
+    loss_s, supervised = supervised_gradients(state, batch, seen, axis_name)
+    loss_u, unsupervised = unsupervised_gradients(state, features, seen.own, method, axis_name)
+
+    # Each layer's own mixture of the two, pulled back once, and summed over devices.
+    strength = method.unsupervised_weight * answer.scale
+    gradients, loss_s, loss_u, head_gradients = parallel.total(
+        (
+            layerwise.masked_gradients(
+                seen.pull_back,
+                supervised,
+                jax.tree.map(lambda g: strength * g, unsupervised),
+                method.multipliers,
+            ),
+            loss_s,
+            loss_u,
+            (supervised[0], unsupervised[0]),
+        ),
+        axis_name,
+    )
+
+    # The update, and then what averages over updates.
+    new = state.apply_gradients(grads=gradients, batch_stats=seen.batch_stats)
+    rows, mu = batch.indices.shape
+    labels = jax.nn.one_hot(batch.labels, answer.targets.shape[-1])
+    targets, weights = seen.own.targets, seen.own.weights
+    members = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
+        features=features[:, : 1 + mu],
+        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, mu, labels.shape[1])], 1),
+        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, mu)], 1),
+    )
+    new = new.replace(
+        ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
+        centres=method.centres.update(
+            seen.centres, new.params["classifier"], state.step, members, axis_name
+        ),
+        policy=answer.state,
+    )
+
+    metrics = {
+        "loss": (loss_s + strength * (loss_u + answer.regulariser), 1),
+        "loss_supervised": (loss_s, 1),
+        "loss_unsupervised": (loss_u, 1),
+        "regulariser": (answer.regulariser, 1),
+        "learning_rate": (method.learning_rate(state.step), 1),
+        "classifier_gradient_cosine": (cosine(*head_gradients), 1),
+        "gradient_norm": (optax.tree.norm(gradients), 1),
+        "parameter_norm": (optax.tree.norm(new.params), 1),
+        **_pseudo_label_metrics(answer, seen.true_labels),
+        **{name: (value, 1) for name, value in answer.diagnostics.items()},
+    }
+    return new, {name: _pair(*pair) for name, pair in metrics.items()}
+
+
+class Seen(NamedTuple):
+    """A batch, looked at once: its features, and the pseudo-labels made of them."""
+
+    features: jax.Array  # [B, 1 + 2μ, D] float32, of this device's rows
+    pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
+    batch_stats: Any  # BatchNorm's next running statistics
+    centres: Any  # Avg-Clustering's state, with the batch seen
+    answer: policies.Assignment  # for the global batch
+    own: policies.Assignment  # the same for this device's rows
+    true_labels: jax.Array  # [μB] int32, of the global batch
+
+
+def look(state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None) -> Seen:
+    """The forward half of a step. It changes nothing; arguments as of `train_step`."""
     policy, centres = method.policy, method.centres
     backbone, classifier = state.params["backbone"], state.params["classifier"]
-    devices = parallel.num_shards(axis_name)
-    num_labeled = batch.labels.size * devices
-    num_unlabeled = max(batch.indices.size * devices, 1)  # supervised training has none
 
     # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def forward(backbone, images):
@@ -95,9 +161,6 @@ def train_step(
     features, pull_back, batch_stats = jax.vjp(forward_views, backbone, has_aux=True)
 
     # Pseudo-labels: a decision on the global batch, without gradient.
-    def centres_head(features):
-        return centres.head(state.centres, classifier, features)
-
     def teacher_logits():  # a pass of its own over the weak views, whose statistics are not kept
         weak, _ = forward(state.ema_params["backbone"], split_views(batch.images).weak)
         return layerwise.linear(state.ema_params["classifier"], weak)
@@ -107,7 +170,7 @@ def train_step(
         (
             policies.Inputs(
                 weak_logits=centres.target_logits(state.centres, classifier, views.weak),
-                strong_logits=centres_head(views.strong),
+                strong_logits=centres.head(state.centres, classifier, views.strong),
                 labeled_logits=layerwise.linear(classifier, views.labeled),
                 labels=batch.labels,
                 indices=batch.indices.reshape(-1),
@@ -119,87 +182,79 @@ def train_step(
     )
     centres_state, weak_logits = centres.observe(state.centres, inputs.weak_logits, inputs.indices)
     answer = policy.assign(state.policy, inputs._replace(weak_logits=weak_logits))
-    targets, weights, labeled_weights, regulariser_gradient = parallel.own_rows(
-        (answer.targets, answer.weights, answer.labeled_weights, answer.regulariser_gradient),
-        axis_name,
+    by_row = ("targets", "weights", "labeled_weights", "regulariser_gradient")
+    own = parallel.own_rows({name: getattr(answer, name) for name in by_row}, axis_name)
+    return Seen(
+        features, pull_back, batch_stats, centres_state, answer, answer._replace(**own), true_labels
     )
 
-    # The losses, differentiated at the heads: by the classifier's D x K parameters and by features.
-    labels = jax.nn.one_hot(batch.labels, targets.shape[-1])
 
-    def supervised_loss(classifier, features):
+def supervised_gradients(
+    state: TrainState, batch: TrainBatch, seen: Seen, axis_name: str | None
+) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    """This device's share of L_s, and of (∂L_s/∂φ, ∂L_s/∂z [B, 1 + 2μ, D])."""
+    num_labeled = batch.labels.size * parallel.num_shards(axis_name)
+    labels = jax.nn.one_hot(batch.labels, seen.own.targets.shape[-1])
+
+    def loss(classifier, features):
         logits = layerwise.linear(classifier, split_views(features).labeled)
-        return jnp.sum(labeled_weights * losses.cross_entropy(logits, labels)) / num_labeled
+        return (
+            jnp.sum(seen.own.labeled_weights * losses.cross_entropy(logits, labels)) / num_labeled
+        )
 
-    def unsupervised_loss(head, features, targets, weights):
+    return jax.value_and_grad(loss, (0, 1))(state.params["classifier"], seen.features)
+
+
+def unsupervised_gradients(
+    state: TrainState,
+    features: jax.Array,
+    own: policies.Assignment,
+    method: Method,
+    axis_name: str | None,
+) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    """This device's share of L_u, and of (∂L_u(H = g_φ)/∂φ, ∂L_u(H = centres)/∂z).
+
+    Args:
+      state: of the step.
+      features: [B, 1 + 2μ, D], of this device's rows.
+      own: targets, weights and the regulariser's gradient of these rows.
+      method: the parts.
+      axis_name: of the step.
+
+    Returns:
+      L_u without the regulariser, and the two gradients with it, unmasked and without λ_u.
+    """
+    policy, centres, classifier = method.policy, method.centres, state.params["classifier"]
+    # Supervised training has none.
+    num_unlabeled = max(own.weights.size * parallel.num_shards(axis_name), 1)
+
+    def loss(head, features, targets, weights):
         logits = head(getattr(split_views(features), policy.view))
         loss = jnp.sum(weights * policy.loss(logits, targets)) / num_unlabeled
-        return loss + jnp.vdot(regulariser_gradient, logits), loss
+        return loss + jnp.vdot(own.regulariser_gradient, logits), loss
 
     def through_classifier(classifier):
         head = functools.partial(layerwise.linear, classifier)
-        return unsupervised_loss(head, features, targets, weights)[0]
+        return loss(head, features, own.targets, own.weights)[0]
 
     def through_centres(features):
-        pullable = centres.pullable(state.centres, targets, weights)
-        return unsupervised_loss(centres_head, features, *pullable)
+        head = functools.partial(centres.head, state.centres, classifier)
+        return loss(head, features, *centres.pullable(state.centres, own.targets, own.weights))
 
-    loss_s, supervised = jax.value_and_grad(supervised_loss, (0, 1))(classifier, features)
-    (_, loss_u), unsupervised_z = jax.value_and_grad(through_centres, has_aux=True)(features)
-    unsupervised = jax.grad(through_classifier)(classifier), unsupervised_z
-
-    # Each layer's own mixture of the two, pulled back once, and summed over devices.
-    strength = method.unsupervised_weight * answer.scale
-    gradients, loss_s, loss_u, head_gradients = parallel.total(
-        (
-            layerwise.masked_gradients(
-                pull_back,
-                supervised,
-                jax.tree.map(lambda g: strength * g, unsupervised),
-                method.multipliers,
-            ),
-            loss_s,
-            loss_u,
-            (supervised[0], unsupervised[0]),
-        ),
-        axis_name,
-    )
-
-    # The update, and then what averages over updates.
-    new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
-    rows, mu = batch.indices.shape
-    members = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
-        features=features[:, : 1 + mu],
-        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, mu, labels.shape[1])], 1),
-        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, mu)], 1),
-    )
-    new = new.replace(
-        ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
-        centres=centres.update(
-            centres_state, new.params["classifier"], state.step, members, axis_name
-        ),
-        policy=answer.state,
-    )
-
-    metrics = {
-        "loss": (loss_s + strength * (loss_u + answer.regulariser), 1),
-        "loss_supervised": (loss_s, 1),
-        "loss_unsupervised": (loss_u, 1),
-        "regulariser": (answer.regulariser, 1),
-        "learning_rate": (method.learning_rate(state.step), 1),
-        "classifier_gradient_cosine": (cosine(*head_gradients), 1),
-        "gradient_norm": (optax.tree.norm(gradients), 1),
-        "parameter_norm": (optax.tree.norm(new.params), 1),
-        **_pseudo_label_metrics(answer, true_labels),
-        **{name: (value, 1) for name, value in answer.diagnostics.items()},
-    }
-    return new, {name: _pair(*pair) for name, pair in metrics.items()}
+    (_, loss_u), by_features = jax.value_and_grad(through_centres, has_aux=True)(features)
+    return loss_u, (jax.grad(through_classifier)(classifier), by_features)
 
 
 def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
-    """Utilisation, accuracy where the truth is known (not −1), and acceptance by class."""
+    """Utilisation, accuracy where the truth is known (not −1), and what there is of each class.
+
+    By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
+    is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
+    `class_truths`, how many are of it.
+    """
     weights, pseudo_labels = answer.weights, jnp.argmax(answer.targets, axis=-1)
-    by_class = jax.nn.one_hot(pseudo_labels, answer.targets.shape[-1])
+    num_classes = answer.targets.shape[-1]
+    by_class = jax.nn.one_hot(pseudo_labels, num_classes)
     known = (true_labels >= 0).astype(jnp.float32)
     correct = known * (pseudo_labels == true_labels)
     return {
@@ -207,6 +262,9 @@ def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -
         "pseudo_label_accuracy": (jnp.vdot(weights, correct), jnp.vdot(weights, known)),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
+        "class_pseudo_labels": ((weights * known) @ by_class, 1),
+        # of −1 there is no class
+        "class_truths": (jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0), 1),
     }
 
 

@@ -12,7 +12,17 @@ import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import checkpoint, evaluate, hosts, metrics, parallel, program, state, steps
+from layermatch_jax import (
+    checkpoint,
+    evaluate,
+    hosts,
+    layer_report,
+    metrics,
+    parallel,
+    program,
+    state,
+    steps,
+)
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
@@ -38,6 +48,7 @@ class Prepared(NamedTuple):
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
+    layer_gradients: Callable  # of layer_report
     empty_window: dict
 
 
@@ -102,12 +113,15 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     eval_step = parallel.compile_step(
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
+    layer_gradients = layer_report.compile_gradients(config, feed, method)
     if resident is None:
         resident = parallel.replicate(images, config.parallelism)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
-    return Prepared(data, resident, method, initial, train_program, eval_step, empty_window)
+    return Prepared(
+        data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
+    )
 
 
 def train_and_evaluate(
@@ -154,6 +168,10 @@ def train_and_evaluate(
     feed, partition = prepared.data.feed, prepared.data.partition
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
     empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
+    if config.layer_report.at_steps:
+        report_layers = layer_report.create(
+            config, partition, feed, prepared.resident, prepared.layer_gradients
+        )
     run = {"state": prepared.initial, "window": prepared.empty_window}
 
     with contextlib.ExitStack() as to_the_end:
@@ -182,6 +200,7 @@ def train_and_evaluate(
         )
         to_the_end.callback(log.close)
         if first:
+            layer_report.cut_back(workdir, start)
             introduce(config, partition, current, workdir)
 
         # --- The loop: a call is one train step, or several --------------------------------------
@@ -210,6 +229,11 @@ def train_and_evaluate(
                         prepared.eval_step, current, partition.evaluation, config
                     )
                     log.evaluation(step, config.dataset.evaluate_on, scores)
+                if step in config.layer_report.at_steps:
+                    with log.pause():
+                        report = report_layers(current)
+                        if first:
+                            layer_report.add(workdir, report)
                 if save_now:  # before the next call is taken: the state and the step agree
                     metrics.check_finite(window, current)
                     if first:

@@ -495,3 +495,9 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     assert "fixmatch on folder, 4 labels" in out
     lines = [(line["split"], line["step"]) for line in metrics.read(workdir)]
     assert lines == [("train", step) for step in range(1, 9)] + [("test", 8)]
+
+
+def test_convolutions_may_use_all_cores(call, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert call(*SUPERVISED, "--num_processes=2")[0] == 2  # refused where processes connect
+    assert "=-individual_convolution" in os.environ["XLA_FLAGS"]

@@ -149,6 +149,19 @@ def test_log_writes_what_it_is_given(folder, capsys):
     assert "step 20/20  loss 1.500  pseudo-labels  75% used   90% right  test 50.0%" in shown
 
 
+def test_what_is_done_in_a_pause_counts_for_no_speed(folder, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    log = open_log(folder, train_steps=20)
+    clock[0] = 5.0
+    with log.pause():
+        clock[0] = 105.0
+    clock[0] = 110.0
+    log.train(20, window(20))
+    assert metrics.read(folder)[0]["seconds"] == 10
+    assert "2.0 steps/s" in capsys.readouterr().err
+
+
 def test_log_has_no_word_for_infinity(folder):
     open_log(folder).train(1, window(norm=math.inf, mask_rate=math.nan))
 

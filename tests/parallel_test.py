@@ -1,7 +1,10 @@
 """One device and eight, pmap and jit: the same run."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -274,3 +277,64 @@ def test_what_a_device_has_no_memory_for_is_refused(memory, size, fits, monkeypa
         parallel.check_room(size)
     assert f"device: {size / 1e9:.1f} GB, and GPU:0 has" in str(caught.value)
     assert "--config.input.backend=tf_data" in str(caught.value)
+
+
+# ---------------------------------------------------------------- convolutions on all cores
+
+# Prints whether YNNPACK computes it, and its greatest relative error: forward pass and gradients of
+# a convolution of XLA, against the product of patches.
+CONVOLUTION = """
+import jax, jax.numpy as jnp, numpy as np
+from layermatch_jax import parallel
+from layermatch_jax.models.small import matrix_convolution
+
+parallel.use_all_cores()
+
+def xla(x, kernel, *window):
+    return jax.lax.conv_general_dilated(
+        x, kernel, *window, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+rng, ynnpack, worst = np.random.default_rng(0), False, 0.0
+for side, stride, size in ((7, 1, 3), (8, 2, 3), (7, 2, 1)):
+    x = rng.normal(size=(4, side, side, 18)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 18, 20)).astype(np.float32)
+    window = ((stride, stride), ((size // 2, size // 2),) * 2)
+    results = []
+    for convolution in (xla, matrix_convolution):
+        def all_of_it(x, kernel):
+            y, pull_back = jax.vjp(lambda x, k: convolution(x, k, *window), x, kernel)
+            return y, *pull_back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+        program = jax.jit(all_of_it).lower(x, kernel).compile()
+        ynnpack |= convolution is xla and "ynn_fusion" in program.as_text()
+        results.append(program(x, kernel))
+    for ours, expected in zip(*results):
+        worst = max(worst, float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()))
+print(ynnpack, worst)
+"""
+
+
+def test_convolutions_are_kept_from_the_library_of_one_thread():
+    environment = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", CONVOLUTION],
+        env=os.environ | environment, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    ynnpack, error = done.stdout.split()
+    assert ynnpack == "False"  # True without use_all_cores
+    assert float(error) < 1e-5
+
+
+def test_what_the_user_says_of_the_library_stays(monkeypatch):
+    ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    for version, before, after in (
+        ((0, 10, 2), "", ours),
+        ((0, 12, 0), "--xla_dump_to=a", f"--xla_dump_to=a {ours}"),
+        ((0, 12, 0), ours, ours),
+        ((0, 10, 2), "--xla_cpu_experimental_ynn_fusion_type=-reduce", None),
+        ((0, 13, 0), "", None),  # may not know the flag
+    ):
+        monkeypatch.setattr(jax, "__version_info__", version)
+        monkeypatch.setenv("XLA_FLAGS", before)
+        parallel.use_all_cores()
+        assert os.environ["XLA_FLAGS"] == (before if after is None else after)

@@ -590,12 +590,29 @@ def test_metrics_are_sums_and_weights():
         "gradient_norm": (np.linalg.norm(np.concatenate([backbone_gradient, a])), 1),
         "parameter_norm": (np.linalg.norm(flat(new.params)), 1),
         "class_acceptance": (weights @ of_class, of_class.sum(axis=0)),
+        "class_pseudo_labels": ((weights * known) @ of_class, np.ones(K)),
+        "class_truths": ([np.sum(truth == k) for k in range(K)], np.ones(K)),
         "first_class": (mean[0], 1),
         "mean": (mean, np.ones(K)),
     }
     assert metrics.keys() == expected.keys()
     for name, pair in expected.items():
         np.testing.assert_allclose(metrics[name], pair, rtol=1e-6, err_msg=name)
+
+
+def test_pseudo_labels_of_each_class_are_counted_beside_the_truths():
+    # Rows: 0 as 0, right; 2 as 0; 1 as 1 by half a weight; 1 as 2, not accepted; unknown as 2.
+    answer = policies.Assignment(
+        targets=one_hot(jnp.array([0, 0, 1, 2, 2])),
+        weights=jnp.array([1.0, 1.0, 0.5, 0.0, 1.0]),
+        **dict.fromkeys(policies.Assignment._fields[2:]),
+    )
+    metrics = steps._pseudo_label_metrics(answer, jnp.array([0, 2, 1, 1, -1]))
+    np.testing.assert_allclose(metrics["class_pseudo_labels"][0], [2, 0.5, 0])
+    np.testing.assert_allclose(metrics["class_truths"][0], [1, 2, 1])
+    np.testing.assert_allclose(metrics["class_acceptance"][0], [2, 0.5, 1])
+    np.testing.assert_allclose(metrics["class_acceptance"][1], [2, 1, 2])
+    assert metrics["class_pseudo_labels"][1] == metrics["class_truths"][1] == 1  # a step
 
 
 def test_losses_are_means_over_all_rows_accepted_or_not():

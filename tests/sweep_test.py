@@ -94,7 +94,7 @@ def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
     assert grid(FIXMATCH | FREEMATCH) == 0
     assert grid.calls() == ["fixmatch-l1"]
     out, err = capsys.readouterr()
-    assert err == ""
+    assert "FAILED" not in err
     assert "6 runs: 5 finished, 1 to do" in out
     assert "| `fixmatch` | 3 |" in (grid.folder / "table.md").read_text()
 
@@ -153,7 +153,10 @@ def test_masks_are_rows(grid, capsys):
 def test_the_figure_needs_matplotlib_and_the_table_does_not(grid, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
     assert grid(FIXMATCH | FREEMATCH) == 0
-    assert "pip install -r notebooks/requirements.txt" in capsys.readouterr().out
+    assert capsys.readouterr().err == (
+        "comparison.png is not drawn: figures need matplotlib: "
+        "pip install -r notebooks/requirements.txt\n"
+    )
     assert "| `fixmatch` | 3 | 60.0 ± 10.0 |" in (grid.folder / "table.md").read_text()
     assert not (grid.folder / "comparison.png").exists()
 

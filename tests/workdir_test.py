@@ -115,7 +115,12 @@ def test_fields_that_change_nothing_may_change(folder, name):
     value = config_lib.fields(config)[name]
     value = "" if value is None else value
     workdir.write_config(folder, config)
-    other = {bool: lambda x: not x, int: lambda x: x + 1, str: lambda x: x + "x"}[type(value)]
+    other = {
+        bool: lambda x: not x,
+        int: lambda x: x + 1,
+        str: lambda x: x + "x",
+        tuple: lambda x: (*x, 1),
+    }[type(value)]
     workdir.check(folder, configured(**{name: other(value)}))
 
 
@@ -125,6 +130,7 @@ def test_every_other_field_counts(folder):
         "applied_method", "parallelism", "dataset.data_dir", "input.backend", "input.prefetch",
         "input.steps_per_call", "log_every", "checkpoint_every", "checkpoints_kept",
         "compilation_cache", "tensorboard", "profile",
+        "layer_report.at_steps", "layer_report.batches",
     }  # fmt: skip
     config = configured()
     workdir.write_config(folder, config)

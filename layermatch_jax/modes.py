@@ -1,0 +1,48 @@
+"""What the command line can be asked for, --mode=…: (config, workdir) -> what is printed.
+
+JAX and what else takes seconds to import is imported when a mode is entered, not for a wrong flag.
+"""
+
+from ml_collections import ConfigDict
+
+
+def train(config: ConfigDict, folder: str) -> str | None:
+    """Trains, or goes on; a summary of the result."""
+    from layermatch_jax import hosts, train, workdir
+
+    with hosts.signals() as told_to_stop:
+        result = train.train_and_evaluate(config, folder, told_to_stop)
+    return result and workdir.summary(result, folder)
+
+
+def benchmark(config: ConfigDict, folder: str) -> str | None:
+    """Times the parts of a run; a table."""
+    from layermatch_jax import benchmark
+
+    report = benchmark.benchmark(config, folder)
+    return report and benchmark.table(report, folder)
+
+
+def layer_report(config: ConfigDict, folder: str) -> str:
+    """Compares the gradients of the run in a folder, layer by layer; a table."""
+    from etils import epath
+
+    from layermatch_jax import layer_report, runs, workdir
+
+    run = runs.read(folder, data_dir=config.dataset.data_dir)
+    with workdir.lock(epath.Path(folder)):
+        report = layer_report.of_run(run, config.layer_report.batches)
+        layer_report.add(epath.Path(folder), report)
+    return f"{layer_report.table(report)}\n\nfiles: {folder}/ ({', '.join(layer_report.FILES)})"
+
+
+def report(config: ConfigDict, folders: str) -> str:
+    """Draws the runs in folders, comma-separated; where the pictures are."""
+    from layermatch_jax import report
+
+    # Each run has its own config; where its data are may have changed since.
+    return f"report: {report.report(folders, config.dataset.data_dir)}"
+
+
+# By name. None is printed by all processes but the first.
+MODES = {"train": train, "benchmark": benchmark, "layer_report": layer_report, "report": report}

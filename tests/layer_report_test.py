@@ -1,0 +1,443 @@
+"""The layer report: its gradients, its numbers, its files, and that it leaves a run alone."""
+
+import csv
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import (
+    K,
+    logits_of,
+    make_batch,
+    make_classifier,
+    make_method,
+    make_params,
+    make_state,
+)
+from etils import epath
+from steps_test import (
+    assert_trees_close,
+    pseudo_labels,
+    supervised_loss,
+    unsupervised_loss,
+    weak_probabilities,
+)
+from train_test import KilledError, assert_same, tiny
+
+from layermatch_jax import checkpoint, layer_report, modes, train
+from layermatch_jax import config as config_lib
+from layermatch_jax.data import pipeline
+from layermatch_jax.errors import InputError
+
+# ---------------------------------------------------------------------------------------------
+# Layers.
+
+
+def test_layers_in_forward_order():
+    paths = [
+        "backbone/final_norm/scale", "backbone/stage10_block0/conv1/kernel",
+        "backbone/stage1_block0/conv1/kernel", "backbone/stage1_block10/norm1/bias",
+        "backbone/stage1_block2/conv1/kernel", "backbone/stage2_block0/shortcut/kernel",
+        "backbone/stem/kernel", "classifier/bias", "classifier/kernel",
+    ]  # fmt: skip
+    assert layer_report.forward_order(layer_report.layer(path) for path in paths) == [
+        "stem", "stage1_block0", "stage1_block2", "stage1_block10", "stage2_block0",
+        "stage10_block0", "final_norm", "classifier",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# The gradients of a batch.
+
+
+def gradients_of(state, batch, method):
+    step = functools.partial(
+        layer_report.gradients, batch=lambda resident, rows: rows, method=method
+    )
+    return jax.jit(step)(state, None, batch)
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "layermatch"])
+def test_the_four_gradients_are_those_of_four_losses(name):
+    with jax.enable_x64(True):
+        params, batch, averaged = make_params(), make_batch(), make_classifier(7)
+        # Of the four pseudo-labels that count one is wrong, and of one the truth is not known.
+        targets, weights = pseudo_labels(weak_probabilities(params, batch))
+        truth, used = np.array(targets).argmax(axis=1), np.flatnonzero(weights)
+        truth[used[1]], truth[used[2]] = (truth[used[1]] + 1) % K, -1
+        batch = batch._replace(true_labels=truth.reshape(batch.true_labels.shape))
+        method = make_method(params, name, unsupervised_weight=3.0)
+        state = make_state(params, method)
+        if name == "layermatch":
+            state = state.replace(centres=averaged)
+        same, (trees, sums) = gradients_of(state, batch, method)
+        jax.tree.map(np.testing.assert_array_equal, same, state)
+
+        known, right = truth >= 0, np.argmax(targets, axis=1) == truth
+        wrong = known & ~right
+        assert [np.sum(weights * rows) for rows in (right, wrong, ~known)] == [2, 1, 1]
+        assert jax.device_get(sums) == {
+            "known": known.sum(),
+            "used": np.sum(weights * known),
+            "right": np.sum(weights * right),
+            "strength": 3.0,
+        }
+        head = functools.partial(logits_of, averaged) if name == "layermatch" else None
+
+        def unsupervised(params, targets, weights):
+            by_head = jax.grad(unsupervised_loss)(params, batch, targets, weights, head)
+            plain = jax.grad(unsupervised_loss)(params, batch, targets, weights)
+            return {"backbone": by_head["backbone"], "classifier": plain["classifier"]}
+
+        def expected(params):
+            return {
+                "supervised": jax.grad(supervised_loss)(params, batch),
+                "true": unsupervised(params, jnp.eye(K)[np.maximum(truth, 0)], weights * known),
+                "right": unsupervised(params, targets, weights * right),
+                "wrong": unsupervised(params, targets, weights * wrong),
+            }
+
+        assert_trees_close(trees, jax.jit(expected)(params))
+
+
+def test_a_regulariser_is_no_pseudo_label():
+    """FreeMatch's is left out: right and wrong rows together are L_u's gradient, and no more."""
+    with jax.enable_x64(True):
+        params, batch = make_params(), make_batch()
+        batch = batch._replace(true_labels=np.maximum(batch.true_labels, 0))
+
+        def both(weight):
+            method = make_method(params, "freematch", policy__fairness_weight=weight)
+            state = make_state(params, method)
+            _, (trees, _) = gradients_of(state, batch, method)
+            return jax.tree.map(jnp.add, trees["right"], trees["wrong"])
+
+        assert_trees_close(both(0.5), both(0.0))
+
+
+# ---------------------------------------------------------------------------------------------
+# The numbers of a layer.
+
+# Two batches each; their means are (2, 0), (1, 1), (3, 0) and (0, -4).
+BY_HAND = np.array(
+    [[[1, 1], [3, -1]], [[2, 0], [0, 2]], [[6, 0], [0, 0]], [[0, -1], [0, -7]]], float
+)
+
+
+def gram(vectors):
+    """[4, n, p] -> [4, n, 4, n]."""
+    return np.einsum("aip,bjp->aibj", vectors, vectors)
+
+
+def test_the_numbers_by_hand():
+    told = layer_report.compare(gram(BY_HAND), strength=2.0)
+    assert list(told) == list(layer_report.QUANTITIES)
+    # g_u = (3, -4), of length 5.
+    assert told["cosine_true"][0] == pytest.approx((3 - 4) / (5 * 2**0.5))
+    assert told["cosine_supervised"][0] == pytest.approx(3 / 5)
+    assert told["norm_ratio"][0] == pytest.approx(2 * 5 / 2)
+    assert told["noise_share"][0] == pytest.approx(16 / (9 + 16))
+
+
+def test_where_there_is_nothing_to_compare():
+    none_used = BY_HAND.copy()
+    none_used[2:] = 0
+    assert layer_report.compare(gram(none_used)) == {
+        "cosine_true": [None] * 3,
+        "cosine_supervised": [None] * 3,
+        "norm_ratio": [0.0] * 3,
+        "noise_share": [None] * 3,
+    }
+    all_right = BY_HAND.copy()
+    all_right[3] = 0
+    assert layer_report.compare(gram(all_right))["noise_share"] == [0.0] * 3
+
+
+def test_the_interval_is_that_of_a_direct_bootstrap():
+    n = 6
+    vectors = np.random.RandomState(0).randn(4, n, 5) + 1
+    counts = layer_report.resamples(n)
+    assert counts.shape == (layer_report.RESAMPLES, n)
+    assert set(counts.sum(axis=1)) == {n}
+    # Each batch is drawn as often as not to: (5/6)^6 = 0.335 of the resamples lack it.
+    np.testing.assert_allclose(np.mean(counts == 0, axis=0), (5 / 6) ** 6, atol=0.05)
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    direct = {name: [] for name in layer_report.QUANTITIES}
+    for drawn in counts:
+        batches = np.repeat(np.arange(n), drawn)
+        s, t, right, wrong = vectors[:, batches].mean(axis=1)
+        direct["cosine_true"].append(cosine(right + wrong, t))
+        direct["cosine_supervised"].append(cosine(right + wrong, s))
+        direct["norm_ratio"].append(3 * np.linalg.norm(right + wrong) / np.linalg.norm(s))
+        direct["noise_share"].append(wrong @ wrong / (wrong @ wrong + right @ right))
+    told = layer_report.compare(gram(vectors), strength=3.0)
+    for name, values in direct.items():
+        np.testing.assert_allclose(told[name][1:], np.quantile(values, [0.025, 0.975]), rtol=1e-9)
+        assert told[name][1] < told[name][0] < told[name][2]
+
+
+@pytest.mark.parametrize(("room", "passes"), [(2**31, 1), (2 * 4 * 3 * 5 * 8, 3), (1, 4)])
+def test_products_in_one_pass_or_several(room, passes, monkeypatch):
+    monkeypatch.setattr(layer_report, "_BYTES", room)  # of 4 kinds, 3 batches, float64
+    rng, begun = np.random.RandomState(0), []
+    shapes = {
+        "backbone": {
+            "stem": {"kernel": (2, 5)},
+            "stage1_block0": {"conv": {"kernel": (5, 1)}, "norm": {"scale": (3,)}},
+        },
+        "classifier": {"kernel": (2, 4)},
+    }
+    made = [
+        {
+            kind: jax.tree.map(
+                lambda shape: rng.randn(*shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
+            )
+            for kind in layer_report.KINDS
+        }
+        for _ in range(3)
+    ]
+
+    def batches():
+        begun.append(True)
+        for i, trees in enumerate(made):
+            yield trees, {"used": np.float32(i)}
+
+    grams, sums = layer_report.products(batches, made[0]["true"], 3)
+    assert len(begun) == passes
+    assert sums == {"used": 1.0}
+    assert list(grams) == ["stem", "stage1_block0", "classifier"]
+    of_layer = {
+        "stem": lambda tree: tree["backbone"]["stem"]["kernel"].ravel(),
+        "stage1_block0": lambda tree: np.concatenate(
+            [
+                tree["backbone"]["stage1_block0"]["conv"]["kernel"].ravel(),
+                tree["backbone"]["stage1_block0"]["norm"]["scale"],
+            ]
+        ),
+        "classifier": lambda tree: tree["classifier"]["kernel"].ravel(),
+    }
+    for name, flat in of_layer.items():
+        vectors = [[flat(trees[kind]) for trees in made] for kind in layer_report.KINDS]
+        np.testing.assert_allclose(grams[name], gram(np.array(vectors)), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------
+# A run that is reported on.
+
+
+def reported(**fields):
+    fields = {"model.name": "linear", "layer_report.batches": 3} | fields
+    return tiny("layermatch", **fields)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    c = reported()
+    return train.prepare(c, train.load(c))
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """A run of 8 steps on 8 devices, with reports at four of them."""
+    c = reported(**{"layer_report.at_steps": (2, 4, 6, 8)})
+    folder = tmp_path_factory.mktemp("reported")
+    train.train_and_evaluate(c, folder, prepared=prepared)
+    return folder
+
+
+def test_a_run_with_reports_is_the_run_without(whole, prepared, tmp_path):
+    train.train_and_evaluate(reported(), tmp_path, prepared=prepared)
+    assert_same(tmp_path, whole)
+    assert not (tmp_path / layer_report.FILE).exists()
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
+    periods = {"log_every": 4, "input.steps_per_call": K}
+    c = reported(**{"layer_report.batches": 5}, **periods)
+    data, seen = train.load(c), []
+
+    def program(state, resident, rows):
+        seen.append(np.concatenate(rows.unlabeled))  # of 8 devices
+        sums = dict.fromkeys(("known", "used", "right", "strength"), 1.0)
+        return state, ({kind: state.params for kind in layer_report.KINDS}, sums)
+
+    report = layer_report.create(c, data.partition, data.feed, None, program)(prepared.initial)
+    assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
+    sampler = pipeline.create_sampler(c, data.partition)
+    expected = [sampler.draw(step).unlabeled for step in range(8, 13)]
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_the_files(whole):
+    reports = json.loads((whole / "layer_report.json").read_text())
+    assert [one["step"] for one in reports] == [2, 4, 6, 8]
+    for one in reports:
+        assert (one["batches"], one["strength"]) == (3, 1.0)
+        assert one["known"] == 3 * 16  # of the fake images all are known
+        assert 0.2 < one["mask_rate"] < 1
+        assert 0 < one["pseudo_label_accuracy"] < 1
+        assert {name: told["parameters"] for name, told in one["layers"].items()} == {
+            "stem": 8 * 8 * 3 * 4,
+            "classifier": 4 * 10 + 10,
+        }
+    with (whole / "layer_report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 2
+    for row, (one, name) in zip(rows, [(r, x) for r in reports for x in r["layers"]], strict=True):
+        told = one["layers"][name]
+        assert (int(row["step"]), row["layer"]) == (one["step"], name)
+        assert int(row["parameters"]) == told["parameters"]
+        for quantity in layer_report.QUANTITIES:
+            ends = [float(row[quantity + end]) for end in ("", "_low", "_high")]
+            assert ends == told[quantity]
+            assert ends[1] < ends[2]
+
+
+def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monkeypatch):
+    c = reported(**{"layer_report.at_steps": (2, 4, 6, 8)})
+    feed = prepared.data.feed
+
+    def dying(steps):
+        for last, call in feed.calls(steps):
+            if last == 7:
+                raise KilledError
+            yield last, call
+
+    save, written = checkpoint.save, []
+
+    def noticed(manager, step, tree):
+        written.append((step, [one["step"] for one in layer_report.read(epath.Path(tmp_path))]))
+        save(manager, step, tree)
+
+    monkeypatch.setattr(checkpoint, "save", noticed)
+    mortal = prepared._replace(data=prepared.data._replace(feed=feed._replace(calls=dying)))
+    with pytest.raises(KilledError):
+        train.train_and_evaluate(c, tmp_path, prepared=mortal)
+    assert [one["step"] for one in layer_report.read(epath.Path(tmp_path))] == [2, 4, 6]
+    # On from step 4; step 6 is not there twice, and what it says is not taken over.
+    text = (tmp_path / layer_report.FILE).read_text().replace('"known": 48', '"known": 47')
+    (tmp_path / layer_report.FILE).write_text(text)
+    train.train_and_evaluate(c, tmp_path, prepared=prepared)
+    *before, sixth, eighth = layer_report.read(epath.Path(tmp_path))
+    assert [one["known"] for one in before] == [47, 47]
+    assert [sixth, eighth] == layer_report.read(epath.Path(whole))[2:]
+    # Before the checkpoint of its step: a run that dies between them makes it again.
+    assert written == [(4, [2, 4]), (8, [2, 4, 6, 8])]
+
+
+def test_cut_back(tmp_path):
+    folder = epath.Path(tmp_path)
+    layer_report.cut_back(folder, 5)
+    assert not list(tmp_path.iterdir())
+    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in layer_report.QUANTITIES}
+    reports = [{"step": step, "batches": 2, "layers": {"stem": told}} for step in (4, 5, 6)]
+    for one in reversed(reports):
+        layer_report.add(folder, one)
+    assert layer_report.read(folder) == reports
+    layer_report.cut_back(folder, 5)
+    assert layer_report.read(folder) == reports[:2]
+    assert len((tmp_path / layer_report.TABLE).read_text().splitlines()) == 3
+    layer_report.cut_back(folder, 3)
+    assert layer_report.read(folder) == []
+    assert not (tmp_path / layer_report.FIGURE).exists()
+
+
+def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
+    """Of one program for all devices, where the run was one of a program each."""
+    values = config_lib.base()
+    values.layer_report.batches = 3
+    before = {name: (whole / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
+    *_, expected = layer_report.read(epath.Path(whole))
+    said = modes.MODES["layer_report"](values, str(whole))
+    *earlier, again = layer_report.read(epath.Path(whole))
+    assert [one["step"] for one in earlier] == [2, 4, 6]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), expected, again
+    )
+    assert {name: (whole / name).read_bytes() for name in before} == before
+    assert said.startswith("step 8: 3 batches, 48 unlabelled rows of known truth, ")
+    value, low, high = again["layers"]["classifier"]["cosine_true"]
+    line = next(x for x in said.splitlines() if x.startswith("classifier"))
+    assert line.split()[1:3] == [f"{value:.3f}", f"({low:.3f}–{high:.3f})"]
+
+
+def test_the_figure(whole, monkeypatch):
+    pytest.importorskip("matplotlib")
+    reports = layer_report.read(epath.Path(whole))
+    assert (whole / "layer_report.png").stat().st_size > 10_000
+    for shown in (reports, reports[:1]):
+        chart = layer_report.draw(shown)
+        maps = [axes for axes in chart.axes if axes.get_title()]
+        assert [axes.get_title() for axes in maps] == list(layer_report.QUANTITIES.values())
+        for axes, name in zip(maps, layer_report.QUANTITIES, strict=True):
+            layers = [text.get_text() for text in axes.get_yticklabels()]
+            assert layers == list(reports[0]["layers"])
+            assert [text.get_text() for text in axes.get_xticklabels()] == [
+                str(one["step"]) for one in shown
+            ]
+            written = {text.get_position(): text.get_text() for text in axes.texts}
+            value = shown[-1]["layers"]["classifier"][name][0]
+            number = written[len(shown) - 1, 1 - 0.02].replace("−", "-")
+            assert float(number) == pytest.approx(value, rel=0.01, abs=0.006)
+    nothing = json.loads(json.dumps(reports[0]))
+    for told in nothing["layers"].values():
+        told |= {name: [None] * 3 for name in layer_report.QUANTITIES}
+    layer_report.draw([nothing])
+
+
+def test_without_matplotlib_the_numbers_are_written_all_the_same(
+    whole, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    layer_report.add(epath.Path(tmp_path), layer_report.read(epath.Path(whole))[0])
+    assert "pip install -r notebooks/requirements.txt" in capsys.readouterr().err
+    assert (tmp_path / "layer_report.csv").exists()
+    assert not (tmp_path / "layer_report.png").exists()
+
+
+def test_what_cannot_be_reported_on(prepared):
+    unlabeled = prepared.data.partition.unlabeled
+    unknown = unlabeled._replace(labels=np.full_like(unlabeled.labels, -1))
+    of_run = (prepared.data.feed, prepared.resident, prepared.layer_gradients)
+    with pytest.raises(InputError, match="of no unlabelled image of fake is one known"):
+        layer_report.create(
+            reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run
+        )
+    one_known = unlabeled._replace(labels=np.append(unknown.labels[1:], 0))
+    layer_report.create(reported(), prepared.data.partition._replace(unlabeled=one_known), *of_run)
+    with pytest.raises(InputError, match="supervised has none"):
+        layer_report.create(tiny("supervised"), prepared.data.partition, *of_run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"layer_report.at_steps": (0,)},
+            "at_steps: 0 is none. Give whole numbers from 1 to train",
+        ),
+        ({"layer_report.at_steps": (4, 9)}, "9 is none"),
+        ({"layer_report.at_steps": (1.5,)}, "1.5 is none"),
+        ({"layer_report.batches": 1}, "layer_report.batches=1 must be at least 2"),
+    ],
+)
+def test_refused_settings(fields, message):
+    with pytest.raises(InputError, match=message):
+        config_lib.validate(tiny("layermatch", **fields))
+
+
+def test_refused_steps_between_calls_and_methods():
+    periods = {"log_every": 4, "input.steps_per_call": 4}
+    config_lib.validate(tiny("layermatch", **{"layer_report.at_steps": (4, 8)}, **periods))
+    with pytest.raises(InputError, match=r"6 is none.*multiples of input.steps_per_call = 4"):
+        config_lib.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
+    with pytest.raises(InputError, match="supervised has no pseudo-labels"):
+        config_lib.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))
