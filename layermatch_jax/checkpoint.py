@@ -138,11 +138,12 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     if not folder.exists():
         raise InputError(f"{workdir} has no checkpoint yet")
     template = jax.tree.map(np.asarray, serialization.to_state_dict(state))
-    manager = ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(read_only=True),
-        item_handlers=ocp.StandardCheckpointHandler(),
-    )
+    with _orbax_silent():  # it warns of everything that read_only means
+        manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(read_only=True),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
     with contextlib.closing(manager):
         there = sorted(manager.all_steps(), reverse=True)
         if step is not None and step not in there:
@@ -229,10 +230,9 @@ def _set_aside(manager, workdir: epath.Path, damaged: dict[int, str], consequenc
 @contextlib.contextmanager
 def _explained(manager: ocp.CheckpointManager):
     """Turns what Orbax's storage reports into a StorageError."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # Orbax's threads print pages before they raise
     try:
-        yield
+        with _orbax_silent():  # its threads print pages before they raise
+            yield
     except Exception as error:
         reason = refusal(error)
         if not (reason or isinstance(error, OSError) or "os_error_code" in str(error)):
@@ -244,6 +244,14 @@ def _explained(manager: ocp.CheckpointManager):
             f"kept (steps: {kept}). Mend it, by making room there for example; the same command "
             "goes on from the last one."
         ) from error
+
+
+@contextlib.contextmanager
+def _orbax_silent():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
 

@@ -202,7 +202,9 @@ def compare(gram: np.ndarray, strength: float = 1.0) -> dict[str, list[float | N
     Returns:
       {name of QUANTITIES: [value, low, high]} of the gradients averaged over batches; low to high
       is the 95 % interval of a bootstrap over batches (percentiles). None where nothing is to be
-      compared, as where no pseudo-label was used.
+      compared, as where no pseudo-label was used. A resampled mean is noisier than the mean, so
+      where noise is much of a gradient the interval lies off the value, to longer gradients that
+      share more of it; more batches mend that.
     """
     count = gram.shape[1]
     shares = np.concatenate([np.ones((1, count)), resamples(count)]) / count
@@ -306,12 +308,12 @@ def create(
     return report
 
 
-def of_run(run: Any, batches: int = 128) -> dict[str, Any]:
+def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     """The report of a saved run: `of_run(runs.read(workdir))`.
 
     Args:
       run: of `runs.read`.
-      batches: to average over.
+      batches: to average over; None = the run's `layer_report.batches`.
 
     Returns:
       As the function that `create` gives.
@@ -321,7 +323,7 @@ def of_run(run: Any, batches: int = 128) -> dict[str, Any]:
     """
     config = run.config.copy_and_resolve_references()
     config.parallelism = "jit"  # of which a state that was read is
-    config.layer_report.batches = batches
+    config.layer_report.batches = batches or config.layer_report.batches
     data = run.data
     method = steps.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
@@ -408,13 +410,13 @@ def table(report: dict[str, Any]) -> str:
         f"step {report['step']}: {report['batches']} batches, {report['known']} unlabelled rows of "
         f"known truth, {used:.1%} of them used{shown}",
         "",
-        f"{'':16}" + "".join(f"{name:>24}" for name in QUANTITIES),
+        f"{'':16}" + "".join(f"{name:>25}" for name in QUANTITIES),
     ]
     for name, told in report["layers"].items():
         cells = [
-            "–" if told[q][0] is None else "{:.3f} ({:.3f}–{:.3f})".format(*told[q])
+            "–" if told[q][0] is None else "{:.3f} ({:.3f}, {:.3f})".format(*told[q])
             for q in QUANTITIES
         ]
-        lines.append(f"{name:16}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{name:16}" + "".join(f"{cell:>25}" for cell in cells))
     named = ", ".join(f"{name} = {meaning}" for name, meaning in QUANTITIES.items())
     return "\n".join([*lines, "", f"{named}; in brackets the 95 % interval over batches"])

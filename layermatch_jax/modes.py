@@ -5,6 +5,8 @@ JAX and what else takes seconds to import is imported when a mode is entered, no
 
 from ml_collections import ConfigDict
 
+from layermatch_jax.errors import InputError
+
 
 def train(config: ConfigDict, folder: str) -> str | None:
     """Trains, or goes on; a summary of the result."""
@@ -29,6 +31,7 @@ def layer_report(config: ConfigDict, folder: str) -> str:
 
     from layermatch_jax import layer_report, runs, workdir
 
+    _alone("layer_report")
     run = runs.read(folder, data_dir=config.dataset.data_dir)
     with workdir.lock(epath.Path(folder)):
         report = layer_report.of_run(run, config.layer_report.batches)
@@ -40,8 +43,16 @@ def report(config: ConfigDict, folders: str) -> str:
     """Draws the runs in folders, comma-separated; where the pictures are."""
     from layermatch_jax import report
 
+    _alone("report")
     # Each run has its own config; where its data are may have changed since.
     return f"report: {report.report(folders, config.dataset.data_dir)}"
+
+
+def _alone(mode: str) -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        raise InputError(f"--mode={mode} is for one process, not {jax.process_count()}")
 
 
 # By name. None is printed by all processes but the first.

@@ -259,8 +259,16 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     assert page.headings[1:] == ["Result", "Training", "Pseudo-labels by class", "Settings"]
     assert any("Pseudo-labels, over training" in image["alt"] for image in page.images)
 
+    told = {"parameters": 1, "cosine_supervised": [0.1, 0, 0.2], "norm_ratio": [1.0, 0.5, 2.0]}
+    told |= {"noise_share": [0.5, 0.4, 0.6]}
+    layers = {"stem": told | {"cosine_true": [0.871, 0.8, 0.9]}}
+    layers["head"] = dict.fromkeys(told, [None] * 3) | {"cosine_true": [None] * 3}
+    layers = [{"step": step, "batches": 2, "layers": layers} for step in (2, 4)]
+    (workdir_ / "layer_report.json").write_text(json.dumps(layers))
     page = read(report.report(str(workdir_), data_dir))  # where they are now
-    assert "Images and their views" in page.headings
+    assert page.headings[4:] == ["Images and their views", "Layers", "Settings"]
+    assert page.images[-1]["alt"].endswith("of the true labels: stem 0.87")
+    (workdir_ / "layer_report.json").unlink()
 
     (workdir_ / "metrics.jsonl").unlink()
     (workdir_ / "labeled_split.json").unlink()

@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, predict, runs, train
+from layermatch_jax import metrics, modes, predict, runs, train
 from layermatch_jax.data import folder
 from layermatch_jax.errors import InputError
 
@@ -119,3 +119,12 @@ def test_newest_checkpoint_damaged(workdir):
     assert files(workdir) == before
     with pytest.raises(InputError, match=r"no checkpoint in .* can be read:\n  step 4: "):
         runs.read(str(workdir), 4)
+
+
+@pytest.mark.parametrize("mode", ["layer_report", "report"])
+def test_runs_are_looked_at_by_one_process(mode, made, monkeypatch):
+    before = files(made)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match=f"--mode={mode} is for one process, not 2"):
+        modes.MODES[mode](make_config(), str(made))
+    assert files(made) == before

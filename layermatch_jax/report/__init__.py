@@ -9,11 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from layermatch_jax import drawing, predict, runs, train
+from layermatch_jax import drawing, layer_report, predict, runs, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
 from layermatch_jax.report.logs import Log
-from layermatch_jax.report.pages import Note, Section
+from layermatch_jax.report.pages import Note, Picture, Section, picture
 
 FILE = "report.html"
 
@@ -83,6 +83,7 @@ def _of_one(log: Log) -> list[Section]:
         Section("Images and their views", images),
         Section("Predictions", predictions),
         Section("Features", features),
+        Section("Layers", _layers(layer_report.read(log.folder))),
         Section("Settings", [tables.settings(log)]),
     ]
 
@@ -90,6 +91,30 @@ def _of_one(log: Log) -> list[Section]:
 def _predicted(log: Log, data: train.Data) -> tuple[runs.Run, predict.Predictions]:
     run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
     return run, predict.predict(run, data.partition.evaluation)
+
+
+def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
+    """What --mode=layer_report, or training itself, has written."""
+    if not reports:
+        return []
+    last = reports[-1]
+    cosines = {
+        layer: told["cosine_true"][0]
+        for layer, told in last["layers"].items()
+        if told["cosine_true"][0] is not None
+    }
+    return [
+        picture(
+            layer_report.draw(reports),
+            f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
+            "pseudo-labels and of the true labels: "
+            + ", ".join(f"{layer} {cosine:.2f}" for layer, cosine in cosines.items()),
+            "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
+            "labels on the same images (g_true) and that of the labelled images (g_s), and the "
+            "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
+            "the truth does, at 0 elsewhere, below 0 away from it.",
+        )
+    ]
 
 
 def _of_several(groups: dict[str, list[Log]]) -> list[Section]:
