@@ -198,9 +198,8 @@ def supervised_gradients(
 
     def loss(classifier, features):
         logits = layerwise.linear(classifier, split_views(features).labeled)
-        return (
-            jnp.sum(seen.own.labeled_weights * losses.cross_entropy(logits, labels)) / num_labeled
-        )
+        weighted = seen.own.labeled_weights * losses.cross_entropy(logits, labels)
+        return jnp.sum(weighted) / num_labeled
 
     return jax.value_and_grad(loss, (0, 1))(state.params["classifier"], seen.features)
 
