@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from layermatch_jax import drawing
-from layermatch_jax.drawing import GREY
+from layermatch_jax.drawing import BLUE, GREEN, GREY, ORANGE, RED
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, the pale yellow left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+# Okabe and Ito's seven, the pale yellow left out.
+COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000")
 # Not by colour alone, and what lies below a broken line is seen. With the colours: 21 series.
 _LINES = ("-", (0, (6, 1.5)), (0, (2, 1)))
 _MARKERS = "o^sDvP"
