@@ -219,7 +219,9 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
     scores = FIXMATCH | FREEMATCH | {"fixmatch-l1": "sleep"}
     (grid.folder / "scores.json").write_text(json.dumps(scores))
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import sweep\n"
         f"sweep.PROGRAM = {sweep.PROGRAM!r}\n"
