@@ -16,7 +16,8 @@ def matrix_convolution(
 ) -> jax.Array:
     """Convolution as one matrix product over patches; for nn.Conv(conv_general_dilated=...).
 
-    On a CPU, XLA's own convolutions of small maps take several times as long, backwards above all.
+    With XLA's own convolutions the demo's steps take 1.4 times as long on two CPU cores, input and
+    all.
 
     Args:
       x: [n, h, w, c].
