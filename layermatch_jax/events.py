@@ -1,5 +1,6 @@
 """TensorBoard's event files, written without TensorFlow, whose import takes seconds."""
 
+import contextlib
 import os
 import socket
 import time
@@ -27,7 +28,10 @@ class EventFile:
         self._flushed = "://" not in str(folder)
         # TensorBoard looks for "tfevents"; the rest keeps the starts of a run apart.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
+        self._open = contextlib.ExitStack()
+        # A bucket's file is one within a `with` only.
+        file = self._open.enter_context((folder / name).open("wb"))
+        self._records = RecordWriter(file)
         self._write(file_version="brain.Event:2")
 
     def write(
@@ -53,7 +57,7 @@ class EventFile:
 
     def close(self) -> None:
         """Closes the file."""
-        self._records.close()
+        self._open.close()
 
     def _write(self, **fields) -> None:
         event = self._event(wall_time=time.time(), **fields)
