@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from layermatch_jax import drawing, parallel, steps
+from layermatch_jax import drawing, files, parallel, steps
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.splits import Partition
@@ -359,11 +359,8 @@ def cut_back(workdir: epath.Path, step: int) -> None:
 
 def _write(workdir: epath.Path, reports: list[dict[str, Any]]) -> None:
     """All three files, each whole or not at all."""
-    files = {FILE: json.dumps(reports, indent=1) + "\n", TABLE: comma_separated(reports)}
-    for name, text in files.items():
-        part = workdir / f"{name}.part"
-        part.write_text(text)
-        part.replace(workdir / name)
+    files.write_text(workdir / FILE, json.dumps(reports, indent=1) + "\n")
+    files.write_text(workdir / TABLE, comma_separated(reports))
     if reports:
         drawing.save(lambda: draw(reports), workdir / FIGURE)
     else:

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from layermatch_jax import events
+from layermatch_jax import events, files
 from layermatch_jax.errors import NonFiniteLossError
 
 FILE = "metrics.jsonl"
@@ -217,10 +217,7 @@ class Log:
 def _cut_back(workdir: epath.Path, step: int) -> epath.Path:
     """Removes what metrics.jsonl holds of later steps; returns its path."""
     kept = [line for line in read(workdir) if line["step"] <= step]
-    # Whole or not at all: who is killed here must not lose the lines before.
-    part = workdir / f"{FILE}.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    return part.replace(workdir / FILE)
+    return files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _event_file(workdir: epath.Path) -> events.EventFile | None:

@@ -37,6 +37,7 @@ class Data(NamedTuple):
     partition: splits.Partition
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
+    notes: tuple[str, ...]  # of the source: what the user is told at the start
 
 
 class Prepared(NamedTuple):
@@ -76,6 +77,7 @@ def load(config: ml_collections.ConfigDict) -> Data:
             partition=partition,
             feed=feed_lib.create(config, partition, sampler, rows),
             images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
+            notes=source.notes,
         )
 
 
@@ -201,7 +203,7 @@ def train_and_evaluate(
         to_the_end.callback(log.close)
         if first:
             layer_report.cut_back(workdir, start)
-            introduce(config, partition, current, workdir)
+            introduce(config, prepared.data, current, workdir)
 
         # --- The loop: a call is one train step, or several --------------------------------------
         pending = collections.deque()  # full windows that the device may still be working on
@@ -260,9 +262,10 @@ def train_and_evaluate(
 
 
 def introduce(
-    config: ml_collections.ConfigDict, partition: splits.Partition, current, workdir: epath.Path
+    config: ml_collections.ConfigDict, data: Data, current: state.TrainState, workdir: epath.Path
 ) -> None:
     """Says what is about to be trained, on what, and from which step."""
+    partition = data.partition
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
@@ -273,5 +276,7 @@ def introduce(
         f"{config.dataset.evaluate_on} images of {len(partition.class_names)} classes\n"
         f"{config.model.name}, {size:,} parameters, on {devices} ({config.parallelism}); "
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
+        *data.notes,
+        sep="\n",
         file=sys.stderr,
     )

@@ -17,7 +17,7 @@ from etils import epath
 
 import layermatch_jax
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics
+from layermatch_jax import files, metrics
 from layermatch_jax.errors import InputError
 
 try:
@@ -142,7 +142,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Writes every field under its dotted name."""
-    _write_json(workdir / CONFIG, _plain(config))
+    files.write_json(workdir / CONFIG, _plain(config))
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
@@ -195,7 +195,7 @@ def write_result(
         "parallelism": config.parallelism,
         **provenance(),
     }
-    _write_json(workdir / RESULT, result)
+    files.write_json(workdir / RESULT, result)
     return result
 
 
@@ -231,8 +231,8 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
             shown += f", {result['pseudo_label_accuracy']:.1%} of these right"
         shown += f", {result['pseudo_label_accuracy_all']:.1%} of all right"
         lines += ["", f"pseudo-labels over the run: {shown}"]
-    files = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
-    return "\n".join([*lines, "", files])
+    written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
+    return "\n".join([*lines, "", written])
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -250,13 +250,6 @@ def _listed(differences: dict[str, tuple]) -> str:
     return "\n".join(
         f"  {name}: {before!r} before, {now!r} now" for name, (before, now) in differences.items()
     )
-
-
-def _write_json(path: epath.Path, content: dict) -> None:
-    # Whole or not at all: a run that is killed meanwhile must be able to start again.
-    part = path.parent / f"{path.name}.part"
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
 
 
 def _git_commit() -> str | None:

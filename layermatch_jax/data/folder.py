@@ -133,7 +133,7 @@ def _images(files: list[str], labels: np.ndarray, side: int) -> Images:
             row[:] = image
         return out
 
-    return Images(np.asarray(labels, np.int32), read)
+    return Images(np.asarray(labels, np.int32), read, np.array(files, object))
 
 
 @functools.cache

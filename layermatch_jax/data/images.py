@@ -16,10 +16,13 @@ class Images(NamedTuple):
       labels: int32 [N], -1 where the class is unknown.
       read: positions, integers [n] in 0..N-1 -> uint8 [n, R, R, 3]. A pure function of them,
         which several threads may call.
+      files: [N] paths (str) of the files that the images are read from; None where they are no
+        files of their own.
     """
 
     labels: np.ndarray
     read: Callable[[np.ndarray], np.ndarray]
+    files: np.ndarray | None = None
 
 
 class Source(NamedTuple):
@@ -29,6 +32,7 @@ class Source(NamedTuple):
     train: Images  # every label known
     unlabeled: Images | None  # extra images that come without labels (STL-10); all labels -1
     test: Images
+    notes: tuple[str, ...] = ()  # what the user is told at the start: what was passed over, assumed
 
 
 def from_array(pixels: np.ndarray, labels: np.ndarray | None) -> Images:
@@ -41,7 +45,8 @@ def from_array(pixels: np.ndarray, labels: np.ndarray | None) -> Images:
 def take(images: Images, indices: np.ndarray) -> Images:
     """The images at these positions (integers [n]), in their order; a view, no pixels are read."""
     indices = np.asarray(indices, np.int64)
-    return Images(images.labels[indices], lambda i: images.read(indices[i]))
+    files = None if images.files is None else images.files[indices]
+    return Images(images.labels[indices], lambda i: images.read(indices[i]), files)
 
 
 def concatenate(a: Images, b: Images) -> Images:
@@ -61,7 +66,9 @@ def concatenate(a: Images, b: Images) -> Images:
         out[~in_b] = a.read(indices[~in_b])
         return out
 
-    return Images(np.concatenate([a.labels, b.labels]), read)
+    known = a.files is not None and b.files is not None
+    files = np.concatenate([a.files, b.files]) if known else None
+    return Images(np.concatenate([a.labels, b.labels]), read, files)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from layermatch_jax import files
 from layermatch_jax.data.images import Images, Source, concatenate, take
 from layermatch_jax.errors import InputError
 
@@ -127,10 +128,7 @@ def indices_sha256(indices: Sequence[int] | np.ndarray) -> str:
 def write_split(record: dict, path: str | epath.Path) -> None:
     """Writes a Partition's record as a JSON object, one field a line; `path` may be a gs:// one."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
-    path = epath.Path(path)
-    part = path.parent / f"{path.name}.part"  # whole or not at all
-    part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    part.replace(path)
+    files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:

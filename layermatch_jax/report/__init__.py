@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from layermatch_jax import drawing, layer_report, predict, runs, train
+from layermatch_jax import drawing, files, layer_report, predict, runs, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
 from layermatch_jax.report.logs import Log
@@ -45,10 +45,8 @@ def report(workdirs: str, data_dir: str = "") -> epath.Path:
         groups = logs.by_method(read)
         title = f"{len(read)} runs on {read[0].config.dataset.name}"
         sections = _of_several(groups)
-    part = folder / f"{FILE}.part"  # whole or not at all
     try:
-        part.write_text(pages.page(title, sections))
-        return part.replace(folder / FILE)
+        return files.write_text(folder / FILE, pages.page(title, sections))
     except PermissionError:
         raise InputError(f"--workdir: {folder / FILE} cannot be written there") from None
 
