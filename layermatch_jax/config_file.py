@@ -12,7 +12,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"  # the ones that come with the program
-_LONG = 300  # characters of another library's message that a person reads
+_LONG = 300  # characters that a person reads
 
 
 def load(written: str) -> ml_collections.ConfigDict:
@@ -41,9 +41,8 @@ def load(written: str) -> ml_collections.ConfigDict:
         said = "" if end.code is None else f": {end.code}"
         raise InputError(f"{_place(end, path)} ended the program by sys.exit{said}") from end
     except Exception as error:
-        said = str(error)
-        said = said if len(said) <= _LONG else f"{said[:_LONG]}…"
-        raise InputError(f"{_place(error, path)}: {type(error).__name__}: {said}") from error
+        said = f"{type(error).__name__}: {error}".split(" Other fields present")[0]  # ConfigDict's
+        raise InputError(f"{_place(error, path)}: {_shortened(said)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"{path}: get_config returned {config!r}, no config. It must end with "
@@ -52,8 +51,8 @@ def load(written: str) -> ml_collections.ConfigDict:
     known, own = config_lib.fields(config_lib.base()), config_lib.fields(config)
     if wrong := known.keys() ^ own.keys():
         raise InputError(
-            f"{path}: get_config returned a config with fields missing or unknown: "
-            f"{', '.join(sorted(wrong))}. Start from `config = config_lib.base()`"
+            f"{path}: get_config must return a config that started as config_lib.base(). Its fields "
+            f"differ: {_shortened(', '.join(sorted(wrong)))}"
         )
     return config.lock()
 
@@ -86,6 +85,10 @@ def _module(path: pathlib.Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 def _place(error: BaseException, path: pathlib.Path) -> str:

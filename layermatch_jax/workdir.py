@@ -228,7 +228,8 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
         f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
         f"steps in {result['wall_seconds']:.0f} s, {result['images_per_second']:.0f} images/s",
-        f"gradient mask: {result['mask']}; centres: {result['centres']}",
+        # Results of older versions do not say it.
+        *([f"gradient mask {result['mask']}, centres {result['centres']}"] * ("mask" in result)),
         "",
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
+from layermatch_jax import automatic, figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax import config as config_lib
-from layermatch_jax import figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax.data import crop, pipeline
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
@@ -285,7 +285,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
 def config_of(method, **fields):
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({"train_steps": 4, **fields})
-    return config
+    return automatic.resolve(config)
 
 
 def write_run(folder, config, accuracies, finished=True, num_train=100, **train_fields):
