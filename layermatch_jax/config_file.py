@@ -51,8 +51,8 @@ def load(written: str) -> ml_collections.ConfigDict:
     known, own = config_lib.fields(config_lib.base()), config_lib.fields(config)
     if wrong := known.keys() ^ own.keys():
         raise InputError(
-            f"{path}: get_config must return a config that started as config_lib.base(). Its fields "
-            f"differ: {_shortened(', '.join(sorted(wrong)))}"
+            f"{path}: get_config must return a config that started as config_lib.base(). Its "
+            f"fields differ: {_shortened(', '.join(sorted(wrong)))}"
         )
     return config.lock()
 

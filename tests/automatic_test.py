@@ -160,11 +160,10 @@ def test_masks_and_centres_of_flags_count(mask, centres, name):
 
 def test_mask_without_a_name_has_a_short_stable_one():
     digits = hashlib.sha256(b'[["backbone/stem/.*", 0.0], ["classifier/.*", 0.25]]').hexdigest()
+    name = f"fixmatch+mask=custom-{digits[:6]}"
     for zero in (0, 0.0):
         mask = (("backbone/stem/.*", zero), ("classifier/.*", 0.25))
-        assert (
-            resolved(layerwise__gradient_mask=mask).method == f"fixmatch+mask=custom-{digits[:6]}"
-        )
+        assert resolved(layerwise__gradient_mask=mask).method == name
 
 
 def test_names_are_safe_in_paths():
