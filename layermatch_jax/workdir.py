@@ -228,11 +228,11 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
         f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
         f"steps in {result['wall_seconds']:.0f} s, {result['images_per_second']:.0f} images/s",
-        # Results of older versions do not say it.
-        *([f"gradient mask {result['mask']}, centres {result['centres']}"] * ("mask" in result)),
         "",
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
+    if "mask" in result:  # not in results of older versions
+        lines.insert(1, f"gradient mask {result['mask']}, centres {result['centres']}")
     for kind, values in result[f"{split}_accuracy"].items():
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
         lines.append(f"  {kind:<14}{numbers}")

@@ -283,7 +283,7 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
         ),
         (
             ["--methods=grad_relu,fixmatch", "--masks=none,classifier"],
-            "twice: grad_relu with mask classifier and fixmatch with mask classifier are both",
+            "twice: grad_relu with mask none and fixmatch with mask none are both fixmatch",
         ),
         (
             ["--methods=fixmatch,grad_relu", "--config.layerwise.gradient_mask=()"],
