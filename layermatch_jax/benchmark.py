@@ -27,7 +27,6 @@ from etils import epath
 from layermatch_jax import config as config_lib
 from layermatch_jax import evaluate, hosts, metrics, parallel, steps, train
 from layermatch_jax import workdir as workdir_lib
-from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import take
 
 FILE, PROFILE = "benchmark.json", "profile"
@@ -178,7 +177,7 @@ def _input_per_image(prepared: train.Prepared, config) -> Part:
     from layermatch_jax.data import per_image  # TensorFlow
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
-    sampler = pipeline.create_sampler(config, partition)
+    sampler = train.create_sampler(config, partition)
     batches = per_image.batches(partition.unlabeled, sampler, config.dataset.padding)
 
     def run(count: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import steps
+from layermatch_jax import policies, steps
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.state import TrainState
 
@@ -60,7 +60,8 @@ def make_batch(seed=0, mu=MU):
     return TrainBatch(
         images=rng.randint(0, 256, (B, 1 + 2 * mu, SIDE, SIDE, 3)).astype(np.uint8),
         labels=rng.randint(0, K, B).astype(np.int32),
-        indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
+        labeled_indices=rng.randint(0, B, B).astype(np.int32),
+        unlabeled_indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
         true_labels=rng.randint(-1, K, (B, mu)).astype(np.int32),
     )
 
@@ -73,6 +74,30 @@ def make_config(method="fixmatch", **fields):
         {name.replace("__", "."): value for name, value in fields.items()}
     )
     return config
+
+
+def make_spec(num_classes=K, num_unlabeled=NUM_UNLABELED):
+    return policies.Spec(
+        num_classes=num_classes,
+        feature_dim=D,
+        batch_size=B,
+        unlabeled_ratio=MU,
+        num_unlabeled=num_unlabeled,
+        labels=np.arange(B) % num_classes,
+    )
+
+
+def make_inputs(weak, strong, labeled, labels, indices, teacher=None):
+    """What a policy of one weak and one strong view is asked; logits by view."""
+    return policies.Inputs(
+        target_logits={"weak": weak, "strong": strong},
+        outputs=policies.Outputs({"weak": weak, "strong": strong}, {}),
+        labeled_logits={"weak": labeled},
+        labels=labels,
+        labeled_indices=jnp.arange(len(labels), dtype=jnp.int32),
+        unlabeled_indices=indices,
+        teacher_logits=teacher,
+    )
 
 
 def make_method(params, method="fixmatch", **fields):
@@ -90,9 +115,10 @@ def make_state(params, method, tx=None, apply_fn=backbone):
         tx=tx,
         opt_state=tx.init(params),
         batch_stats={"mean": jnp.zeros(D), "var": jnp.ones(D)},
+        head_stats={},
         ema_params=params,
         centres=jax.tree.map(to_float64, method.centres.init(params["classifier"], NUM_UNLABELED)),
-        policy=method.policy.init(K, NUM_UNLABELED),
+        policy=method.policy.init(make_spec()),
     )
 
 
@@ -110,7 +136,7 @@ def views(params, batch):
     images = batch.images.reshape(-1, SIDE, SIDE, 3) / 255
     features = backbone({"params": params, "batch_stats": {}}, images, train=True)
     features = features.reshape(B, -1, D)
-    mu = batch.indices.shape[1]
+    mu = batch.unlabeled_indices.shape[1]
     weak, strong = features[:, 1 : mu + 1], features[:, mu + 1 :]
     return features[:, 0], weak.reshape(-1, D), strong.reshape(-1, D)
 

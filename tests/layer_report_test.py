@@ -30,7 +30,6 @@ from train_test import KilledError, assert_same, tiny
 
 from layermatch_jax import checkpoint, layer_report, modes, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
 
 # ---------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
 
     report = layer_report.create(c, data.partition, data.feed, None, program)(prepared.initial)
     assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
-    sampler = pipeline.create_sampler(c, data.partition)
+    sampler = train.create_sampler(c, data.partition)
     expected = [sampler.draw(step).unlabeled for step in range(8, 13)]
     np.testing.assert_array_equal(seen, expected)
 

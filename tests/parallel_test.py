@@ -37,24 +37,28 @@ def configuration(**fields):
     return config
 
 
+LABELS = np.arange(B, dtype=np.int32) % CLASSES
+
+
 def make_batch(step=0, side=8):
     rng = np.random.RandomState(step)
     return TrainBatch(
         images=rng.randint(0, 256, (B, 1 + 2 * MU, side, side, 3)).astype(np.uint8),
         labels=(np.arange(B) % CLASSES).astype(np.int32),
-        indices=rng.randint(0, UNLABELED, (B, MU)).astype(np.int32),
+        labeled_indices=np.arange(B, dtype=np.int32),
+        unlabeled_indices=rng.randint(0, UNLABELED, (B, MU)).astype(np.int32),
         true_labels=rng.randint(-1, CLASSES, (B, MU)).astype(np.int32),
     )
 
 
 def start(config, axis_name):
     """A state whose classifier is sure of some rows and unsure of others, and the step's parts."""
-    initial = state.create(config, CLASSES, UNLABELED, axis_name)
+    initial = state.create(config, CLASSES, UNLABELED, LABELS, axis_name)
     kernel = initial.params["classifier"]["kernel"]
     scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
     params = initial.params | {"classifier": scaled}
     method = steps.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
-    policy_state = method.policy.init(CLASSES, UNLABELED)
+    policy_state = initial.policy
     if config.policy.name == "flexmatch":  # most samples were selected before
         classes = jnp.array([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2] * 2, jnp.int32)
         policy_state = {"classes": classes, "counts": jnp.array([6, 6, 6, 2], jnp.int32)}
