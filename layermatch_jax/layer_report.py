@@ -79,7 +79,7 @@ def gradients(
     batch: Callable[[Any, Any], TrainBatch],
     method: steps.Method,
     axis_name: str | None = None,
-) -> tuple[TrainState, tuple[dict, dict]]:
+) -> tuple[dict, dict]:
     """What one batch would give; pure, and nothing of it is kept.
 
     The unsupervised gradients are of L_u alone: without λ_u, gradient mask and a policy's
@@ -94,9 +94,9 @@ def gradients(
       axis_name: the device axis to reduce over; None when `rows` are of the global batch.
 
     Returns:
-      The state as it is; of the global batch, {kind of KINDS: tree like params}, and {'known',
-      'used', 'right': sums over the rows of known truth of 1, of their weight, of it where right;
-      'strength': λ_u with the policy's ramp}.
+      Of the global batch: {kind of KINDS: tree like params}, and {'known', 'used', 'right': sums
+      over the rows of known truth of 1, of their weight, of it where right; 'strength': λ_u with
+      the policy's ramp}.
     """
     own_batch = batch(resident, rows)
     seen = steps.forward(state, own_batch, method, axis_name)
@@ -128,7 +128,7 @@ def gradients(
         "right": jnp.sum(weights * right),
     }
     strength = method.unsupervised_weight * seen.answer.scale
-    return state, (trees, sums | {"strength": strength})
+    return trees, sums | {"strength": strength}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _with_interval(value: np.ndarray, resampled: np.ndarray) -> list[float | Non
 def compile_gradients(
     config: ml_collections.ConfigDict, feed: Feed, method: steps.Method
 ) -> Callable:
-    """`gradients` for all devices: (state, resident, placed rows) -> (state, outputs)."""
+    """`gradients` for all devices: (state, resident, placed rows) -> its outputs."""
     return parallel.compile_step(
         functools.partial(gradients, batch=feed.batch, method=method),
         config.parallelism,
@@ -286,7 +286,7 @@ def create(
                 for k in range(jax.tree.leaves(call)[0].shape[1]):
                     rows = jax.tree.map(lambda x, k=k: x[:, k], call)
                     placed = parallel.place_batch(rows, config.parallelism)
-                    yield program(state, resident, placed)[1]
+                    yield program(state, resident, placed)
 
         grams, sums = products(batches, state.params, count)
         sizes = dict.fromkeys(grams, 0)

@@ -381,19 +381,19 @@ def _pair(total, weight) -> jax.Array:
 
 def eval_step(
     state: TrainState, batch: EvalBatch, *, method: Method, axis_name: str | None = None
-) -> tuple[TrainState, Metrics]:
+) -> Metrics:
     """Accuracy and loss of the raw and of the EMA parameters on a batch.
 
     Both use the live BatchNorm statistics.
 
     Args:
-      state: the same on every device; returned as it is.
+      state: the same on every device.
       batch: this device's rows; those with mask 0 count for nothing.
       method: the parts; reads mean and std.
       axis_name: the device axis to reduce over; None when `batch` is the global batch.
 
     Returns:
-      The state and {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
+      {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
     """
     images = normalize(batch.images, method)
     labels = jnp.maximum(batch.labels, 0)
@@ -407,7 +407,7 @@ def eval_step(
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
     metrics = {name: _pair(*pair) for name, pair in metrics.items()}
-    return state, parallel.total(metrics, axis_name)
+    return parallel.total(metrics, axis_name)
 
 
 def normalize(images: jax.Array, method: Method) -> jax.Array:

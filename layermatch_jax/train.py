@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     method: steps.Method
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
-    eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
+    eval_step: Callable  # (state, placed EvalBatch) -> metrics
     layer_gradients: Callable  # of layer_report
     empty_window: dict
 

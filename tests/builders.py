@@ -9,6 +9,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import policies, steps
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.state import TrainState
+from layermatch_jax.views import ByView
 
 B, MU, K, D = 4, 3, 3, 4
 SIDE = 2
@@ -97,6 +98,41 @@ def make_inputs(weak, strong, labeled, labels, indices, teacher=None):
         labeled_indices=jnp.arange(len(labels), dtype=jnp.int32),
         unlabeled_indices=indices,
         teacher_logits=teacher,
+    )
+
+
+def make_inputs_of(policy, num_labeled=B, mu=MU, num_classes=K, seed=0):
+    """Random inputs of a policy with whatever views and heads."""
+    rng = np.random.RandomState(seed)
+    rows = {"labeled": num_labeled, "unlabeled": mu * num_labeled}
+
+    def by_view(kind, width):
+        return {
+            name: jnp.array(2 * rng.randn(rows[kind], width), jnp.float32)
+            for name in getattr(policy.views, kind)
+        }
+
+    def output(create, features):
+        head = create(D, num_classes, None)
+        return head.init_with_output(jax.random.key(seed), features, train=False)[0]
+
+    heads = {
+        name: ByView(
+            *(
+                {view: output(create, x) for view, x in by_view(kind, D).items()}
+                for kind in ByView._fields
+            )
+        )
+        for name, create in policy.heads.items()
+    }
+    return policies.Inputs(
+        target_logits=by_view("unlabeled", num_classes),
+        outputs=policies.Outputs(by_view("unlabeled", num_classes), heads),
+        labeled_logits=by_view("labeled", num_classes),
+        labels=jnp.arange(num_labeled, dtype=jnp.int32) % num_classes,
+        labeled_indices=jnp.arange(num_labeled, dtype=jnp.int32),
+        unlabeled_indices=jnp.arange(mu * num_labeled, dtype=jnp.int32),
+        teacher_logits=by_view("unlabeled", num_classes)[policy.target_view],
     )
 
 

@@ -73,8 +73,7 @@ def test_the_four_gradients_are_those_of_four_losses(name):
         state = make_state(params, method)
         if name == "layermatch":
             state = state.replace(centres=averaged)
-        same, (trees, sums) = gradients_of(state, batch, method)
-        jax.tree.map(np.testing.assert_array_equal, same, state)
+        trees, sums = gradients_of(state, batch, method)
 
         known, right = truth >= 0, np.argmax(targets, axis=1) == truth
         wrong = known & ~right
@@ -112,7 +111,7 @@ def test_a_regulariser_is_no_pseudo_label():
         def both(weight):
             method = make_method(params, "freematch", policy__fairness_weight=weight)
             state = make_state(params, method)
-            _, (trees, _) = gradients_of(state, batch, method)
+            trees, _ = gradients_of(state, batch, method)
             return jax.tree.map(jnp.add, trees["right"], trees["wrong"])
 
         assert_trees_close(both(0.5), both(0.0))

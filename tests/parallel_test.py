@@ -227,7 +227,7 @@ def test_evaluation_counts_every_image_once(devices):
         functools.partial(steps.eval_step, method=method), devices, donate_state=False
     )
     placed = parallel.place_batch(batch, devices)
-    _, metrics = compiled(parallel.replicate(current, devices), placed)
+    metrics = compiled(parallel.replicate(current, devices), placed)
     np.testing.assert_array_equal(metrics["accuracy"], [correct, 11])
     np.testing.assert_allclose(metrics["loss"], [loss, 11], rtol=1e-5)
 
@@ -239,10 +239,10 @@ def test_rows_are_gathered_in_order_and_cut_again():
         everything = parallel.gather_rows(x, axis_name)
         own = parallel.own_rows(everything, axis_name)
         sums = parallel.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
-        return state, (everything, *sums, parallel.num_shards(axis_name))
+        return everything, *sums, parallel.num_shards(axis_name)
 
     compiled = parallel.compile_step(step, "pmap", donate_state=False)
-    _, (everything, difference, total, shards) = compiled(
+    everything, difference, total, shards = compiled(
         jnp.zeros(()), parallel.place_batch(rows, "pmap")
     )
     np.testing.assert_array_equal(everything, rows)

@@ -32,10 +32,10 @@ def make_inputs(weak_logits, num_labeled=2):
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_every_policy_answers_in_the_shapes_of_the_interface(name):
-    rows, labeled, num_classes = 6, 2, 3
+    rows, labeled, num_classes = 12, 4, 3
     policy = make_policy(name)
     state = policy.init(builders.make_spec(num_classes, rows))
-    inputs = make_inputs(np.random.RandomState(0).randn(rows, num_classes), labeled)
+    inputs = builders.make_inputs_of(policy)
     answer = jax.jit(policy.assign)(state, inputs)
     floats = {
         "targets": (rows, num_classes),
@@ -120,4 +120,7 @@ def test_the_presets_of_the_field():
         assert presets[method].policy.name == method
     assert presets["uda"].policy.threshold == 0.8
     assert presets["mean_teacher"].unsupervised_weight == 50
-    assert {c.unsupervised_weight for m, c in presets.items() if m != "mean_teacher"} == {0, 1}
+    assert (presets["pi_model"].unsupervised_weight, presets["pi_model"].unlabeled_ratio) == (10, 1)
+    others = [c for m, c in presets.items() if m not in ("mean_teacher", "pi_model")]
+    assert {c.unsupervised_weight for c in others} == {0, 1}
+    assert {c.unlabeled_ratio for c in others} == {7}

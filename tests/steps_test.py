@@ -735,8 +735,7 @@ def test_evaluation_skips_padding_and_uses_the_live_statistics():
         labels=np.array([0, 1, 2, 0, *hit], np.int32),
         mask=np.array([1, 1, 1, 1, 0, 0], np.float32),
     )
-    same, metrics = jax.jit(functools.partial(steps.eval_step, method=method))(start, batch)
-    assert_trees_close(same, start, rtol=0, atol=0)
+    metrics = jax.jit(functools.partial(steps.eval_step, method=method))(start, batch)
     for suffix, p in (("", params), ("_ema", averaged)):
         features = backbone(
             {"params": p["backbone"], "batch_stats": live}, batch.images[:4] / 255, train=False
