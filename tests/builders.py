@@ -71,6 +71,7 @@ def make_config(method="fixmatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
     config = config_lib.apply_method(config_lib.base(), method)
     config.policy.threshold = THRESHOLD
+    config.batch_size, config.unlabeled_ratio = B, MU
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in fields.items()}
     )
