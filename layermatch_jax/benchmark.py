@@ -27,7 +27,6 @@ from etils import epath
 from layermatch_jax import automatic, evaluate, hosts, metrics, parallel, steps, train
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
-from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import take
 
 FILE, PROFILE = "benchmark.json", "profile"
@@ -152,16 +151,18 @@ def _input(prepared: train.Prepared, config) -> Part:
     feed, K = prepared.data.feed, config.input.steps_per_call
     calls = feed.calls(range(2**31))
 
-    def look(state, resident, call, *, axis_name):  # at every pixel, or it would not be made
+    def sum_of_pixels(state, resident, call, *, axis_name):  # or XLA would not make them
         def one_step(total, rows):
             images = feed.batch(resident, rows).images
             return total + jnp.sum(images, dtype=jnp.int32), None
 
         by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
         total, _ = jax.lax.scan(one_step, jnp.int32(0), by_step)
-        return state, parallel.total(total, axis_name)
+        return parallel.total(total, axis_name)
 
-    program = parallel.compile_step(look, config.parallelism, resident=True, donate_state=False)
+    program = parallel.compile_step(
+        sum_of_pixels, config.parallelism, resident=True, donate_state=False
+    )
     state = parallel.replicate(jnp.int32(0), config.parallelism)
 
     def make(count: int) -> None:
@@ -181,7 +182,7 @@ def _input_per_image(prepared: train.Prepared, config) -> Part:
     from layermatch_jax.data import per_image  # TensorFlow
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
-    sampler = pipeline.create_sampler(config, partition)
+    sampler = train.create_sampler(config, partition)
     batches = per_image.batches(partition.unlabeled, sampler, config.dataset.padding)
 
     def run(count: int) -> float:

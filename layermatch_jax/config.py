@@ -39,11 +39,13 @@ MASKS = {
 
 POLICIES = (
     "adamatch",
+    "comatch",
     "dash",
     "fixed_threshold",
     "flexmatch",
     "freematch",
     "mean_teacher",
+    "pi_model",
     "pseudo_label",
     "softmatch",
     "uda",
@@ -53,6 +55,7 @@ POLICIES = (
 METHODS = {
     "supervised": {"unsupervised_weight": 0.0},  # no unlabelled image is loaded then
     "pseudo_label": {"policy.name": "pseudo_label"},
+    "pi_model": {"policy.name": "pi_model", "unsupervised_weight": 10.0, "unlabeled_ratio": 1},
     "mean_teacher": {"policy.name": "mean_teacher", "unsupervised_weight": 50.0},
     "uda": {"policy.name": "uda", "policy.threshold": 0.8},
     "fixmatch": {},
@@ -61,6 +64,7 @@ METHODS = {
     "adamatch": {"policy.name": "adamatch"},
     "freematch": {"policy.name": "freematch"},
     "softmatch": {"policy.name": "softmatch"},
+    "comatch": {"policy.name": "comatch"},
     "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
     "avg_clustering": {"avg_clustering.centres": "classifier"},
     "layermatch": {

@@ -79,7 +79,7 @@ def gradients(
     batch: Callable[[Any, Any], TrainBatch],
     method: steps.Method,
     axis_name: str | None = None,
-) -> tuple[TrainState, tuple[dict, dict]]:
+) -> tuple[dict, dict]:
     """What one batch would give; pure, and nothing of it is kept.
 
     The unsupervised gradients are of L_u alone: without λ_u, gradient mask and a policy's
@@ -94,42 +94,41 @@ def gradients(
       axis_name: the device axis to reduce over; None when `rows` are of the global batch.
 
     Returns:
-      The state as it is; of the global batch, {kind of KINDS: tree like params}, and {'known',
-      'used', 'right': sums over the rows of known truth of 1, of their weight, of it where right;
-      'strength': λ_u with the policy's ramp}.
+      Of the global batch: {kind of KINDS: tree like params}, and {'known', 'used', 'right': sums
+      over the rows of known truth of 1, of their weight, of it where right; 'strength': λ_u with
+      the policy's ramp}.
     """
     own_batch = batch(resident, rows)
-    seen = steps.look(state, own_batch, method, axis_name)
-    targets, weights = seen.own.targets, seen.own.weights
-    truth = own_batch.true_labels.reshape(-1)
+    seen = steps.forward(state, own_batch, method, axis_name)
+    targets, weights, truth = seen.answer.targets, seen.answer.weights, seen.true_labels
     known, right = truth >= 0, jnp.argmax(targets, axis=-1) == truth
 
     def unsupervised(targets, counted):
-        own = seen.own._replace(
-            targets=targets,
-            weights=weights * counted,
-            regulariser_gradient=jnp.zeros_like(targets),
-        )
-        return steps.unsupervised_gradients(state, seen.features, own, method, axis_name)[1]
+        answer = seen.answer._replace(targets=targets, weights=weights * counted)
+        only = "unsupervised"  # a policy's other terms have no pseudo-labels
+        return steps.unsupervised_gradients(state, seen, answer, method, axis_name, only)[1]
 
     at_heads = {
-        "supervised": steps.supervised_gradients(state, own_batch, seen, axis_name)[1],
+        "supervised": steps.supervised_gradients(state, own_batch, seen, method, axis_name)[1],
         "true": unsupervised(jax.nn.one_hot(truth, targets.shape[-1]), known),
         "right": unsupervised(targets, right),
         "wrong": unsupervised(targets, known & ~right),
     }
     trees = {
-        kind: {"backbone": seen.pull_back(by_features)[0], "classifier": by_classifier}
-        for kind, (by_classifier, by_features) in at_heads.items()
+        kind: {
+            "backbone": seen.pull_back(of_kind.features)[0],
+            "classifier": of_kind.heads["classifier"],
+        }
+        for kind, of_kind in at_heads.items()
     }
+    trees = parallel.total(trees, axis_name)
     sums = {
         "known": jnp.sum(known),
         "used": jnp.sum(weights * known),
         "right": jnp.sum(weights * right),
     }
-    trees, sums = parallel.total((trees, sums), axis_name)
     strength = method.unsupervised_weight * seen.answer.scale
-    return state, (trees, sums | {"strength": strength})
+    return trees, sums | {"strength": strength}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -151,6 +150,7 @@ def products(
       {layer, in forward order: [4, n, 4, n] float64, by kind of KINDS and batch}, and the sums'
       means over batches.
     """
+    params = {name: params[name] for name in ("backbone", "classifier")}  # own heads have no part
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     order = forward_order(layer(path) for path in leaves)
     size = len(KINDS) * count
@@ -235,7 +235,7 @@ def _with_interval(value: np.ndarray, resampled: np.ndarray) -> list[float | Non
 def compile_gradients(
     config: ml_collections.ConfigDict, feed: Feed, method: steps.Method
 ) -> Callable:
-    """`gradients` for all devices: (state, resident, placed rows) -> (state, outputs)."""
+    """`gradients` for all devices: (state, resident, placed rows) -> its outputs."""
     return parallel.compile_step(
         functools.partial(gradients, batch=feed.batch, method=method),
         config.parallelism,
@@ -286,12 +286,13 @@ def create(
                 for k in range(jax.tree.leaves(call)[0].shape[1]):
                     rows = jax.tree.map(lambda x, k=k: x[:, k], call)
                     placed = parallel.place_batch(rows, config.parallelism)
-                    yield program(state, resident, placed)[1]
+                    yield program(state, resident, placed)
 
         grams, sums = products(batches, state.params, count)
         sizes = dict.fromkeys(grams, 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            sizes[layer(_path(path))] += leaf.size
+            if layer(_path(path)) in sizes:
+                sizes[layer(_path(path))] += leaf.size
         return {
             "step": int(state.step),
             "batches": count,

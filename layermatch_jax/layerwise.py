@@ -78,10 +78,17 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
     return jax.tree.unflatten(jax.tree.structure(params), [multiplier(path) for path in paths])
 
 
+class HeadGradients(NamedTuple):
+    """The gradients of a loss down to the features: of this device's share of it."""
+
+    heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with own ones
+    features: jax.Array  # [B, V, D]
+
+
 def masked_gradients(
     pull_back: Callable,
-    supervised: tuple[Any, jax.Array],
-    unsupervised: tuple[Any, jax.Array],
+    supervised: HeadGradients,
+    unsupervised: HeadGradients,
     multipliers,
 ) -> dict:
     """Puts the two losses' gradients together, each layer with its own share of L_u.
@@ -90,31 +97,32 @@ def masked_gradients(
     once: the cost of plain FixMatch. Masks inside the backbone need a second pull-back.
 
     Args:
-      pull_back: z-cotangent [n, D] -> (gradient of the backbone's parameters,).
-      supervised: ∂L_s/∂φ (the classifier's tree) and ∂L_s/∂z [n, D].
-      unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centres)/∂z [n, D].
-      multipliers: of `mask_multipliers`, for {'backbone', 'classifier'}.
+      pull_back: z-cotangent [B, V, D] -> (gradient of the backbone's parameters,).
+      supervised: ∂L_s/∂φ and ∂L_s/∂z.
+      unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centres)/∂z.
+      multipliers: of `mask_multipliers`, for all parameters.
 
     Returns:
-      Gradients for {'backbone', 'classifier'}, this device's share of the global objective's.
+      Gradients for all parameters, this device's share of the global objective's.
     """
 
     def add(gradient, extra, multiplier):
         # A zero multiplier is an exact zero, whatever the gradient (0 · inf is not).
         return gradient if multiplier == 0.0 else gradient + multiplier * extra
 
-    classifier = jax.tree.map(add, supervised[0], unsupervised[0], multipliers["classifier"])
+    of_heads = {name: multipliers[name] for name in supervised.heads}
+    heads = jax.tree.map(add, supervised.heads, unsupervised.heads, of_heads)
     distinct = set(jax.tree.leaves(multipliers["backbone"]))
     if len(distinct) == 1:
-        (backbone,) = pull_back(add(supervised[1], unsupervised[1], distinct.pop()))
+        (backbone,) = pull_back(add(supervised.features, unsupervised.features, distinct.pop()))
     else:
         backbone = jax.tree.map(
             add,
-            *pull_back(supervised[1]),
-            *pull_back(unsupervised[1]),
+            *pull_back(supervised.features),
+            *pull_back(unsupervised.features),
             multipliers["backbone"],
         )
-    return {"backbone": backbone, "classifier": classifier}
+    return {"backbone": backbone, **heads}
 
 
 # ---------------------------------------------------------------------------------------------

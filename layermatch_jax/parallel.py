@@ -75,14 +75,14 @@ def keep_compiled(folder: str) -> None:
 def compile_step(
     step: Callable, parallelism: str, *, resident: bool = False, donate_state: bool = True
 ) -> Callable:
-    """Compiles `step(state, rows, *, axis_name) -> (state, outputs)` for all devices.
+    """Compiles `step(state, rows, *, axis_name) -> outputs` for all devices.
 
     Args:
-      step: pure; its outputs must be the same on every device (summed or gathered).
+      step: pure; its outputs, any tree, must be the same on every device (summed or gathered).
       parallelism: 'pmap' or 'jit'.
       resident: whether there is a second argument, `step(state, resident, rows, *, axis_name)`,
         which is the same on every device and stays there.
-      donate_state: whether the state's buffers may be reused for the new state.
+      donate_state: whether the state's buffers may be reused, as for the state after it.
 
     Returns:
       A function of the same positional arguments, with rows placed by `place_batch` and the others
@@ -95,13 +95,13 @@ def compile_step(
             functools.partial(step, axis_name=AXIS),
             axis_name=AXIS,
             in_axes=(*[None] * whole, 0),
-            out_axes=(None, None),
+            out_axes=None,
             donate_argnums=donate,
         )
     return jax.jit(
         functools.partial(step, axis_name=None),
         in_shardings=(*[replicated("jit")] * whole, by_rows("jit")),
-        out_shardings=(replicated("jit"), replicated("jit")),
+        out_shardings=replicated("jit"),
         donate_argnums=donate,
     )
 

@@ -63,5 +63,6 @@ def read_state(
         config,
         num_classes=len(partition.class_names),
         num_unlabeled=len(partition.unlabeled.labels),
+        labels=partition.labeled.labels,
     )
     return checkpoint.read_state(folder, form, step)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax.training import train_state
 
 from layermatch_jax import layerwise, models, optimizer, policies
@@ -14,10 +15,12 @@ from layermatch_jax import layerwise, models, optimizer, policies
 class TrainState(train_state.TrainState):
     """Flax's TrainState (step, params, opt_state, apply_fn, tx) with what LayerMatch adds.
 
-    `params` is {'backbone': the model's tree, 'classifier': {'kernel' [D, K], 'bias' [K]}}.
+    `params` is {'backbone': the model's tree, 'classifier': {'kernel' [D, K], 'bias' [K]}}, and for
+    a policy that has heads of its own also {'heads': {name: its tree}}.
     """
 
-    batch_stats: Any  # BatchNorm's running statistics, float32
+    batch_stats: Any  # BatchNorm's running statistics of the backbone, float32
+    head_stats: Any  # and of the policy's own heads, {name: tree}
     ema_params: Any  # exponential moving average of params
     centres: Any  # Avg-Clustering's state
     policy: Any  # the pseudo-label policy's state
@@ -27,6 +30,7 @@ def create(
     config: ml_collections.ConfigDict,
     num_classes: int,
     num_unlabeled: int,
+    labels: np.ndarray,
     axis_name: str | None = None,
 ) -> TrainState:
     """The state before the first step; a function of the config (its seed) alone.
@@ -34,7 +38,8 @@ def create(
     Args:
       config: the whole config.
       num_classes: K.
-      num_unlabeled: size of the unlabelled set, for per-sample state.
+      num_unlabeled: size of the unlabeled set, for per-sample state.
+      labels: [N_l] int32, of the labeled images, for a policy that remembers them.
       axis_name: the device axis that BatchNorm's statistics are taken over in training.
 
     Returns:
@@ -47,7 +52,8 @@ def create(
     side = config.dataset.image_size
 
     def init() -> TrainState:
-        rng_backbone, rng_classifier = jax.random.split(jax.random.key(config.seed))
+        rng = jax.random.key(config.seed)
+        rng_backbone, rng_classifier = jax.random.split(rng)
         images = jnp.zeros((1, side, side, 3), jnp.float32)
         variables = model.init(rng_backbone, images, train=False)
         features = model.apply(variables, images, train=False)
@@ -58,6 +64,21 @@ def create(
             "backbone": variables["params"],
             "classifier": {"kernel": kernel, "bias": jnp.zeros(num_classes, jnp.float32)},
         }
+        dim, head_stats = features.shape[-1], {}
+        for i, (name, create_head) in enumerate(policy.heads.items()):
+            head = create_head(dim, num_classes, axis_name)
+            # Keys of their own: a policy with heads starts from the same backbone as one without.
+            made = head.init(jax.random.fold_in(rng, i), features, train=False)
+            params.setdefault("heads", {})[name] = made["params"]
+            head_stats |= {name: made["batch_stats"]} if "batch_stats" in made else {}
+        spec = policies.Spec(
+            num_classes=num_classes,
+            feature_dim=dim,
+            batch_size=config.batch_size,
+            unlabeled_ratio=config.unlabeled_ratio,
+            num_unlabeled=num_unlabeled,
+            labels=labels,
+        )
         return TrainState(
             step=jnp.int32(0),
             apply_fn=model.apply,
@@ -65,10 +86,11 @@ def create(
             tx=tx,
             opt_state=tx.init(params),
             batch_stats=variables.get("batch_stats", {}),
+            head_stats=head_stats,
             # A copy: the state is donated, and one buffer cannot be donated twice.
             ema_params=jax.tree.map(jnp.copy, params),
             centres=centres.init(params["classifier"], num_unlabeled),
-            policy=policy.init(num_classes, num_unlabeled),
+            policy=policy.init(spec),
         )
 
     # One program: hundreds of initialisers would otherwise compile one by one. It runs once, so it

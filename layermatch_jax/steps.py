@@ -1,9 +1,9 @@
 """The train step and the evaluation step: pure functions, the same on one device and on many."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -12,12 +12,15 @@ import optax
 from layermatch_jax import layerwise, losses, optimizer, parallel, policies
 from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.state import TrainState
+from layermatch_jax.views import Layout
 
 
 class Method(NamedTuple):
     """What a step is made of apart from its state."""
 
     policy: policies.Policy
+    layout: Layout  # of the policy's views
+    heads: Mapping[str, nn.Module]  # the policy's own
     centres: layerwise.Centres
     multipliers: Any  # of layerwise.mask_multipliers
     unsupervised_weight: float  # λ_u
@@ -38,12 +41,22 @@ def create_method(
 ) -> Method:
     """Reads the method's parts out of the config.
 
+    Args:
+      config: the whole config.
+      params: the tree of parameters, or of their shapes.
+      channel_statistics: means and standard deviations of red, green and blue, in [0, 1].
+
     Raises:
       InputError: an expression of the gradient mask matches none of `params`.
     """
     mean, std = channel_statistics
+    policy = policies.create(config)
+    size = params["classifier"]["kernel"].shape
+    axis_name = parallel.axis_name(config.parallelism)
     return Method(
-        policy=policies.create(config),
+        policy=policy,
+        layout=create_layout(config, policy),
+        heads={name: create(*size, axis_name) for name, create in policy.heads.items()},
         centres=layerwise.create_centres(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
         unsupervised_weight=config.unsupervised_weight,
@@ -52,6 +65,12 @@ def create_method(
         std=std,
         learning_rate=optimizer.learning_rate(config),
     )
+
+
+def create_layout(config: ml_collections.ConfigDict, policy: policies.Policy) -> Layout:
+    """The layout of a batch of the views that the policy wants."""
+    # Without a loss on them, unlabeled images would only change BatchNorm's statistics.
+    return Layout(policy.views, config.unlabeled_ratio if config.unsupervised_weight > 0 else 0)
 
 
 def train_step(
@@ -71,14 +90,14 @@ def train_step(
     Returns:
       The next state and the metrics of the global batch, the same on every device.
     """
-    seen = look(state, batch, method, axis_name)
-    features, answer = seen.features, seen.answer
-    loss_s, supervised = supervised_gradients(state, batch, seen, axis_name)
-    loss_u, unsupervised = unsupervised_gradients(state, features, seen.own, method, axis_name)
+    seen = forward(state, batch, method, axis_name)
+    answer = seen.answer
+    loss_s, supervised = supervised_gradients(state, batch, seen, method, axis_name)
+    terms, unsupervised = unsupervised_gradients(state, seen, answer, method, axis_name)
 
     # Each layer's own mixture of the two, pulled back once, and summed over devices.
     strength = method.unsupervised_weight * answer.scale
-    gradients, loss_s, loss_u, head_gradients = parallel.total(
+    gradients, loss_s, head_gradients = parallel.total(
         (
             layerwise.masked_gradients(
                 seen.pull_back,
@@ -87,35 +106,31 @@ def train_step(
                 method.multipliers,
             ),
             loss_s,
-            loss_u,
-            (supervised[0], unsupervised[0]),
+            (supervised.heads["classifier"], unsupervised.heads["classifier"]),
         ),
         axis_name,
     )
 
     # The update, and then what averages over updates.
-    new = state.apply_gradients(grads=gradients, batch_stats=seen.batch_stats)
-    rows, mu = batch.indices.shape
-    labels = jax.nn.one_hot(batch.labels, answer.targets.shape[-1])
-    targets, weights = seen.own.targets, seen.own.weights
-    members = layerwise.Rows(  # kept by labelled row: joined end to end, devices would swap them
-        features=features[:, : 1 + mu],
-        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, mu, labels.shape[1])], 1),
-        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, mu)], 1),
+    new = state.apply_gradients(
+        grads=gradients, batch_stats=seen.batch_stats, head_stats=seen.head_stats
     )
     new = new.replace(
         ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
         centres=method.centres.update(
-            seen.centres, new.params["classifier"], state.step, members, axis_name
+            seen.centres,
+            new.params["classifier"],
+            state.step,
+            _members(seen, batch, method, axis_name),
+            axis_name,
         ),
         policy=answer.state,
     )
 
     metrics = {
-        "loss": (loss_s + strength * (loss_u + answer.regulariser), 1),
+        "loss": (loss_s + strength * sum(terms.values()), 1),
         "loss_supervised": (loss_s, 1),
-        "loss_unsupervised": (loss_u, 1),
-        "regulariser": (answer.regulariser, 1),
+        **{f"loss_{name}": (term, 1) for name, term in terms.items()},
         "learning_rate": (method.learning_rate(state.step), 1),
         "classifier_gradient_cosine": (cosine(*head_gradients), 1),
         "gradient_norm": (optax.tree.norm(gradients), 1),
@@ -126,25 +141,34 @@ def train_step(
     return new, {name: _pair(*pair) for name, pair in metrics.items()}
 
 
-class Seen(NamedTuple):
-    """A batch, looked at once: its features, and the pseudo-labels made of them."""
+class Forward(NamedTuple):
+    """The forward half of a step: features, what the heads make of them, and pseudo-labels."""
 
-    features: jax.Array  # [B, 1 + 2μ, D] float32, of this device's rows
+    features: jax.Array  # [B, V, D] float32, of this device's rows
     pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
-    batch_stats: Any  # BatchNorm's next running statistics
+    outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
+    # of this device's rows of `outputs` -> (gradient of the own heads' parameters, of features)
+    pull_back_outputs: Callable
+    classifier_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, global, of the classifier
+    # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
+    pull_back_classifier: Callable
+    batch_stats: Any  # BatchNorm's next running statistics of the backbone
+    head_stats: Any  # and of the own heads
     centres: Any  # Avg-Clustering's state, with the batch seen
     answer: policies.Assignment  # for the global batch
-    own: policies.Assignment  # the same for this device's rows
     true_labels: jax.Array  # [μB] int32, of the global batch
 
 
-def look(state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None) -> Seen:
-    """The forward half of a step. It changes nothing; arguments as of `train_step`."""
-    policy, centres = method.policy, method.centres
+def forward(state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None) -> Forward:
+    """Runs the network once over all views and has the policy assign pseudo-labels.
+
+    It changes nothing; arguments as of `train_step`.
+    """
+    policy, centres, layout = method.policy, method.centres, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
 
     # One backbone pass over all views, with BatchNorm statistics over the global batch.
-    def forward(backbone, images):
+    def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
             normalize(images, method),
@@ -153,95 +177,178 @@ def look(state: TrainState, batch: TrainBatch, method: Method, axis_name: str | 
         )
         return features, updates.get("batch_stats", {})
 
-    def forward_views(backbone):
+    def apply_to_views(backbone):
         rows, views, *image = batch.images.shape
-        features, batch_stats = forward(backbone, batch.images.reshape(-1, *image))
+        features, batch_stats = apply_backbone(backbone, batch.images.reshape(-1, *image))
         return features.reshape(rows, views, -1), batch_stats
 
-    features, pull_back, batch_stats = jax.vjp(forward_views, backbone, has_aux=True)
+    features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
+    views = layout.split(features)
+
+    # The heads, each by itself: a loss on their outputs can then be seen through another head.
+    def apply_heads(own_heads, features):
+        logits = {
+            name: centres.head(state.centres, classifier, x)
+            for name, x in layout.split(features).unlabeled.items()
+        }
+        outputs, stats = {}, {}
+        for name, head in method.heads.items():
+            variables = {"params": own_heads[name], "batch_stats": state.head_stats.get(name, {})}
+            flat = features.reshape(-1, features.shape[-1])
+            output, updates = head.apply(variables, flat, train=True, mutable=["batch_stats"])
+            outputs[name] = layout.split(output.reshape(*features.shape[:2], -1))
+            stats |= {name: updates["batch_stats"]} if "batch_stats" in updates else {}
+        return policies.Outputs(logits, outputs), stats
+
+    outputs, pull_back_outputs, head_stats = jax.vjp(
+        apply_heads, state.params.get("heads", {}), features, has_aux=True
+    )
+    classifier_logits, pull_back_classifier = jax.vjp(
+        lambda classifier: {
+            name: layerwise.linear(classifier, x) for name, x in views.unlabeled.items()
+        },
+        classifier,
+    )
 
     # Pseudo-labels: a decision on the global batch, without gradient.
-    def teacher_logits():  # a pass of its own over the weak views, whose statistics are not kept
-        weak, _ = forward(state.ema_params["backbone"], split_views(batch.images).weak)
-        return layerwise.linear(state.ema_params["classifier"], weak)
+    def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
+        images = layout.split(batch.images).unlabeled[policy.target_view]
+        features, _ = apply_backbone(state.ema_params["backbone"], images)
+        return layerwise.linear(state.ema_params["classifier"], features)
 
-    views = split_views(features)
-    inputs, true_labels = parallel.gather_rows(
+    inputs, classifier_logits, true_labels = parallel.gather_rows(
         (
             policies.Inputs(
-                weak_logits=centres.target_logits(state.centres, classifier, views.weak),
-                strong_logits=centres.head(state.centres, classifier, views.strong),
-                labeled_logits=layerwise.linear(classifier, views.labeled),
+                target_logits={
+                    name: centres.target_logits(state.centres, classifier, x)
+                    for name, x in views.unlabeled.items()
+                },
+                outputs=outputs,
+                labeled_logits={
+                    name: layerwise.linear(classifier, x) for name, x in views.labeled.items()
+                },
                 labels=batch.labels,
-                indices=batch.indices.reshape(-1),
+                labeled_indices=batch.labeled_indices,
+                unlabeled_indices=batch.unlabeled_indices.reshape(-1),
+                draws=batch.draws,
                 teacher_logits=teacher_logits() if policy.needs_teacher else None,
             ),
+            classifier_logits,
             batch.true_labels.reshape(-1),
         ),
         axis_name,
     )
-    centres_state, weak_logits = centres.observe(state.centres, inputs.weak_logits, inputs.indices)
-    answer = policy.assign(state.policy, inputs._replace(weak_logits=weak_logits))
-    by_row = ("targets", "weights", "labeled_weights", "regulariser_gradient")
-    own = parallel.own_rows({name: getattr(answer, name) for name in by_row}, axis_name)
-    return Seen(
-        features, pull_back, batch_stats, centres_state, answer, answer._replace(**own), true_labels
+    centres_state, target_logits = centres.observe(
+        state.centres, inputs.target_logits[policy.target_view], inputs.unlabeled_indices
+    )
+    target_logits = inputs.target_logits | {policy.target_view: target_logits}
+    answer = policy.assign(state.policy, inputs._replace(target_logits=target_logits))
+    return Forward(
+        features=features,
+        pull_back=pull_back,
+        outputs=inputs.outputs,
+        pull_back_outputs=pull_back_outputs,
+        classifier_logits=classifier_logits,
+        pull_back_classifier=pull_back_classifier,
+        batch_stats=batch_stats,
+        head_stats=head_stats,
+        centres=centres_state,
+        answer=answer,
+        true_labels=true_labels,
     )
 
 
 def supervised_gradients(
-    state: TrainState, batch: TrainBatch, seen: Seen, axis_name: str | None
-) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-    """This device's share of L_s, and of (∂L_s/∂φ, ∂L_s/∂z [B, 1 + 2μ, D])."""
-    num_labeled = batch.labels.size * parallel.num_shards(axis_name)
-    labels = jax.nn.one_hot(batch.labels, seen.own.targets.shape[-1])
+    state: TrainState, batch: TrainBatch, seen: Forward, method: Method, axis_name: str | None
+) -> tuple[jax.Array, layerwise.HeadGradients]:
+    """This device's share of L_s, the mean over the labeled views, and of its gradients."""
+    views = method.layout.views.labeled
+    count = len(views) * batch.labels.size * parallel.num_shards(axis_name)
+    labels = jax.nn.one_hot(batch.labels, state.params["classifier"]["bias"].shape[0])
+    labeled_weights = parallel.own_rows(seen.answer.labeled_weights, axis_name)
 
     def loss(classifier, features):
-        logits = layerwise.linear(classifier, split_views(features).labeled)
-        weighted = seen.own.labeled_weights * losses.cross_entropy(logits, labels)
-        return jnp.sum(weighted) / num_labeled
+        features = method.layout.split(features).labeled
+        by_view = [
+            losses.cross_entropy(layerwise.linear(classifier, features[name]), labels)
+            for name in views
+        ]
+        return sum(jnp.sum(labeled_weights * of_view) for of_view in by_view) / count
 
-    return jax.value_and_grad(loss, (0, 1))(state.params["classifier"], seen.features)
+    loss_s, (by_classifier, by_features) = jax.value_and_grad(loss, (0, 1))(
+        state.params["classifier"], seen.features
+    )
+    heads = {"classifier": by_classifier}
+    if "heads" in state.params:  # labels do not teach a policy's own heads
+        heads["heads"] = jax.tree.map(jnp.zeros_like, state.params["heads"])
+    return loss_s, layerwise.HeadGradients(heads, by_features)
 
 
 def unsupervised_gradients(
     state: TrainState,
-    features: jax.Array,
-    own: policies.Assignment,
+    seen: Forward,
+    answer: policies.Assignment,
     method: Method,
     axis_name: str | None,
-) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-    """This device's share of L_u, and of (∂L_u(H = g_φ)/∂φ, ∂L_u(H = centres)/∂z).
+    only: str | None = None,
+) -> tuple[dict[str, jax.Array], layerwise.HeadGradients]:
+    """The terms of L_u, and this device's share of their gradients.
+
+    The classifier's gradient is that of L_u(H = g_φ), the features' that of L_u(H = centres). Both
+    are taken at the outputs of the global batch; each device pulls back its own rows.
 
     Args:
       state: of the step.
-      features: [B, 1 + 2μ, D], of this device's rows.
-      own: targets, weights and the regulariser's gradient of these rows.
+      seen: of `forward`.
+      answer: for the global batch.
       method: the parts.
       axis_name: of the step.
+      only: the one term to differentiate; None = all.
 
     Returns:
-      L_u without the regulariser, and the two gradients with it, unmasked and without λ_u.
+      The terms of the global batch, and the gradients, unmasked and without λ_u.
     """
-    policy, centres, classifier = method.policy, method.centres, state.params["classifier"]
-    # Supervised training has none.
-    num_unlabeled = max(own.weights.size * parallel.num_shards(axis_name), 1)
+    policy = method.policy
 
-    def loss(head, features, targets, weights):
-        logits = head(getattr(split_views(features), policy.view))
-        loss = jnp.sum(weights * policy.loss(logits, targets)) / num_unlabeled
-        return loss + jnp.vdot(own.regulariser_gradient, logits), loss
+    def loss(outputs, answer):
+        terms = policy.loss(outputs, answer)
+        return terms[only] if only else sum(terms.values()), terms
 
-    def through_classifier(classifier):
-        head = functools.partial(layerwise.linear, classifier)
-        return loss(head, features, own.targets, own.weights)[0]
+    def own_gradient(outputs, answer):
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(outputs, answer)
+        return terms, parallel.own_rows(gradient, axis_name)
 
-    def through_centres(features):
-        head = functools.partial(centres.head, state.centres, classifier)
-        return loss(head, features, *centres.pullable(state.centres, own.targets, own.weights))
+    targets, weights = method.centres.pullable(state.centres, answer.targets, answer.weights)
+    pulled = answer._replace(targets=targets, weights=weights)
+    terms, by_outputs = own_gradient(seen.outputs, pulled)
+    by_own_heads, by_features = seen.pull_back_outputs(by_outputs)
 
-    (_, loss_u), by_features = jax.value_and_grad(through_centres, has_aux=True)(features)
-    return loss_u, (jax.grad(through_classifier)(classifier), by_features)
+    through_classifier = seen.outputs._replace(logits=seen.classifier_logits)
+    _, by_outputs = own_gradient(through_classifier, answer)
+    (by_classifier,) = seen.pull_back_classifier(by_outputs.logits)
+    heads = {"classifier": by_classifier}
+    if "heads" in state.params:
+        heads["heads"] = by_own_heads
+    return terms, layerwise.HeadGradients(heads, by_features)
+
+
+def _members(
+    seen: Forward, batch: TrainBatch, method: Method, axis_name: str | None
+) -> layerwise.Rows:
+    """What class centers average: the labeled images' and the target views' features."""
+    layout = method.layout
+    targets, weights = parallel.own_rows((seen.answer.targets, seen.answer.weights), axis_name)
+    rows, K = len(batch.labels), targets.shape[-1]
+    labeled = layout.labeled("weak")
+    target_view = layout.unlabeled(method.policy.target_view)
+    labels = jax.nn.one_hot(batch.labels, K)
+    return layerwise.Rows(  # kept by labeled row: joined end to end, devices would swap them
+        features=jnp.concatenate(
+            [seen.features[:, labeled : labeled + 1], seen.features[:, target_view]], axis=1
+        ),
+        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, layout.mu, K)], axis=1),
+        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, layout.mu)], axis=1),
+    )
 
 
 def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
@@ -274,19 +381,19 @@ def _pair(total, weight) -> jax.Array:
 
 def eval_step(
     state: TrainState, batch: EvalBatch, *, method: Method, axis_name: str | None = None
-) -> tuple[TrainState, Metrics]:
+) -> Metrics:
     """Accuracy and loss of the raw and of the EMA parameters on a batch.
 
     Both use the live BatchNorm statistics.
 
     Args:
-      state: the same on every device; returned as it is.
+      state: the same on every device.
       batch: this device's rows; those with mask 0 count for nothing.
       method: the parts; reads mean and std.
       axis_name: the device axis to reduce over; None when `batch` is the global batch.
 
     Returns:
-      The state and {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
+      {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
     """
     images = normalize(batch.images, method)
     labels = jnp.maximum(batch.labels, 0)
@@ -300,22 +407,7 @@ def eval_step(
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
     metrics = {name: _pair(*pair) for name, pair in metrics.items()}
-    return state, parallel.total(metrics, axis_name)
-
-
-class Views(NamedTuple):
-    """A batch's rows by view, flat and in row order."""
-
-    labeled: jax.Array  # [B, ...]
-    weak: jax.Array  # [μB, ...]
-    strong: jax.Array  # [μB, ...]
-
-
-def split_views(x: jax.Array) -> Views:
-    """[B, 1 + 2μ, ...] by labelled row -> the three views."""
-    mu = x.shape[1] // 2
-    weak, strong = x[:, 1 : 1 + mu], x[:, 1 + mu :]
-    return Views(x[:, 0], *(v.reshape(len(x) * mu, *x.shape[2:]) for v in (weak, strong)))
+    return parallel.total(metrics, axis_name)
 
 
 def normalize(images: jax.Array, method: Method) -> jax.Array:

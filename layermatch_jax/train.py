@@ -20,6 +20,7 @@ from layermatch_jax import (
     layer_report,
     metrics,
     parallel,
+    policies,
     program,
     state,
     steps,
@@ -28,6 +29,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.errors import NonFiniteLossError, Stopped
 
 
@@ -49,7 +51,7 @@ class Prepared(NamedTuple):
     method: steps.Method
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
-    eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
+    eval_step: Callable  # (state, placed EvalBatch) -> metrics
     layer_gradients: Callable  # of layer_report
     empty_window: dict
 
@@ -71,15 +73,22 @@ def load(config: ml_collections.ConfigDict) -> Data:
         # The others after the first: it may have had to download the set to a folder they share.
         source = source or sources.load(config.dataset)
         partition = splits.partition(source, config.dataset)
-        sampler = pipeline.create_sampler(config, partition)
+        sampler = create_sampler(config, partition)
         rows = parallel.host_rows(config.batch_size)
         return Data(
             statistics=sources.channel_statistics(source.train),
             partition=partition,
             feed=feed_lib.create(config, partition, sampler, rows),
-            images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
+            images_per_step=config.batch_size * len(sampler.layout.kinds),
             notes=source.notes,
         )
+
+
+def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:
+    """The draws of a run: of the views that its policy wants, and of the policy's own."""
+    policy = policies.create(config)
+    layout = steps.create_layout(config, policy)
+    return pipeline.create_sampler(config, partition, layout, policy.draws)
 
 
 def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:
@@ -101,6 +110,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         config,
         num_classes=len(partition.class_names),
         num_unlabeled=len(partition.unlabeled.labels),
+        labels=partition.labeled.labels,
         axis_name=parallel.axis_name(config.parallelism),
     )
     with hosts.all_or_none():

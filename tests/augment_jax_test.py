@@ -18,6 +18,7 @@ from layermatch_jax.data import augment_jax, crop, operations
 from layermatch_jax.data.augment_jax import ResidentData
 from layermatch_jax.data.operations import NAMES
 from layermatch_jax.data.sampler import Sampler
+from layermatch_jax.views import Layout, Views
 
 strong_views = jax.jit(augment_jax.strong_views)
 crop_and_flip = jax.jit(augment_jax.crop_and_flip, static_argnums=(4, 5))
@@ -170,7 +171,7 @@ SAMPLER = Sampler(
     num_labeled=6,
     num_unlabeled=30,
     batch_size=B,
-    unlabeled_ratio=MU,
+    layout=Layout(Views(), MU),
     image_size=SIZE,
     crop_range=6,  # stored with 10 pixels, padded by 2
     flip=True,
@@ -198,18 +199,18 @@ def scan(data, draws):
     """All their batches, as in a step that is a scan over steps."""
 
     def step(done, draws):
-        return done + 1, augment_jax.make_batch(data, draws, padding=2, image_size=SIZE)
+        return done + 1, augment_jax.make_batch(data, draws, SAMPLER.layout, 2, SIZE)
 
     return jax.lax.scan(step, 0, draws)[1]
 
 
 def test_a_batch_holds_what_was_drawn():
     data, draws = resident(), SAMPLER.draw(3)
-    batch = make_batch(data, draws, 2, SIZE)
+    batch = make_batch(data, draws, SAMPLER.layout, 2, SIZE)
     images = np.asarray(batch.images)
     assert images.shape == (B, 1 + 2 * MU, SIZE, SIZE, 3)
     np.testing.assert_array_equal(batch.labels, data.labels[draws.labeled])
-    np.testing.assert_array_equal(batch.indices, draws.unlabeled)
+    np.testing.assert_array_equal(batch.unlabeled_indices, draws.unlabeled)
     np.testing.assert_array_equal(batch.true_labels, data.true_labels[draws.unlabeled])
     for v in range(1 + 2 * MU):
         stored, positions = data.labeled_images, draws.labeled
@@ -224,13 +225,13 @@ def test_a_batch_holds_what_was_drawn():
 
 
 def test_supervised():
-    sampler = Sampler(**{**SAMPLER.__dict__, "unlabeled_ratio": 0})
+    sampler = Sampler(**{**SAMPLER.__dict__, "layout": Layout(Views(), 0)})
     nothing = ResidentData(
         *resident()[:2], np.zeros((0, 10, 10, 3), np.uint8), np.zeros(0, np.int32)
     )
-    batch = make_batch(nothing, sampler.draw(0), 2, SIZE)
+    batch = make_batch(nothing, sampler.draw(0), sampler.layout, 2, SIZE)
     assert batch.images.shape == (B, 1, SIZE, SIZE, 3)
-    assert batch.indices.shape == batch.true_labels.shape == (B, 0)
+    assert batch.unlabeled_indices.shape == batch.true_labels.shape == (B, 0)
 
 
 COLLECTIVES = r"all-to-all|all-gather|all-reduce|collective-\w+|reduce-scatter"

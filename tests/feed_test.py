@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import feed, pipeline, sources, splits
+from layermatch_jax import train
+from layermatch_jax.data import feed, sources, splits
 
 
 def prepared(**fields):
@@ -30,7 +31,7 @@ def prepared(**fields):
     )
     config_lib.validate(config)
     partition = splits.partition(sources.load(config.dataset), config.dataset)
-    return config, partition, pipeline.create_sampler(config, partition)
+    return config, partition, train.create_sampler(config, partition)
 
 
 def test_calls_lie_between_multiples_of_k():
@@ -73,7 +74,7 @@ def test_both_backends_make_the_same_batches(ops):
         ]
     assert len(calls["tf_data"]) == len(calls["device"]) == 5
     for expected, actual in zip(*calls.values(), strict=True):
-        for name in ("labels", "indices", "true_labels"):
+        for name in ("labels", "labeled_indices", "unlabeled_indices", "true_labels"):
             np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
         difference = np.abs(np.int32(actual.images) - np.int32(expected.images))
         assert difference[:, :3].max() == 0  # weak views

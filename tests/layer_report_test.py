@@ -30,7 +30,6 @@ from train_test import KilledError, assert_same, tiny
 
 from layermatch_jax import checkpoint, layer_report, modes, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
 
 # ---------------------------------------------------------------------------------------------
@@ -74,8 +73,7 @@ def test_the_four_gradients_are_those_of_four_losses(name):
         state = make_state(params, method)
         if name == "layermatch":
             state = state.replace(centres=averaged)
-        same, (trees, sums) = gradients_of(state, batch, method)
-        jax.tree.map(np.testing.assert_array_equal, same, state)
+        trees, sums = gradients_of(state, batch, method)
 
         known, right = truth >= 0, np.argmax(targets, axis=1) == truth
         wrong = known & ~right
@@ -113,7 +111,7 @@ def test_a_regulariser_is_no_pseudo_label():
         def both(weight):
             method = make_method(params, "freematch", policy__fairness_weight=weight)
             state = make_state(params, method)
-            _, (trees, _) = gradients_of(state, batch, method)
+            trees, _ = gradients_of(state, batch, method)
             return jax.tree.map(jnp.add, trees["right"], trees["wrong"])
 
         assert_trees_close(both(0.5), both(0.0))
@@ -271,7 +269,7 @@ def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
 
     report = layer_report.create(c, data.partition, data.feed, None, program)(prepared.initial)
     assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
-    sampler = pipeline.create_sampler(c, data.partition)
+    sampler = train.create_sampler(c, data.partition)
     expected = [sampler.draw(step).unlabeled for step in range(8, 13)]
     np.testing.assert_array_equal(seen, expected)
 

@@ -20,7 +20,7 @@ from absl import flags, logging
 from PIL import Image
 from train_test import before_step
 
-from layermatch_jax import main, metrics
+from layermatch_jax import main, metrics, train
 from layermatch_jax.data import pipeline, sources, splits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -387,7 +387,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     config = parsed(*args[:-1])
     source = sources.load(config.dataset)
     partition = splits.partition(source, config.dataset)
-    sampler = pipeline.create_sampler(config, partition)
+    sampler = train.create_sampler(config, partition)
     statistics = sources.channel_statistics(source.train)
     manager = ocp.CheckpointManager(tmp_path / "checkpoints")
     written = {line["step"]: line["loss"] for line in metrics.read(tmp_path)}
@@ -397,7 +397,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
         tree = manager.restore(step, args=ocp.args.StandardRestore())["run"]
         state = jax.tree.map(np.asarray, tree["state"])
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-        batch, _ = pipeline.weak_views(partition, sampler, 1, step, slice(None))
+        batch, _ = pipeline.moved_views(partition, sampler, 1, step, slice(None))
         loss = numpy_loss(state["params"], batch, statistics)
         if step < kept[-1]:
             assert written[step + 1] == pytest.approx(loss, rel=1e-4)
@@ -471,7 +471,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     # An unlabelled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
-    sampler = pipeline.create_sampler(config, partition)
+    sampler = train.create_sampler(config, partition)
     first = {}
     for step in range(8):
         for index in sampler.draw(step).unlabeled.ravel():

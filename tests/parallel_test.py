@@ -37,24 +37,28 @@ def configuration(**fields):
     return automatic.resolve(config)
 
 
+LABELS = np.arange(B, dtype=np.int32) % CLASSES
+
+
 def make_batch(step=0, side=8):
     rng = np.random.RandomState(step)
     return TrainBatch(
         images=rng.randint(0, 256, (B, 1 + 2 * MU, side, side, 3)).astype(np.uint8),
         labels=(np.arange(B) % CLASSES).astype(np.int32),
-        indices=rng.randint(0, UNLABELED, (B, MU)).astype(np.int32),
+        labeled_indices=np.arange(B, dtype=np.int32),
+        unlabeled_indices=rng.randint(0, UNLABELED, (B, MU)).astype(np.int32),
         true_labels=rng.randint(-1, CLASSES, (B, MU)).astype(np.int32),
     )
 
 
 def start(config, axis_name):
     """A state whose classifier is sure of some rows and unsure of others, and the step's parts."""
-    initial = state.create(config, CLASSES, UNLABELED, axis_name)
+    initial = state.create(config, CLASSES, UNLABELED, LABELS, axis_name)
     kernel = initial.params["classifier"]["kernel"]
     scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
     params = initial.params | {"classifier": scaled}
     method = steps.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
-    policy_state = method.policy.init(CLASSES, UNLABELED)
+    policy_state = initial.policy
     if config.policy.name == "flexmatch":  # most samples were selected before
         classes = jnp.array([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2] * 2, jnp.int32)
         policy_state = {"classes": classes, "counts": jnp.array([6, 6, 6, 2], jnp.int32)}
@@ -223,7 +227,7 @@ def test_evaluation_counts_every_image_once(devices):
         functools.partial(steps.eval_step, method=method), devices, donate_state=False
     )
     placed = parallel.place_batch(batch, devices)
-    _, metrics = compiled(parallel.replicate(current, devices), placed)
+    metrics = compiled(parallel.replicate(current, devices), placed)
     np.testing.assert_array_equal(metrics["accuracy"], [correct, 11])
     np.testing.assert_allclose(metrics["loss"], [loss, 11], rtol=1e-5)
 
@@ -235,10 +239,10 @@ def test_rows_are_gathered_in_order_and_cut_again():
         everything = parallel.gather_rows(x, axis_name)
         own = parallel.own_rows(everything, axis_name)
         sums = parallel.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
-        return state, (everything, *sums, parallel.num_shards(axis_name))
+        return everything, *sums, parallel.num_shards(axis_name)
 
     compiled = parallel.compile_step(step, "pmap", donate_state=False)
-    _, (everything, difference, total, shards) = compiled(
+    everything, difference, total, shards = compiled(
         jnp.zeros(()), parallel.place_batch(rows, "pmap")
     )
     np.testing.assert_array_equal(everything, rows)

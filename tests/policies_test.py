@@ -1,11 +1,12 @@
 """Pseudo-label policies on small cases worked out by hand."""
 
+import builders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, losses, policies
+from layermatch_jax import automatic, policies
 from layermatch_jax import config as config_lib
 
 
@@ -19,31 +20,28 @@ def make_policy(name="fixed_threshold", **fields):
 def make_inputs(weak_logits, num_labeled=2):
     weak_logits = jnp.array(weak_logits, jnp.float32)
     rows, num_classes = weak_logits.shape
-    return policies.Inputs(
-        weak_logits=weak_logits,
-        strong_logits=weak_logits[::-1],
-        labeled_logits=jnp.zeros((num_labeled, num_classes)),
+    return builders.make_inputs(
+        weak=weak_logits,
+        strong=weak_logits[::-1],
+        labeled=jnp.zeros((num_labeled, num_classes)),
         labels=jnp.arange(num_labeled, dtype=jnp.int32) % num_classes,
         indices=jnp.arange(rows, dtype=jnp.int32),
-        teacher_logits=-weak_logits,
+        teacher=-weak_logits,
     )
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_every_policy_answers_in_the_shapes_of_the_interface(name):
-    rows, labeled, num_classes = 6, 2, 3
+    rows, labeled, num_classes = 12, 4, 3
     policy = make_policy(name)
-    assert policy.view in ("strong", "weak")
-    state = policy.init(num_classes, rows)
-    inputs = make_inputs(np.random.RandomState(0).randn(rows, num_classes), labeled)
+    state = policy.init(builders.make_spec(num_classes, rows))
+    inputs = builders.make_inputs_of(policy)
     answer = jax.jit(policy.assign)(state, inputs)
     floats = {
         "targets": (rows, num_classes),
         "weights": (rows,),
         "labeled_weights": (labeled,),
         "scale": (),
-        "regulariser": (),
-        "regulariser_gradient": (rows, num_classes),
     }
     for field, shape in floats.items():
         value = getattr(answer, field)
@@ -52,7 +50,9 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
     spec = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
     assert spec(answer.state) == spec(state)
     assert all(jnp.shape(value) in ((), (num_classes,)) for value in answer.diagnostics.values())
-    assert policy.loss(inputs.weak_logits, answer.targets).shape == (rows,)
+    terms = policy.loss(inputs.outputs, answer)
+    assert "unsupervised" in terms
+    assert all((term.shape, term.dtype) == ((), jnp.float32) for term in terms.values())
 
 
 # Rows of probabilities 0.7 0.2 0.1, and so on.
@@ -76,17 +76,18 @@ def test_fixed_threshold(threshold, weights):
     np.testing.assert_array_equal(answer.targets, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]])
     np.testing.assert_array_equal(answer.weights, weights)
     np.testing.assert_array_equal(answer.labeled_weights, [1, 1])
-    np.testing.assert_array_equal(answer.regulariser_gradient, np.zeros((4, 3)))
-    assert answer.regulariser == 0
     assert answer.scale == 1
-    assert answer.state == policy.init(3, 4) == ()
+    assert answer.state == policy.init(builders.make_spec()) == ()
     np.testing.assert_allclose(answer.diagnostics["class_threshold"], [threshold] * 3, rtol=1e-6)
 
 
 def test_fixed_threshold_takes_cross_entropy_on_the_strong_view():
-    policy = make_policy()
-    assert policy.view == "strong"
-    assert policy.loss is losses.cross_entropy
+    policy, inputs = make_policy(threshold=0.6), make_inputs(CONFIDENT)
+    terms = policy.loss(inputs.outputs, policy.assign((), inputs))
+    # Rows 0, 2 and 3 pass, with classes 0, 2 and 1; their strong views are rows 3, 1 and 0.
+    expected = -(np.log(0.05) + np.log(0.35) + np.log(0.2)) / 4
+    assert terms.keys() == {"unsupervised"}
+    np.testing.assert_allclose(terms["unsupervised"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +120,7 @@ def test_the_presets_of_the_field():
         assert presets[method].policy.name == method
     assert presets["uda"].policy.threshold == 0.8
     assert presets["mean_teacher"].unsupervised_weight == 50
-    assert {c.unsupervised_weight for m, c in presets.items() if m != "mean_teacher"} == {0, 1}
+    assert (presets["pi_model"].unsupervised_weight, presets["pi_model"].unlabeled_ratio) == (10, 1)
+    others = [c for m, c in presets.items() if m not in ("mean_teacher", "pi_model")]
+    assert {c.unsupervised_weight for c in others} == {0, 1}
+    assert {c.unlabeled_ratio for c in others} == {7}

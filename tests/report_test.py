@@ -188,12 +188,12 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     # The views: those that the twelfth step was given.
     model.views(run.config, run.data, 11)
     ((pixels, titles, kinds),) = drawn["images"]
-    sampler = pipeline.create_sampler(run.config, run.data.partition)
+    sampler = train.create_sampler(run.config, run.data.partition)
     draws = sampler.draw(11)
     unlabeled = run.data.partition.unlabeled
     positions = draws.unlabeled.reshape(-1)[:8]
     np.testing.assert_array_equal(pixels[0], crop.center_crop(unlabeled.read(positions), 6))
-    weak, _ = pipeline.weak_views(run.data.partition, sampler, 1, 11, slice(None))
+    weak, _ = pipeline.moved_views(run.data.partition, sampler, 1, 11, slice(None))
     np.testing.assert_array_equal(pixels[1], weak.images[:, 1:4].reshape(-1, 6, 6, 3)[:8])
     _, call = next(iter(run.data.feed.calls(range(11, 12))))
     call = jax.tree.map(lambda x: x[:, 0], call)

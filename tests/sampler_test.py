@@ -5,13 +5,14 @@ import pytest
 
 from layermatch_jax.data import operations
 from layermatch_jax.data.sampler import Draws, Sampler
+from layermatch_jax.views import Layout, Views
 
 SAMPLER = Sampler(
     seed=3,
     num_labeled=10,
     num_unlabeled=50,
     batch_size=8,
-    unlabeled_ratio=3,
+    layout=Layout(Views(), 3),
     image_size=32,
     crop_range=8,
     flip=True,
@@ -173,7 +174,7 @@ def test_no_crop_range():
 
 
 def test_supervised():
-    draws = sampler(unlabeled_ratio=0).draw(4)
+    draws = sampler(layout=Layout(Views(), 0)).draw(4)
     assert draws.labeled.shape == (8,)
     assert draws.flip.shape == (8, 1)
     assert draws.offset.shape == (8, 1, 2)

@@ -30,14 +30,15 @@ def prepare(method, fields):
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict(fields)
     config = automatic.resolve(config)
-    initial = state.create(config, classes, samples, "batch")
+    initial = state.create(config, classes, samples, np.zeros(40, np.int32), "batch")
     method = steps.create_method(config, initial.params, ((0.5,) * 3, (0.3,) * 3))
     step = parallel.compile_step(functools.partial(steps.train_step, method=method), "pmap")
     rng, side = np.random.RandomState(0), config.dataset.image_size
     batch = TrainBatch(
         images=rng.randint(0, 256, (32, 7, side, side, 3)).astype(np.uint8),
         labels=rng.randint(0, classes, 32).astype(np.int32),
-        indices=rng.randint(0, samples, (32, 3)).astype(np.int32),
+        labeled_indices=np.zeros(32, np.int32),
+        unlabeled_indices=rng.randint(0, samples, (32, 3)).astype(np.int32),
         true_labels=rng.randint(0, classes, (32, 3)).astype(np.int32),
     )
     return step, parallel.replicate(initial, "pmap"), parallel.place_batch(batch, "pmap")

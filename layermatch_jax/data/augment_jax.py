@@ -22,6 +22,7 @@ import numpy as np
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data.operations import CUTOUT_COLOR, NAMES
 from layermatch_jax.data.sampler import Draws
+from layermatch_jax.views import Layout
 
 
 class ResidentData(NamedTuple):
@@ -33,48 +34,60 @@ class ResidentData(NamedTuple):
     true_labels: jax.Array  # [N_u] int32; -1 = unknown
 
 
-def make_batch(data: ResidentData, draws: Draws, padding: int, image_size: int) -> TrainBatch:
+def make_batch(
+    data: ResidentData, draws: Draws, layout: Layout, padding: int, image_size: int
+) -> TrainBatch:
     """Some rows of a step's batch, from the whole training set and the draws of these rows.
 
     Args:
       data: the training set.
       draws: `Sampler.draw(step)` or rows of it, as arrays on the device.
+      layout: of the views that the draws are for.
       padding: reflected border, pixels.
       image_size: S.
 
     Returns:
       What `pipeline.train_batches` yields for these rows.
     """
-    count, mu = draws.unlabeled.shape
-    size = image_size
+    count, size = len(draws.labeled), image_size
 
-    def flat(x):  # [B, μ, ...] -> [μB, ...]
-        return x.reshape(count * mu, *x.shape[2:])
+    def flat(x):  # [B, A, ...] -> [B·A, ...]
+        return x.reshape(-1, *x.shape[2:])
 
-    def views(images, positions, v):
+    def crops(images, positions, v):  # positions [B, n], v: the n views' positions in the layout
         got = crop_and_flip(
             images,
             positions.reshape(-1),
-            draws.offset[:, v].reshape(-1, 2),
+            flat(draws.offset[:, v]),
             draws.flip[:, v].reshape(-1),
             padding,
             size,
         )
         return got.reshape(count, -1, size, size, 3)
 
-    images = views(data.labeled_images, draws.labeled, slice(0, 1))
-    if mu:
-        weak = views(data.unlabeled_images, draws.unlabeled, slice(1, 1 + mu))
-        ground = views(data.unlabeled_images, draws.unlabeled, slice(1 + mu, None))
+    views = []
+    for name in layout.views.labeled:
+        v = layout.labeled(name)
+        views.append(crops(data.labeled_images, draws.labeled[:, None], slice(v, v + 1)))
+    if layout.mu:
+        for name in layout.views.unlabeled:
+            v = layout.unlabeled(name)
+            views.append(crops(data.unlabeled_images, draws.unlabeled, v))
+    images = jnp.concatenate(views, axis=1)
+    if layout.augmented:
+        ground = jnp.concatenate(layout.only_augmented(images), axis=1)
         strong = strong_views(
             *map(flat, (ground, draws.op, draws.value, draws.affine, draws.cutout))
         )
-        images = jnp.concatenate([images, weak, strong.reshape(weak.shape)], axis=1)
+        strong = strong.reshape(ground.shape)
+        images = jnp.concatenate(layout.with_augmented(images, strong), axis=1)
     return TrainBatch(
         images=images,
         labels=data.labels[draws.labeled],
-        indices=draws.unlabeled,
+        labeled_indices=draws.labeled,
+        unlabeled_indices=draws.unlabeled,
         true_labels=data.true_labels[draws.unlabeled],
+        draws=draws.policy,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -54,7 +55,7 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
     padding = config.dataset.padding
 
     def call(batch: TrainBatch) -> TrainBatch:
-        return TrainBatch(*(x[:, None] for x in batch))
+        return jax.tree.map(lambda x: x[:, None], batch)
 
     def calls(steps: range) -> Iterator[tuple[int, TrainBatch]]:
         batches = pipeline.train_batches(
@@ -68,7 +69,7 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
         for step, batch in enumerate(batches, steps.start + 1):
             yield step, call(batch)
 
-    example, _ = pipeline.weak_views(partition, sampler, padding, 0, rows)
+    example, _ = pipeline.moved_views(partition, sampler, padding, 0, rows)
     return Feed(tuple, 0, call(example), calls, lambda resident, batch: batch)
 
 
@@ -78,7 +79,7 @@ def _device(config, partition, sampler, rows) -> Feed:
 
     def call(steps: range) -> Draws:
         of_steps = [sampler.draw(step).rows(rows) for step in steps]
-        return Draws(*(np.stack(x, axis=1) for x in zip(*of_steps, strict=True)))
+        return jax.tree.map(lambda *x: np.stack(x, axis=1), *of_steps)
 
     def calls(steps: range) -> Iterator[tuple[int, Draws]]:
         start = steps.start
@@ -88,10 +89,10 @@ def _device(config, partition, sampler, rows) -> Feed:
             start = stop
 
     def batch(resident: augment_jax.ResidentData, draws: Draws) -> TrainBatch:
-        return augment_jax.make_batch(resident, draws, padding, size)
+        return augment_jax.make_batch(resident, draws, sampler.layout, padding, size)
 
     labeled, unlabeled = partition.labeled, partition.unlabeled
-    counts = len(labeled.labels), len(unlabeled.labels) if sampler.unlabeled_ratio else 0
+    counts = len(labeled.labels), len(unlabeled.labels) if sampler.layout.mu else 0
 
     def resident() -> augment_jax.ResidentData:
         return augment_jax.ResidentData(

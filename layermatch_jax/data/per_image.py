@@ -30,13 +30,14 @@ def batches(
       Weak and strong views, uint8 [μB, size, size, 3] each, in the order of the rows.
     """
     draws = [sampler.draw(step) for step in range(steps)]
-    mu, rows = sampler.unlabeled_ratio, sampler.batch_size * sampler.unlabeled_ratio
+    rows = sampler.batch_size * sampler.layout.mu
+    weak, strong = (sampler.layout.unlabeled(name) for name in ("weak", "strong"))
 
     def by_image(of_step):
         return np.concatenate([x.reshape(rows, *x.shape[2:]) for x in map(of_step, draws)])
 
-    def of_views(x):  # [B, 1 + 2μ, ...] -> [B, μ, (weak, strong), ...]
-        return np.stack([x[:, 1 : 1 + mu], x[:, 1 + mu :]], axis=2)
+    def of_views(x):  # [B, V, ...] -> [B, μ, (weak, strong), ...]
+        return np.stack([x[:, weak], x[:, strong]], axis=2)
 
     elements = (
         images.read(by_image(lambda d: d.unlabeled)),

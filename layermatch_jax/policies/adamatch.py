@@ -8,7 +8,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -29,14 +29,13 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     momentum = config.policy.momentum
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_unlabeled
-        uniform = functools.partial(jnp.full, num_classes, 1 / num_classes, jnp.float32)
+    def init(spec: Spec) -> dict:
+        uniform = functools.partial(jnp.full, spec.num_classes, 1 / spec.num_classes, jnp.float32)
         return {"labeled": uniform(), "unlabeled": uniform()}  # no buffer can be donated twice
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        labeled = jax.nn.softmax(inputs.labeled_logits)
-        unlabeled = jax.nn.softmax(inputs.weak_logits)
+        labeled = jax.nn.softmax(inputs.labeled_logits["weak"])
+        unlabeled = jax.nn.softmax(inputs.target_logits["weak"])
         mean = {"labeled": jnp.mean(labeled, axis=0), "unlabeled": jnp.mean(unlabeled, axis=0)}
         state = {k: parts.moving_average(state[k], mean[k], momentum) for k in state}
 
@@ -51,4 +50,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

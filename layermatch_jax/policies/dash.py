@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 # C, γ and the least bound, in nats (Xu 2021).
 C, GAMMA, FLOOR = 1.0001, 1.27, 0.05
@@ -33,15 +33,16 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     warm_up = max(1, round(settings.warm_up * train_steps))
     period = max(1, round(settings.period * train_steps))
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_classes, num_unlabeled
+    def init(spec: Spec) -> dict:
+        del spec
         return {"step": jnp.int32(0), "loss_sum": jnp.float32(0.0)}
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        step, num_classes = state["step"], inputs.weak_logits.shape[-1]
+        step, weak_logits = state["step"], inputs.target_logits["weak"]
+        num_classes = weak_logits.shape[-1]
         warming = step < warm_up
         labels = jax.nn.one_hot(inputs.labels, num_classes)
-        loss = jnp.mean(losses.cross_entropy(inputs.labeled_logits, labels))
+        loss = jnp.mean(losses.cross_entropy(inputs.labeled_logits["weak"], labels))
         loss_sum = state["loss_sum"] + jnp.where(warming, loss, 0.0)
 
         t = jnp.maximum(step - warm_up, 0) // period
@@ -49,12 +50,12 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         hard = ~warming & (bound <= FLOOR)
         bound = jnp.where(warming, jnp.inf, jnp.maximum(bound, FLOOR))
 
-        _, _, one_hot = parts.hard_labels(inputs.weak_logits)
-        targets = jnp.where(hard, one_hot, jax.nn.softmax(inputs.weak_logits / temperature))
+        _, _, one_hot = parts.hard_labels(weak_logits)
+        targets = jnp.where(hard, one_hot, jax.nn.softmax(weak_logits / temperature))
         return assignment(
             inputs,
             targets=targets,
-            weights=losses.cross_entropy(inputs.weak_logits, targets) <= bound,
+            weights=losses.cross_entropy(weak_logits, targets) <= bound,
             state={"step": step + 1, "loss_sum": loss_sum},
             diagnostics={
                 "loss_threshold": bound,
@@ -62,4 +63,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -20,12 +20,12 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     threshold = config.policy.threshold
 
-    def init(num_classes: int, num_unlabeled: int) -> tuple:
-        del num_classes, num_unlabeled
+    def init(spec: Spec) -> tuple:
+        del spec
         return ()
 
     def assign(state: tuple, inputs: Inputs) -> Assignment:
-        confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.weak_logits))
+        confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.target_logits["weak"]))
         return assignment(
             inputs,
             targets=one_hot,
@@ -34,4 +34,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses, per_sample
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -27,28 +27,30 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     threshold = config.policy.threshold
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
+    def init(spec: Spec) -> dict:
         return {
-            "classes": jnp.full(num_unlabeled, -1, jnp.int32),
-            "counts": jnp.zeros(num_classes + 1, jnp.int32).at[-1].set(num_unlabeled),
+            "classes": jnp.full(spec.num_unlabeled, -1, jnp.int32),
+            "counts": jnp.zeros(spec.num_classes + 1, jnp.int32).at[-1].set(spec.num_unlabeled),
         }
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        confidence, classes, one_hot = parts.hard_labels(jax.nn.softmax(inputs.weak_logits))
+        probabilities = jax.nn.softmax(inputs.target_logits["weak"])
+        confidence, classes, one_hot = parts.hard_labels(probabilities)
         selected, never = state["counts"][:-1], state["counts"][-1]
         beta = selected / jnp.maximum(jnp.max(selected), never)
         thresholds = threshold * beta / (2 - beta)
 
         # Who is confident now is counted from the next step on.
-        writes = per_sample.last_of_each(inputs.indices, confidence >= threshold)
-        before = state["classes"][inputs.indices]  # −1 is also the place of `never` in the counts
+        indices = inputs.unlabeled_indices
+        writes = per_sample.last_of_each(indices, confidence >= threshold)
+        before = state["classes"][indices]  # −1 is also the place of `never` in the counts
         moved = writes.astype(jnp.int32)
         return assignment(
             inputs,
             targets=one_hot,
             weights=confidence >= thresholds[classes],
             state={
-                "classes": per_sample.write(state["classes"], inputs.indices, classes, writes),
+                "classes": per_sample.write(state["classes"], indices, classes, writes),
                 "counts": state["counts"].at[before].add(-moved).at[classes].add(moved),
             },
             diagnostics={
@@ -57,4 +59,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

@@ -6,10 +6,10 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Outputs, Policy, Spec, assignment
 
 
-def fairness(strong_logits: jax.Array, weights: jax.Array, expected: jax.Array) -> jax.Array:
+def fairness(strong_logits: jax.Array, accepted: jax.Array, expected: jax.Array) -> jax.Array:
     """Σ_c A_c · log B_c, B = norm(p̄ / h̄), of the accepted strong rows (Zhang 2023, eqs. 10-12).
 
     A class that none of these rows is predicted as has h̄ = 0; it is left out of B and of the sum.
@@ -17,7 +17,7 @@ def fairness(strong_logits: jax.Array, weights: jax.Array, expected: jax.Array) 
 
     Args:
       strong_logits: [μB, K].
-      weights: [μB], 0 or 1.
+      accepted: [μB], 0 or 1.
       expected: A [K], sums to 1.
 
     Returns:
@@ -26,8 +26,8 @@ def fairness(strong_logits: jax.Array, weights: jax.Array, expected: jax.Array) 
     probabilities = jax.nn.softmax(strong_logits)
     # Means are sums over the number of rows; the number cancels in the ratio.
     _, _, one_hot = parts.hard_labels(probabilities)
-    total = jnp.sum(weights[:, None] * probabilities, axis=0)
-    counts = jnp.sum(weights[:, None] * one_hot, axis=0)
+    total = jnp.sum(accepted[:, None] * probabilities, axis=0)
+    counts = jnp.sum(accepted[:, None] * one_hot, axis=0)
     present = counts > 0
     quotient = jnp.where(present, total / jnp.where(present, counts, 1.0), 0.0)
     # Inside the logarithm a 1 where nothing is: its derivative there must not be 0 · inf.
@@ -39,7 +39,8 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[max q ≥ τ_t · p̃_c / max p̃], c = arg max q (Zhang 2023, eqs. 5-8); `fairness`.
 
     τ_t, p̃ and h̃ are moving averages of the mean of max q, of the mean of q and of the histogram of
-    arg max q, updated before they are used. The regulariser is w_f · fairness with A = norm(p̃ / h̃).
+    arg max q, updated before they are used. The loss has a second term, w_f · fairness with
+    A = norm(p̃ / h̃).
 
     Args:
       config: the whole config; reads policy.{momentum, fairness_weight}.
@@ -50,16 +51,15 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     momentum = config.policy.momentum
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_unlabeled
+    def init(spec: Spec) -> dict:
         return {
-            "threshold": jnp.float32(1 / num_classes),
-            "prediction": jnp.full(num_classes, 1 / num_classes, jnp.float32),
-            "histogram": jnp.full(num_classes, 1 / num_classes, jnp.float32),
+            "threshold": jnp.float32(1 / spec.num_classes),
+            "prediction": jnp.full(spec.num_classes, 1 / spec.num_classes, jnp.float32),
+            "histogram": jnp.full(spec.num_classes, 1 / spec.num_classes, jnp.float32),
         }
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        probabilities = jax.nn.softmax(inputs.weak_logits)
+        probabilities = jax.nn.softmax(inputs.target_logits["weak"])
         confidence, classes, one_hot = parts.hard_labels(probabilities)
         batch = {
             "threshold": jnp.mean(confidence),
@@ -70,16 +70,14 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         thresholds = state["threshold"] * state["prediction"] / jnp.max(state["prediction"])
         weights = (confidence >= thresholds[classes]).astype(jnp.float32)
 
-        expected = parts.ratio(state["prediction"], state["histogram"])
-        regulariser, gradient = jax.value_and_grad(
-            lambda logits: config.policy.fairness_weight * fairness(logits, weights, expected)
-        )(inputs.strong_logits)
         return assignment(
             inputs,
             targets=one_hot,
             weights=weights,
-            regulariser=regulariser,
-            regulariser_gradient=gradient,
+            extra={
+                "accepted": weights,
+                "expected": parts.ratio(state["prediction"], state["histogram"]),
+            },
             state=state,
             diagnostics={
                 "class_threshold": thresholds,
@@ -87,4 +85,11 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    unsupervised = parts.unsupervised(losses.cross_entropy)
+
+    def loss(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
+        regularizer = fairness(outputs.logits["strong"], **answer.extra)
+        weight = config.policy.fairness_weight
+        return unsupervised(outputs, answer) | {"fairness": weight * regularizer}
+
+    return Policy(init, assign, loss)

@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -25,8 +25,8 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     length = config.policy.ramp * config.train_steps
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_classes, num_unlabeled
+    def init(spec: Spec) -> dict:
+        del spec
         return {"step": jnp.int32(0)}
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
@@ -34,10 +34,10 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         return assignment(
             inputs,
             targets=jax.nn.softmax(inputs.teacher_logits),
-            weights=jnp.ones(inputs.indices.shape),
+            weights=jnp.ones(inputs.unlabeled_indices.shape),
             scale=scale,
             state={"step": state["step"] + 1},
             diagnostics={"ramp": scale},
         )
 
-    return Policy(init, assign, losses.squared_error, needs_teacher=True)
+    return Policy(init, assign, parts.unsupervised(losses.squared_error), needs_teacher=True)

@@ -1,7 +1,11 @@
 """What several policies are made of."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from layermatch_jax.policies.interface import Assignment, Outputs
 
 # Averages of probabilities may fall below any bound over a million steps; they divide, though.
 _SMALL = 1e-30
@@ -35,3 +39,23 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def ramp(step: jax.Array, length: float) -> jax.Array:
     """min(step / length, 1): 0 at step 0, 1 from `length` steps on (at once for length 0)."""
     return jnp.minimum(step / length, 1.0) if length > 0 else jnp.float32(1.0)
+
+
+def unsupervised(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], view: str = "strong"
+) -> Callable[[Outputs, Assignment], dict[str, jax.Array]]:
+    """The loss of most policies: (1/μB) Σ_j weights_j · loss(logits_j, targets_j).
+
+    Args:
+      loss: (logits [n, K], targets [n, K]) -> [n], of losses.py.
+      view: the unlabeled view that the loss is taken on.
+
+    Returns:
+      A function for `Policy.loss` with the one term "unsupervised"; 0 where there are no rows.
+    """
+
+    def terms(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
+        weighted = answer.weights * loss(outputs.logits[view], answer.targets)
+        return {"unsupervised": jnp.sum(weighted) / max(answer.weights.size, 1)}
+
+    return terms

@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -23,12 +23,12 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     threshold, length = config.policy.threshold, config.policy.ramp * config.train_steps
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_classes, num_unlabeled
+    def init(spec: Spec) -> dict:
+        del spec
         return {"step": jnp.int32(0)}
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.weak_logits))
+        confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.target_logits["weak"]))
         scale = parts.ramp(state["step"], length)
         return assignment(
             inputs,
@@ -42,4 +42,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy, view="weak")
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy, "weak"))

@@ -6,7 +6,7 @@ import ml_collections
 
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -25,16 +25,15 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """
     momentum = config.policy.momentum
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_unlabeled
+    def init(spec: Spec) -> dict:
         return {
-            "mean": jnp.float32(1 / num_classes),
+            "mean": jnp.float32(1 / spec.num_classes),
             "variance": jnp.float32(1.0),
-            "prediction": jnp.full(num_classes, 1 / num_classes, jnp.float32),
+            "prediction": jnp.full(spec.num_classes, 1 / spec.num_classes, jnp.float32),
         }
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        probabilities = jax.nn.softmax(inputs.weak_logits)
+        probabilities = jax.nn.softmax(inputs.target_logits["weak"])
         prediction = parts.moving_average(
             state["prediction"], jnp.mean(probabilities, axis=0), momentum
         )
@@ -58,4 +57,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from layermatch_jax import losses
-from layermatch_jax.policies.interface import Assignment, Inputs, Policy, assignment
+from layermatch_jax.policies import parts
+from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
 # How far training-signal annealing has come, 0 to 1, at the fraction x of training (Xie 2020,
 # "training signal annealing"): which labelled rows still teach.
@@ -35,29 +36,29 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     settings, train_steps = config.policy, config.train_steps
     temperature = settings.temperature
 
-    def init(num_classes: int, num_unlabeled: int) -> dict:
-        del num_classes, num_unlabeled
+    def init(spec: Spec) -> dict:
+        del spec
         return {"step": jnp.int32(0)}
 
     def annealed(step: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """Weights of the labelled rows [B], of mean 1 where any is left, and η_t."""
         if settings.signal_annealing == "none":
             return jnp.ones(inputs.labels.shape, jnp.float32), jnp.float32(1.0)
-        num_classes = inputs.labeled_logits.shape[-1]
+        num_classes = inputs.labeled_logits["weak"].shape[-1]
         progress = SCHEDULES[settings.signal_annealing](step / train_steps)
         threshold = progress * (1 - 1 / num_classes) + 1 / num_classes
-        probabilities = jax.nn.softmax(inputs.labeled_logits)
+        probabilities = jax.nn.softmax(inputs.labeled_logits["weak"])
         true = jnp.take_along_axis(probabilities, inputs.labels[:, None], axis=1)[:, 0]
         kept = (true <= threshold).astype(jnp.float32)
         return kept * kept.size / jnp.maximum(jnp.sum(kept), 1), threshold
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
-        confidence = jnp.max(jax.nn.softmax(inputs.weak_logits), axis=-1)
+        confidence = jnp.max(jax.nn.softmax(inputs.target_logits["weak"]), axis=-1)
         labeled_weights, signal_threshold = annealed(state["step"], inputs)
-        num_classes = inputs.weak_logits.shape[-1]
+        num_classes = inputs.target_logits["weak"].shape[-1]
         return assignment(
             inputs,
-            targets=jax.nn.softmax(inputs.weak_logits / temperature),
+            targets=jax.nn.softmax(inputs.target_logits["weak"] / temperature),
             weights=confidence >= settings.threshold,
             labeled_weights=labeled_weights,
             state={"step": state["step"] + 1},
@@ -67,4 +68,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, losses.cross_entropy)
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

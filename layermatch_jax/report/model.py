@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from layermatch_jax import analysis, figures, train
-from layermatch_jax.data import crop, pipeline
+from layermatch_jax.data import crop
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.images import Images
 from layermatch_jax.predict import Predictions
@@ -28,8 +28,9 @@ def views(config, data: train.Data, step: int) -> Picture:
       step: 0-based.
     """
     partition = data.partition
-    sampler = pipeline.create_sampler(config, partition)
-    mu, names = sampler.unlabeled_ratio, partition.class_names
+    sampler = train.create_sampler(config, partition)
+    layout = sampler.layout
+    mu, names = layout.mu, partition.class_names
     rows = slice(min(config.batch_size, -(-_VIEWS // max(mu, 1))))
     feed = feed_lib.create(config, partition, sampler, rows)
     _, call = next(iter(feed.calls(range(step, step + 1))))
@@ -38,12 +39,12 @@ def views(config, data: train.Data, step: int) -> Picture:
     draws = sampler.draw(step).rows(rows)
     if mu:
         source, positions = partition.unlabeled, draws.unlabeled.reshape(-1)[:_VIEWS]
-        shown = [_flat(made[:, 1 : 1 + mu]), _flat(made[:, 1 + mu :])]
+        shown = layout.split(made).unlabeled
     else:
         source, positions = partition.labeled, draws.labeled[:_VIEWS]
-        shown = [made[:, 0]]
-    pixels = [_middle(source, positions, config), *(x[:_VIEWS] for x in shown)]
-    kinds = ["image", "weak view", "strong view"][: len(pixels)]
+        shown = layout.split(made).labeled
+    pixels = [_middle(source, positions, config), *(x[:_VIEWS] for x in shown.values())]
+    kinds = ["image", *(f"{name.replace('_', ' ')} view" for name in shown)]
     truths = [names[c] if c >= 0 else "class unknown" for c in source.labels[positions]]
     titles = [truths, *([""] * len(truths) for _ in kinds[1:])]
     whose = "unlabelled" if mu else "labelled"
@@ -193,8 +194,3 @@ def _centres(run: Run) -> _Centres:
 
 def _middle(images: Images, positions: np.ndarray, config) -> np.ndarray:
     return crop.center_crop(images.read(positions), config.dataset.image_size)
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    """[rows, μ, ...] -> [rows · μ, ...]."""
-    return x.reshape(-1, *x.shape[2:])
