@@ -11,6 +11,7 @@ Published: error %, best on test, 3 seeds: FixMatch 7.47 / 4.86 / 4.21, FlexMatc
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -18,4 +19,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dataset.name = "cifar10"
     config.dataset.num_labels = 250
     config.optimizer.weight_decay = 5e-4
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

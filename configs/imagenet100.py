@@ -12,6 +12,7 @@ Published: LayerMatch claims results on ImageNet-100; its numbers were not avail
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -24,4 +25,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.name = "resnet50"
     config.model.dtype = "bfloat16"
     config.optimizer.weight_decay = 3e-4
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

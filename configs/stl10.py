@@ -13,6 +13,7 @@ Published: error %, best on test, 3 seeds: FixMatch 35.97 (40) / 6.25 (1000), Fl
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -26,4 +27,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.stages = 4
     config.model.first_stride = 2
     config.optimizer.weight_decay = 5e-4
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

@@ -50,9 +50,9 @@ from layermatch_jax import (  # noqa: E402
     layerwise,
     metrics,
     models,
+    rules,
     workdir,
 )
-from layermatch_jax import config as config_lib  # noqa: E402
 from layermatch_jax import main as run_main  # noqa: E402
 from layermatch_jax.errors import InputError  # noqa: E402
 
@@ -204,7 +204,7 @@ def make_cell(
     if left[1:]:
         raise InputError(f"unexpected argument {left[1]!r}: flags are written --name=value")
     config = automatic.resolve(values.config)
-    config_lib.validate(config)
+    rules.validate(config)
     model = ml_collections.FrozenConfigDict(config.model)
     layerwise.mask_multipliers(config.layerwise.gradient_mask, parameters(model))  # fits
     folder = options.workdir / f"{config.method}-l{seed}"

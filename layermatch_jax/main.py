@@ -30,6 +30,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
+        for line in automatic.ignored(flag_values.config):
+            print(line, file=sys.stderr)
         config = automatic.resolve(flag_values.config)
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")

@@ -22,10 +22,10 @@ from layermatch_jax import (
     parallel,
     policies,
     program,
+    rules,
     state,
     steps,
 )
-from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
@@ -168,7 +168,7 @@ def train_and_evaluate(
     workdir, first, result = epath.Path(workdir), hosts.is_first(), None
     with hosts.all_or_none():
         config = automatic.resolve(config)
-        config_lib.validate(config, jax.device_count())
+        rules.validate(config, jax.device_count())
         if first:
             workdir_lib.check(workdir, config)
             result = workdir_lib.read_result(workdir)

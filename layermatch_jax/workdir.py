@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 import layermatch_jax
-from layermatch_jax import automatic, files, metrics
+from layermatch_jax import automatic, files, metrics, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
@@ -203,7 +203,7 @@ def write_result(
 def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The gradient mask and the centres of a run by name, for results and tables."""
     return {
-        "mask": config_lib.mask_name(config.layerwise.gradient_mask),
+        "mask": presets.mask_name(config.layerwise.gradient_mask),
         "centres": config.avg_clustering.centres,
     }
 

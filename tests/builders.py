@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from layermatch_jax import automatic, policies, steps
+from layermatch_jax import automatic, policies, presets, steps
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.state import TrainState
@@ -69,7 +69,7 @@ def make_batch(seed=0, mu=MU):
 
 def make_config(method="fixmatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
-    config = config_lib.apply_method(config_lib.base(), method)
+    config = presets.apply_method(config_lib.base(), method)
     config.policy.threshold = THRESHOLD
     config.batch_size, config.unlabeled_ratio = B, MU
     config.update_from_flattened_dict(

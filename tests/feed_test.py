@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import train
+from layermatch_jax import rules, train
 from layermatch_jax.data import feed, sources, splits
 
 
@@ -29,7 +29,7 @@ def prepared(**fields):
         }
         | fields
     )
-    config_lib.validate(config)
+    rules.validate(config)
     partition = splits.partition(sources.load(config.dataset), config.dataset)
     return config, partition, train.create_sampler(config, partition)
 

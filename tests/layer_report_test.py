@@ -28,7 +28,7 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
-from layermatch_jax import checkpoint, layer_report, modes, train
+from layermatch_jax import checkpoint, layer_report, modes, rules, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
@@ -429,13 +429,13 @@ def test_what_cannot_be_reported_on(prepared):
 )
 def test_refused_settings(fields, message):
     with pytest.raises(InputError, match=message):
-        config_lib.validate(tiny("layermatch", **fields))
+        rules.validate(tiny("layermatch", **fields))
 
 
 def test_refused_steps_between_calls_and_methods():
     periods = {"log_every": 4, "input.steps_per_call": 4}
-    config_lib.validate(tiny("layermatch", **{"layer_report.at_steps": (4, 8)}, **periods))
+    rules.validate(tiny("layermatch", **{"layer_report.at_steps": (4, 8)}, **periods))
     with pytest.raises(InputError, match=r"6 is none.*multiples of input.steps_per_call = 4"):
-        config_lib.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
+        rules.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
     with pytest.raises(InputError, match="supervised has no pseudo-labels"):
-        config_lib.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))
+        rules.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, layerwise, models
+from layermatch_jax import automatic, layerwise, models, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
@@ -30,7 +30,7 @@ def multipliers(stem, stem_bias, block, kernel, bias):
     ("mask", "expected"),
     [
         ((), multipliers(1, 1, 1, 1, 1)),
-        (config_lib.GRAD_RELU, multipliers(1, 1, 1, 0, 0)),
+        (presets.GRAD_RELU, multipliers(1, 1, 1, 0, 0)),
         # The first match counts, whatever comes after it.
         ((("backbone/stem/bias", 0.5), ("backbone/.*", 0.25)), multipliers(0.25, 0.5, 0.25, 1, 1)),
         ((("backbone/.*", 0.25), ("backbone/stem/bias", 0.5)), multipliers(0.25, 0.25, 0.25, 1, 1)),
@@ -67,7 +67,7 @@ def test_an_expression_must_match_a_whole_path(pattern):
 
 def test_the_presets_masks():
     masks = {
-        name: config_lib.apply_method(config_lib.base(), name).layerwise.gradient_mask
+        name: presets.apply_method(config_lib.base(), name).layerwise.gradient_mask
         for name in ("fixmatch", "grad_relu", "avg_clustering", "layermatch")
     }
     grad_relu = (("classifier/.*", 0.0),)
@@ -104,7 +104,7 @@ def test_the_named_masks_on_every_backbone(model, stages):
     def left(mask):
         left = {}
         for path, multiplier in jax.tree_util.tree_leaves_with_path(
-            layerwise.mask_multipliers(config_lib.MASKS[mask], params)
+            layerwise.mask_multipliers(presets.MASKS[mask], params)
         ):
             keys = [key.key for key in path]
             part = keys[0] if keys[0] == "classifier" else keys[1].split("_block")[0]
@@ -133,7 +133,7 @@ def test_the_named_masks_on_every_backbone(model, stages):
             assert left(mask) == {part: float(part not in masked) for part in there}
     halved = {part: 0.5 if part == "classifier" else 1.0 for part in there}
     assert left("half_classifier") == halved
-    assert {*without, "half_classifier"} == {*config_lib.MASKS}
+    assert {*without, "half_classifier"} == {*presets.MASKS}
 
 
 class PullBack:
@@ -162,7 +162,7 @@ def put_together(mask, unsupervised_kernel=10.0):
     ("mask", "expected", "pull_backs"),
     [
         ((), multipliers(3300, 5500, 7700, 11, 22), 1),
-        (config_lib.GRAD_RELU, multipliers(3300, 5500, 7700, 1, 2), 1),
+        (presets.GRAD_RELU, multipliers(3300, 5500, 7700, 1, 2), 1),
         ((("classifier/bias", 0.5),), multipliers(3300, 5500, 7700, 11, 12), 1),
         ((("backbone/.*", 0.5),), multipliers(1800, 3000, 4200, 11, 22), 1),
         ((("backbone/.*", 0.0),), multipliers(300, 500, 700, 11, 22), 1),
@@ -177,7 +177,7 @@ def test_gradients_are_mixed_by_layer_with_as_few_pull_backs_as_can_be(mask, exp
 
 
 def test_a_multiplier_of_zero_is_an_exact_zero_even_of_infinity():
-    gradients, _ = put_together(config_lib.GRAD_RELU, unsupervised_kernel=float("inf"))
+    gradients, _ = put_together(presets.GRAD_RELU, unsupervised_kernel=float("inf"))
     assert gradients["classifier"] == {"kernel": 1.0, "bias": 2.0}
 
 

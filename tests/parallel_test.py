@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, parallel, state, steps
+from layermatch_jax import automatic, parallel, presets, state, steps
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.errors import InputError
@@ -22,7 +22,7 @@ ADAPTIVE = ("dash", "flexmatch", "freematch", "mean_teacher", "softmatch")
 
 
 def configuration(**fields):
-    config = config_lib.apply_method(config_lib.base(), "layermatch")
+    config = presets.apply_method(config_lib.base(), "layermatch")
     config.update_from_flattened_dict(
         {
             "batch_size": B,

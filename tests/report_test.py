@@ -14,7 +14,18 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
-from layermatch_jax import automatic, figures, main, metrics, predict, report, runs, train, workdir
+from layermatch_jax import (
+    automatic,
+    figures,
+    main,
+    metrics,
+    predict,
+    presets,
+    report,
+    runs,
+    train,
+    workdir,
+)
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import crop, pipeline
 from layermatch_jax.errors import InputError
@@ -91,7 +102,7 @@ def made(tmp_path_factory):
         data[f"{part}_images"] = (noise + 60 * of_part[:, None, None, None]).astype(np.uint8)
     data["unlabeled_images"] = rng.randint(0, 256, (6, 8, 8, 3)).astype(np.uint8)
     np.savez(root / "images.npz", class_names=np.array(["a<b>", "R&D", "c"]), **data)
-    config = config_lib.apply_method(make_config(), "layermatch")
+    config = presets.apply_method(make_config(), "layermatch")
     config.dataset.name, config.dataset.data_dir = "npz", str(root / "images.npz")
     config.dataset.num_labels, config.policy.threshold = 6, 0.4
     config.batch_size, config.unlabeled_ratio, config.train_steps = 8, 3, 12
@@ -283,7 +294,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
 
 
 def config_of(method, **fields):
-    config = config_lib.apply_method(config_lib.base(), method)
+    config = presets.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({"train_steps": 4, **fields})
     return automatic.resolve(config)
 
@@ -395,7 +406,7 @@ def test_bands_are_drawn_around_means(sweep, monkeypatch):
 
 
 def test_runs_with_other_settings_are_no_repetitions(tmp_path):
-    mask = {"layerwise.gradient_mask": config_lib.MASKS["from_stage3"]}
+    mask = {"layerwise.gradient_mask": presets.MASKS["from_stage3"]}
     own = {"layerwise.gradient_mask": (("classifier/bias", 0.5),)}
     for name, config in {
         "a": config_of("fixmatch"),

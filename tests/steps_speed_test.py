@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, parallel, state, steps
+from layermatch_jax import automatic, parallel, presets, state, steps
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
 
@@ -20,14 +20,14 @@ CONV4 = {"model.name": "conv4", "model.width": 16, "dataset.image_size": 16}
 WIDE_RESNET = {"model.depth": 10, "model.widen_factor": 1, "model.first_stride": 2}
 # As many samples and classes as ImageNet-100, for state that is kept by sample.
 IMAGENET_100 = CONV4 | {"samples": 126_689, "classes": 100}
-POLICIES = [m for m in config_lib.METHODS if config_lib.METHODS[m].get("policy.name")]
+POLICIES = [m for m in presets.METHODS if presets.METHODS[m].get("policy.name")]
 
 
 def prepare(method, fields):
     """A compiled step with its state and batch: batch size 32 and μ = 3, as in the demo."""
     fields = {"samples": 1000, "classes": 10} | fields
     samples, classes = fields.pop("samples"), fields.pop("classes")
-    config = config_lib.apply_method(config_lib.base(), method)
+    config = presets.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict(fields)
     config = automatic.resolve(config)
     initial = state.create(config, classes, samples, np.zeros(40, np.int32), "batch")

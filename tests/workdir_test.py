@@ -5,7 +5,7 @@ import pytest
 from absl import logging
 from etils import epath
 
-from layermatch_jax import automatic, workdir
+from layermatch_jax import automatic, presets, workdir
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def configured(method="layermatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
-    config = config_lib.apply_method(config_lib.base(), method)
+    config = presets.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return automatic.resolve(config)
 

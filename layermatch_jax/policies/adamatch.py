@@ -9,6 +9,14 @@ import ml_collections
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting, decay
+
+SETTINGS = {
+    "relative_threshold": Setting(
+        0.9, "Threshold, in units of the labeled rows' mean confidence.", low=0
+    ),
+    "momentum": decay("the averaged predictions"),
+}
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:

@@ -59,6 +59,10 @@ def neighbors(targets: jax.Array) -> jax.Array:
     return agreement / jnp.sum(agreement, axis=-1, keepdims=True)
 
 
+SETTINGS = {"threshold": parts.THRESHOLD}
+CENTRES = ("none", "classifier")
+
+
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: p = 0.9·q̃ + 0.1·Σ_m s_m·p_m, w = 1[max p ≥ τ]; soft cross-entropy, and a contrast.
 

@@ -7,9 +7,29 @@ import ml_collections
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting
 
 # C, γ and the least bound, in nats (Xu 2021).
 C, GAMMA, FLOOR = 1.0001, 1.27, 0.05
+
+
+SETTINGS = {
+    "temperature": Setting(0.5, "Temperature of soft pseudo-labels.", above=0),
+    "warm_up": Setting(
+        lambda train_steps: min(1.0, max(2048 / 2**20, 20 / train_steps)),
+        "Share of train_steps in which every pseudo-label counts. Automatic: 2048 / 2^20, but at "
+        "least 20 steps.",
+        low=0,
+        high=1,
+        kind=float,
+    ),
+    "period": Setting(
+        10240 / 2**20,
+        "Share of train_steps after which the bound falls, again and again.",
+        low=0,
+        high=1,
+    ),
+}
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:

@@ -8,6 +8,8 @@ from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
+SETTINGS = {"threshold": parts.THRESHOLD}
+
 
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: ŷ = arg max q, w = 1[max q ≥ τ] (Sohn 2020, eq. 4), q the weak view's probabilities.

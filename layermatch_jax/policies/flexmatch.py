@@ -8,6 +8,8 @@ from layermatch_jax import losses, per_sample
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
+SETTINGS = {"threshold": parts.THRESHOLD}
+
 
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[max q ≥ τ·M(β_c)], M(β) = β / (2 − β), c = arg max q (Zhang 2021, eqs. 5-11).

@@ -7,6 +7,7 @@ import ml_collections
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Outputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting, decay
 
 
 def fairness(strong_logits: jax.Array, accepted: jax.Array, expected: jax.Array) -> jax.Array:
@@ -33,6 +34,14 @@ def fairness(strong_logits: jax.Array, accepted: jax.Array, expected: jax.Array)
     # Inside the logarithm a 1 where nothing is: its derivative there must not be 0 · inf.
     share = quotient / jnp.where(jnp.any(present), jnp.sum(quotient), 1.0)
     return jnp.sum(jnp.where(present, expected * jnp.log(jnp.where(present, share, 1.0)), 0.0))
+
+
+SETTINGS = {
+    "momentum": decay("the averaged predictions"),
+    "fairness_weight": Setting(
+        0.001, "Weight of the fairness term (w_f). The paper takes 0.01 for very few labels.", low=0
+    ),
+}
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:

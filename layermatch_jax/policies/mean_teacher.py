@@ -8,6 +8,9 @@ from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 
+SETTINGS = {"ramp": parts.RAMP}
+PRESET = {"unsupervised_weight": 50.0}
+
 
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Targets: the EMA model's probabilities of the weak view; squared error on the strong one.

@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from layermatch_jax.policies.interface import Assignment, Outputs
+from layermatch_jax.setting import Setting
+
+# Settings that several policies read.
+THRESHOLD = Setting(0.95, "Confidence that a pseudo-label needs to be used (τ).", low=0, high=1)
+RAMP = Setting(0.4, "Share of train_steps over which the weight λ_u rises from 0.", low=0, high=1)
 
 # Averages of probabilities may fall below any bound over a million steps; they divide, though.
 _SMALL = 1e-30

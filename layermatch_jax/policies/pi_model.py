@@ -9,6 +9,10 @@ from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
 from layermatch_jax.views import Views
 
+SETTINGS = {"ramp": parts.RAMP}
+PRESET = {"unsupervised_weight": 10.0, "unlabeled_ratio": 1}
+CENTRES = ("none", "classifier")
+
 
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Loss: mean_k (softmax(a)_k − softmax(b)_k)², a and b the logits of two weak views.

@@ -7,6 +7,9 @@ import ml_collections
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import decay
+
+SETTINGS = {"momentum": decay("the averaged predictions")}
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:

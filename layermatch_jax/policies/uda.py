@@ -7,6 +7,7 @@ import ml_collections
 from layermatch_jax import losses
 from layermatch_jax.policies import parts
 from layermatch_jax.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting
 
 # How far training-signal annealing has come, 0 to 1, at the fraction x of training (Xie 2020,
 # "training signal annealing"): which labelled rows still teach.
@@ -14,6 +15,17 @@ SCHEDULES = {
     "linear": lambda x: x,
     "log": lambda x: 1 - jnp.exp(-5 * x),
     "exp": lambda x: jnp.exp(5 * (x - 1)),
+}
+
+
+SETTINGS = {
+    "threshold": parts.THRESHOLD._replace(default=0.8),
+    "temperature": Setting(0.4, "Temperature of soft pseudo-labels.", above=0),
+    "signal_annealing": Setting(
+        "none",
+        "Training-signal annealing: how labeled rows that are learned already are left out.",
+        choices=("none", *SCHEDULES),
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, runs
+from layermatch_jax import metrics, presets, runs
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.errors import InputError
 
@@ -107,7 +107,7 @@ def settings_of(log: Log) -> dict[str, str]:
     """A run's settings as text, without its seeds and what does not change its result."""
     left_out = {"method", *SEEDS, *config_lib.RESULT_NEUTRAL}
     fields = {k: v for k, v in config_lib.fields(log.config).items() if k not in left_out}
-    masks = {mask: name for name, mask in config_lib.MASKS.items()}
+    masks = {mask: name for name, mask in presets.MASKS.items()}
     mask = fields["layerwise.gradient_mask"]
     fields["layerwise.gradient_mask"] = masks.get(mask, mask)
     return {name: str(value) for name, value in fields.items()}
