@@ -134,7 +134,8 @@ def _check(argv: list[str]) -> None:
 def _check_default(flag_values: flags.FlagValues) -> None:
     """Refuses to train other images with the settings of the digits' demo, unless asked to."""
     name = flag_values.config.dataset.name
-    if not flag_values["config"].present and name in CONFIGS_FOR:
+    own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
+    if not own_config and name in CONFIGS_FOR:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "
             f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
