@@ -3,13 +3,14 @@
     python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
-`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Runs and rows are named by what
-they do: `fixmatch+layerwise` is layermatch. Each run has seed = label seed,
-so that methods are compared on the same labels, order and draws. Flags not the runner's own
-go to every run. The same command again skips finished runs and goes on with unfinished ones. At the
-end it writes table.md and table.csv into the workdir: accuracies of the EMA parameters, mean ±
-standard deviation over seeds, and paired differences to the baseline ± their standard error; and,
-where matplotlib is installed, comparison.png.
+`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders are named by
+what the runs do: `fixmatch+layerwise` is `layermatch`, and cannot be a row beside it. Each run has
+seed = label seed, so that methods are compared on the same labels, order and draws. Flags not the
+runner's own go to every run. The same command again skips finished runs and goes on with unfinished
+ones. At the end it writes table.md and table.csv into the workdir: each row's gradient mask and
+centres, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
+differences to the baseline ± their standard error; and, where matplotlib is installed,
+comparison.png.
 
 With --masks each method runs with each of the gradient masks, named as in layermatch_jax/config.py:
 
