@@ -5,12 +5,24 @@ import os
 import re
 import sys
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from layermatch_jax import automatic, config_file, modes
 from layermatch_jax import config as config_lib
-from layermatch_jax import modes
 from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
+
+# Data sets that the default config, the digits' demo, does not fit, and the configs that do.
+CONFIGS_FOR = {
+    "cifar10": "configs/cifar10.py",
+    "cifar100": "configs/cifar100.py",
+    "stl10": "configs/stl10.py",
+    "folder": "configs/imagenet100.py for photographs (ResNet-50 on 224 pixels), "
+    "configs/stl10.py for images of about 96 pixels, configs/cifar10.py for 32 pixels",
+    "npz": "configs/cifar10.py for images of 32 pixels, configs/stl10.py for 96, "
+    "configs/imagenet100.py for larger ones",
+}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -18,7 +30,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
-        config = flag_values.config
+        config = automatic.resolve(flag_values.config)
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in modes.MODES:
@@ -57,15 +69,18 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
       SystemExit: 2 after a line that says what is wrong, where absl and ml_collections would end
         with a traceback or status 1; 0 after --help.
     """
+    for kind, parser in ((float, flags.FloatParser()), (str, flags.ArgumentParser())):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     try:
         _check(argv)
         config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
             "config",
-            str(config_lib.FOLDER / "digits.py"),
+            str(config_file.FOLDER / "digits.py"),
             "Settings, as FILE:labels=250,method=fixmatch; --config.FIELD=VALUE changes one.",
             flag_values=flag_values,
             sys_argv=argv,
         )
+        flag_values["config"].parser = _ConfigFile()  # says what is wrong with a file, and where
         for name, default, text in (
             (
                 "workdir",
@@ -82,7 +97,9 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             ("process_id", "Which of them this is, from 0."),
         ):
             flags.DEFINE_integer(name, None, text, flag_values=flag_values)
-        return flag_values(argv)
+        left = flag_values(argv)
+        _check_default(flag_values)
+        return left
     except (InputError, flags.Error) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -90,12 +107,40 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         sys.exit(0)
 
 
+class _ConfigFile(flags.ArgumentParser):
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        return config_file.load(argument)
+
+
+class _OrNone(flags.ArgumentParser):
+    """A field's own parser, for which 'None' is the value None: automatic, where a field can be."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: str):
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
 def _check(argv: list[str]) -> None:
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+    for arg in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
             config_lib.check_field(override[1])
-        elif given := re.fullmatch(r"--?config(?:=(.*))?", arg):
-            config_lib.check_file((following if given[1] is None else given[1]).split(":")[0])
+
+
+def _check_default(flag_values: flags.FlagValues) -> None:
+    """Refuses to train other images with the settings of the digits' demo, unless asked to."""
+    name = flag_values.config.dataset.name
+    own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
+    if not own_config and name in CONFIGS_FOR:
+        raise InputError(
+            f"--config.dataset.name={name} without --config would train with the settings of the "
+            f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
+            "To take the demo's settings all the same, write --config=configs/digits.py"
+        )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
+from layermatch_jax import automatic, figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax import config as config_lib
-from layermatch_jax import figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax.data import crop, pipeline
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
@@ -285,7 +285,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
 def config_of(method, **fields):
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({"train_steps": 4, **fields})
-    return config
+    return automatic.resolve(config)
 
 
 def write_run(folder, config, accuracies, finished=True, num_train=100, **train_fields):
@@ -341,11 +341,15 @@ def test_several_runs_by_method(sweep):
     assert page.headings == ["5 runs on cifar10", "Results", "Training", "Settings"]
     # median20 of (0.2, 0.5), (0.2, 0.6) and of (0.3, 0.7) twice; differences 15 and 10 points.
     assert page.row("fixmatch") == [
-        "2 of 2", "37.5 ± 3.5", "", "55.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1",
+        "none", "none", "2 of 2", "37.5 ± 3.5", "", "55.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1",
         "50.0 ± 0.0", "75.0 ± 0.0", "25.0 ± 0.0", "4.0 ± 0.0",
     ]  # fmt: skip
-    assert page.row("layermatch")[:4] == ["2 of 3", "50.0 ± 0.0", "+12.5 ± 2.5", "70.0 ± 0.0"]
-    assert page.row("l2")[:5] == ["layermatch", "2", "2", "2 of 4, not finished", "90.0"]
+    assert page.row("layermatch")[:6] == [
+        "classifier", "classifier", "2 of 3", "50.0 ± 0.0", "+12.5 ± 2.5", "70.0 ± 0.0",
+    ]  # fmt: skip
+    assert page.row("l2")[:7] == [
+        "layermatch", "classifier", "classifier", "2", "2", "2 of 4, not finished", "90.0",
+    ]  # fmt: skip
     assert f"Left out of the table by method: {sweep}/l2 (2 of 4, not finished)" in page.text
     assert "Bands: ± one standard deviation (sd) over these runs." in page.text
     assert page.row("avg_clustering.centres") == ["none", "classifier"]
@@ -358,7 +362,7 @@ def test_several_runs_by_method(sweep):
     # A seed that only one of the methods has finished is compared to nothing.
     (sweep / "f1" / "result.json").unlink()
     page = read(report.report(str(sweep)))
-    assert page.row("layermatch")[:3] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
+    assert page.row("layermatch")[2:5] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
     assert path.stat().length < 3e6
 
 
@@ -404,9 +408,9 @@ def test_runs_with_other_settings_are_no_repetitions(tmp_path):
     groups = logs.by_method([logs.read(folder) for folder in logs.folders(str(tmp_path))])
     named = {name: [log.folder.name for log in of_name] for name, of_name in groups.items()}
     assert named == {
-        "fixmatch, gradient_mask=none": ["a", "b"],
-        "fixmatch, gradient_mask=from_stage3": ["c"],
-        "fixmatch, gradient_mask=(('classifier/bias', 0.5),)": ["d"],
+        "fixmatch": ["a", "b"],
+        "fixmatch+mask=from_stage3": ["c"],
+        "fixmatch+mask=custom-78c103": ["d"],
         "layermatch": ["e"],
     }
 

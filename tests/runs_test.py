@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from layermatch_jax import automatic, metrics, modes, predict, runs, train
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, modes, predict, runs, train
 from layermatch_jax.data import folder
 from layermatch_jax.errors import InputError
 
@@ -25,9 +25,11 @@ def make_config():
             "eval_every": 2, "log_every": 2, "checkpoint_every": 2, "input.backend": "device",
             "layerwise.gradient_mask": (("classifier/.*", 0.5),), "eval_batch_size": 24,
             "tensorboard": False,
+            # A long memory: averages differ from what they are of.
+            "ema_decay": 0.999, "model.bn_decay": 0.999,
         }
     )  # fmt: skip
-    return config
+    return automatic.resolve(config)
 
 
 @pytest.fixture(scope="module")
