@@ -198,9 +198,7 @@ def test_slurm_does_not_queue_again_what_would_never_end(fake, tmp_path):
     assert [line.split()[0] for line in fake.calls()] == ["srun"] * 5
     status, _, err = call("slurm.sbatch", f"--workdir={tmp_path}/run", "--flagfile=f", **slurm)
     assert status == 1
-    assert err == (
-        f"this start left no result.json and no new checkpoint in {tmp_path}/run: not queued again\n"
-    )
+    assert f"no result.json and no new checkpoint in {tmp_path}/run: not queued again" in err
     assert [line.split()[0] for line in fake.calls()] == ["srun"] * 6
 
 
