@@ -96,17 +96,17 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
     if not reports:
         return []
     last = reports[-1]
-    cosines = {
-        layer: told["cosine_true"][0]
+    cosines = [
+        f"{layer} {told['cosine_true'][0]:.2f}"
         for layer, told in last["layers"].items()
         if told["cosine_true"][0] is not None
-    }
+    ]
     return [
         picture(
             layer_report.draw(reports),
             f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
             "pseudo-labels and of the true labels: "
-            + ", ".join(f"{layer} {cosine:.2f}" for layer, cosine in cosines.items()),
+            + (", ".join(cosines) or "not known of any layer"),
             "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
             "labels on the same images (g_true) and that of the labelled images (g_s), and the "
             "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
