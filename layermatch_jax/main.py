@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import modes
+from layermatch_jax import modes, terminal
 from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
 
 
@@ -100,4 +100,5 @@ def _check(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     app.run(main, flags_parser=parse_flags)
