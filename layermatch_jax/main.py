@@ -72,7 +72,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
                 "workdir",
                 None,
                 "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "For --mode=report also several, comma-separated, or a folder of such folders.",
+                "For --mode=report also several, comma-separated, or a folder of such folders; a "
+                "comma in the name of an existing folder does not separate.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),

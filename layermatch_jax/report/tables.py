@@ -83,8 +83,8 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         Table(
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds, points, mean ± "
-            f"standard error. {_CAPTION}",
+            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"images, points, mean ± standard error. {_CAPTION}",
             ("method", "finished", "median20", f"− {baseline}", *list(_COLUMNS)[1:]),
             rows,
         ),
@@ -203,8 +203,9 @@ def _measured(log: Log) -> dict[str, Any] | None:
     return metrics.result(log.lines, log.evaluated_on) if len(splits) > 1 else None
 
 
-def _seeds(log: Log) -> tuple[int, int]:
-    return log.config.dataset.label_seed, log.config.seed
+def _seeds(log: Log) -> tuple[int, int, str]:
+    """What runs of two methods must share to be compared: with a split file, the seed says less."""
+    return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
 
 
 def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
