@@ -51,6 +51,7 @@ from layermatch_jax import (  # noqa: E402
     layerwise,
     metrics,
     models,
+    terminal,
     workdir,
 )
 from layermatch_jax import config as config_lib  # noqa: E402
@@ -127,7 +128,9 @@ def main(argv: list[str]) -> int:
 
     options.workdir.mkdir(parents=True, exist_ok=True)
     if options.slurm is not None and unfinished:
-        commands_file(options, unfinished).write_text(commands(unfinished))
+        # Paths may hold bytes that are no UTF-8: the shell that reads them needs the same bytes.
+        file = commands_file(options, unfinished)
+        file.write_text(commands(unfinished), "utf-8", "surrogateescape")
         environment = os.environ | {"PYTHON": sys.executable}
         job = array_job(options, unfinished)
         return subprocess.run(job, check=False, env=environment).returncode
@@ -238,7 +241,7 @@ def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
 
 def commands_file(options: argparse.Namespace, cells: list[Cell]) -> pathlib.Path:
     """Named by what it holds: an array that still waits must find its own lines."""
-    name = hashlib.sha256(commands(cells).encode()).hexdigest()[:8]
+    name = hashlib.sha256(commands(cells).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return options.workdir / f"commands-{name}.txt"
 
 
@@ -330,7 +333,7 @@ def log(cell: Cell) -> pathlib.Path:
 
 def last_line(path: pathlib.Path) -> str:
     """The last line of a text file that is not empty."""
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
@@ -519,4 +522,5 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     sys.exit(main(sys.argv[1:]))

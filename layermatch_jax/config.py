@@ -208,7 +208,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.layer_report = ml_collections.ConfigDict()
     c.layer_report.at_steps = ()  # of training: which layers gain from pseudo-labels then
-    c.layer_report.batches = 128  # that gradients are averaged over; few leave noise in the means
+    c.layer_report.batches = 128  # that gradients are averaged over; few make wide intervals
     return c.lock()
 
 
@@ -486,7 +486,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("eval_every", 1, None),
         ("checkpoint_every", 1, None),
         ("checkpoints_kept", 1, None),
-        ("layer_report.batches", 2, None),
+        ("layer_report.batches", 3, None),
     ):
         value = _get(config, name)
         if not math.isfinite(value):
