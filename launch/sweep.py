@@ -3,13 +3,14 @@
     python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
-`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Runs and rows are named by what
-they do: `fixmatch+layerwise` is layermatch. Each run has seed = label seed,
-so that methods are compared on the same labels, order and draws. Flags not the runner's own
-go to every run. The same command again skips finished runs and goes on with unfinished ones. At the
-end it writes table.md and table.csv into the workdir: accuracies of the EMA parameters, mean ±
-standard deviation over seeds, and paired differences to the baseline ± their standard error; and,
-where matplotlib is installed, comparison.png.
+`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders are named by
+what the runs do: `fixmatch+layerwise` is `layermatch`, and cannot be a row beside it. Each run has
+seed = label seed, so that methods are compared on the same labels, order and draws. Flags not the
+runner's own go to every run. The same command again skips finished runs and goes on with unfinished
+ones. At the end it writes table.md and table.csv into the workdir: each row's gradient mask and
+centres, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
+differences to the baseline ± their standard error; and, where matplotlib is installed,
+comparison.png.
 
 With --masks each method runs with each of the gradient masks, named as in layermatch_jax/config.py:
 
@@ -51,6 +52,7 @@ from layermatch_jax import (  # noqa: E402
     metrics,
     models,
     rules,
+    terminal,
     workdir,
 )
 from layermatch_jax import main as run_main  # noqa: E402
@@ -126,7 +128,9 @@ def main(argv: list[str]) -> int:
 
     options.workdir.mkdir(parents=True, exist_ok=True)
     if options.slurm is not None and unfinished:
-        commands_file(options, unfinished).write_text(commands(unfinished))
+        # Paths may hold bytes that are no UTF-8: the shell that reads them needs the same bytes.
+        file = commands_file(options, unfinished)
+        file.write_text(commands(unfinished), "utf-8", "surrogateescape")
         environment = os.environ | {"PYTHON": sys.executable}
         job = array_job(options, unfinished)
         return subprocess.run(job, check=False, env=environment).returncode
@@ -237,7 +241,7 @@ def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
 
 def commands_file(options: argparse.Namespace, cells: list[Cell]) -> pathlib.Path:
     """Named by what it holds: an array that still waits must find its own lines."""
-    name = hashlib.sha256(commands(cells).encode()).hexdigest()[:8]
+    name = hashlib.sha256(commands(cells).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return options.workdir / f"commands-{name}.txt"
 
 
@@ -329,7 +333,7 @@ def log(cell: Cell) -> pathlib.Path:
 
 def last_line(path: pathlib.Path) -> str:
     """The last line of a text file that is not empty."""
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
@@ -518,4 +522,5 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     sys.exit(main(sys.argv[1:]))

@@ -225,8 +225,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "layer_report.batches": Setting(
         128,
-        "Batches that a layer report averages gradients over; with few, noise stays in the means.",
-        low=2,
+        "Batches that a layer report averages gradients over; few make wide intervals.",
+        low=3,
         neutral=True,
     ),
 }

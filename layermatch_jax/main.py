@@ -9,7 +9,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from layermatch_jax import automatic, config_file, modes
+from layermatch_jax import automatic, config_file, modes, terminal
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
 
@@ -42,7 +42,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        if said := modes.MODES[flag_values.mode](config, folder):
+        given = config_flags.get_override_values(flag_values["config"])
+        if said := modes.MODES[flag_values.mode](config, folder, given):
             print(said)
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
@@ -88,7 +89,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
                 "workdir",
                 None,
                 "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "For --mode=report also several, comma-separated, or a folder of such folders.",
+                "For --mode=report also several, comma-separated, or a folder of such folders; a "
+                "comma in the name of an existing folder does not separate.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
@@ -136,7 +138,8 @@ def _check(argv: list[str]) -> None:
 def _check_default(flag_values: flags.FlagValues) -> None:
     """Refuses to train other images with the settings of the digits' demo, unless asked to."""
     name = flag_values.config.dataset.name
-    if not flag_values["config"].present and name in CONFIGS_FOR:
+    own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
+    if not own_config and name in CONFIGS_FOR:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "
             f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
@@ -145,4 +148,5 @@ def _check_default(flag_values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     app.run(main, flags_parser=parse_flags)

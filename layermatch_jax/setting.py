@@ -44,7 +44,7 @@ class Setting(NamedTuple):
             raise InputError(f"--config.{name}={value} must be a finite number")
         if not all(keeps(limit) for limit, _, keeps in limits):
             allowed = " and ".join(f"{words} {limit}" for limit, words, _ in limits)
-            raise InputError(f"--config.{name}={value} must be {allowed}")
+            raise InputError(f"--config.{name}={value} must be {allowed}. {self.meaning}")
 
 
 def memory(train_steps: int, classic: float = CLASSIC_DECAY) -> float:

@@ -128,5 +128,5 @@ def test_runs_are_looked_at_by_one_process(mode, made, monkeypatch):
     before = files(made)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match=f"--mode={mode} is for one process, not 2"):
-        modes.MODES[mode](make_config(), str(made))
+        modes.MODES[mode](make_config(), str(made), ())
     assert files(made) == before

@@ -85,8 +85,8 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         Table(
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds, points, mean ± "
-            f"standard error. {_CAPTION}",
+            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"images, points, mean ± standard error. {_CAPTION}",
             (
                 "method",
                 "mask",
@@ -225,8 +225,9 @@ def _layers(log: Log) -> tuple[str, str]:
     return tuple(workdir.trained_layers(log.config).values())
 
 
-def _seeds(log: Log) -> tuple[int, int]:
-    return log.config.dataset.label_seed, log.config.seed
+def _seeds(log: Log) -> tuple[int, int, str]:
+    """What runs of two methods must share to be compared: with a split file, the seed says less."""
+    return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
 
 
 def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
