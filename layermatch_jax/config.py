@@ -289,7 +289,7 @@ def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
 def check_field(name: str) -> None:
     """Raises InputError, naming the nearest one, unless `name` is a setting's dotted name."""
     if name not in SETTINGS:
-        raise unknown("config field", name, SETTINGS)
+        raise unknown("config field", name, sorted(SETTINGS))
 
 
 def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:

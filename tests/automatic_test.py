@@ -74,6 +74,7 @@ def test_momentum_of_other_centres(centres, train_steps, momentum):
 def test_the_demo_has_the_numbers_that_it_always_had():
     values = config_lib.fields(automatic.resolve(config_file.load(f"{DIGITS}:method=freematch")))
     assert [values[name] for name in DECAYS] == [0.99] * 3
+    values = config_lib.fields(automatic.resolve(config_file.load(f"{DIGITS}:method=dash")))
     assert values["policy.warm_up"] * values["train_steps"] == 20
 
 

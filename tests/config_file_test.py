@@ -6,7 +6,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import config_file
 from layermatch_jax.errors import InputError
 
-RETURN = "    return presets.apply_arg(config_lib.base(), arg)\n"
+RETURN = "    return config_lib.apply_arg(config_lib.base(), arg)\n"
 WHOLE = f"from layermatch_jax import config as config_lib\ndef get_config(arg=''):\n{RETURN}"
 
 

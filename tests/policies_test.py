@@ -112,7 +112,9 @@ def test_the_names_that_config_knows():
 
 
 def test_the_presets_of_the_field():
-    made = {m: presets.apply_method(config_lib.base(), m) for m in presets.METHODS}
+    made = {
+        m: automatic.resolve(presets.apply_method(config_lib.base(), m)) for m in presets.METHODS
+    }
     for method in ("fixmatch", "grad_relu", "avg_clustering", "layermatch"):
         settings = made[method].policy
         assert (settings.name, settings.threshold) == ("fixed_threshold", 0.95)
