@@ -34,7 +34,7 @@ def test_ordinary_folders_have_the_order_that_they_always_had(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending", "tif TIFF jfif jpe ppm pgm pbm PNM JPG Jpeg jp2 avif mpo".split()
+    "ending", ["tif", "TIFF", "jfif", "jpe", "ppm", "pgm", "pbm", "PNM", "Jpeg", "jp2", "avif"]
 )
 def test_endings(tmp_path, ending):
     touch(tmp_path, f"x.{ending}")
@@ -117,7 +117,7 @@ def test_the_sentence():
     )
     assert listing.passed_over({}, "/r") == ""
     many = {f".{letter}": [f"/r/{letter}"] for letter in "abcdefghij"}
-    assert listing.passed_over(many, "/r").endswith("1 .h (first: h), 2 of 2 other kinds")
+    assert listing.passed_over(many, "/r").endswith("1 .h (first: h), 2 others")
     assert listing.merge([{"a": ["1"]}, {}, {"b": ["2"], "a": ["3"]}]) == {
         "a": ["1", "3"],
         "b": ["2"],

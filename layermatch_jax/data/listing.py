@@ -110,7 +110,7 @@ def passed_over(tally: Mapping[str, list[str]], root: str | os.PathLike) -> str:
         for kind in kinds[:_KINDS_NAMED]
     ]
     if rest := kinds[_KINDS_NAMED:]:
-        said.append(f"{sum(len(tally[kind]) for kind in rest):,} of {len(rest)} other kinds")
+        said.append(f"{sum(len(tally[kind]) for kind in rest):,} others")
     return f"passed over: {', '.join(said)}"
 
 

@@ -13,6 +13,7 @@ from layermatch_jax.data.images import (
     Source,
     channel_statistics,
     concatenate,
+    digest,
     from_array,
     take,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Source",
     "channel_statistics",
     "concatenate",
+    "digest",
     "drop_test_duplicates",
     "from_array",
     "load",
