@@ -77,7 +77,7 @@ RESULT_NEUTRAL = (
     "applied_method",  # says again what `method` says
     "parallelism",
     "dataset.data_dir",
-    "dataset.on_broken",  # where it makes a difference, the images are other ones: that is checked
+    "dataset.on_broken",  # images left out make another data set, which is refused as such
     "input.backend",
     "input.prefetch",
     "input.steps_per_call",

@@ -47,9 +47,9 @@ def test_what_is_passed_over_is_in_the_notes(root):
     (note,) = load(root).notes
     assert note == (
         "passed over: 1 .heic (first: train/cat/2.heic), 1 .txt (first: test/owl/notes.txt), "
-        "1 images outside the class folders (first: train/9.png), "
         "1 linked to nothing (first: train/fox), "
-        "1 of the system (thumbnails, trash) (first: unlabeled/@eaDir)"
+        "1 of the system (thumbnails, trash) (first: unlabeled/@eaDir), "
+        "1 outside the class folders (first: train/9.png)"
     )
 
 
@@ -100,6 +100,14 @@ def test_a_flat_test_folder_beside_a_good_val(root, flat):
     made = load(root)
     assert made.test.labels.tolist() == [0, 1]
     assert made.notes[0] == "test images are those of val/: test/ has no class folders"
+
+
+def test_test_images_in_no_class_folder(root):
+    (root / "test").rename(root / "elsewhere")
+    write(root / "test/images/0.png", noise(8, 8, 3))
+    write(root / "test/1.png", noise(8, 8, 3))
+    said = refusal(root)
+    assert "test has no folder of a class of the training images; it has images. " in said
 
 
 def test_without_a_test_folder_validation_images_serve(root):
@@ -181,6 +189,15 @@ def test_names_that_are_no_utf_8(root):
     said.encode("utf-8")
     with pytest.raises(InputError, match=r"caf\\xe9\.png"):
         made.train.read(np.array([2]))
+
+
+def test_test_images_that_are_trained_on_are_named(root):
+    os.link(root / "test/owl/0.png", root / "train/owl/2.png")
+    (root / "unlabeled").mkdir()
+    (root / "unlabeled/0.png").symlink_to(root / "test/cat/0.png")
+    assert load(root).notes == (
+        "2 test images are files that are also trained on (first: test/cat/0.png)",
+    )
 
 
 def broken_images(root):

@@ -47,8 +47,8 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     except Exception as error:
         raise InputError(
             f"Cannot decode the image {names.text(path)} ({_reason(error)}). Put a whole image in"
-            " its place: a run that has a checkpoint then goes on. Without this image the data set"
-            " is another one, and needs a run of its own."
+            " its place. (A run that has a checkpoint then goes on. Without this image the data set"
+            " is another one, and needs a new run.)"
         ) from error
 
 

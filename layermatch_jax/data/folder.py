@@ -56,6 +56,11 @@ def load(dataset: ConfigDict) -> Source:
 
     findings = checking.check([file.path for file in files], dataset.stored_size, dataset.alpha)
     notes = [*where.notes, passed_over, *findings.remarks]
+    if shared := _trained_on(files):
+        first = listing.relative(shared[0], where.root)
+        notes.append(
+            f"{len(shared):,} test images are files that are also trained on (first: {first})"
+        )
     if findings.broken:
         broken = f"{len(findings.broken):,} of {len(files):,} images cannot be decoded"
         if dataset.on_broken == "error":
@@ -106,6 +111,21 @@ def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Imag
         return out
 
     return Images(labels, read, np.array(files, object))
+
+
+def _trained_on(files: list[_File]) -> list[str]:
+    """The test images that are, by links, the same files as images of another part."""
+
+    def identity(file):
+        try:
+            found = os.stat(file.path)
+        except OSError:  # the check tells of it
+            return file.path
+        return (found.st_dev, found.st_ino) if found.st_ino else file.path
+
+    known = list(zip(files, decoding.pool().map(identity, files), strict=True))
+    others = {one for file, one in known if file.part != "test"}
+    return [file.path for file, one in known if file.part == "test" and one in others]
 
 
 def _refuse_gaps(files: list[_File], where: layout.Layout, why: str) -> None:

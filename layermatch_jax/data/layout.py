@@ -34,6 +34,7 @@ class Layout(NamedTuple):
 
 
 class _ClassFolders(NamedTuple):
+    path: Path  # train/, say
     by_name: dict[str, str]  # name as text -> path on the disk, sorted by name
     passed_over: dict[str, list[str]]
 
@@ -60,47 +61,37 @@ def read(dataset: ConfigDict) -> Layout:
         raise _missing(root / "train", there)
     train = _class_folders(parts["train"])
     if not train.by_name:
-        raise InputError(f"{parts['train']} has no class folders. {EXPECTED}")
-    class_names = list(train.by_name)
+        raise InputError(f"{train.path} has no class folders. {EXPECTED}")
+    class_names, notes = list(train.by_name), []
     if dataset.class_list:
         class_names = names.read_class_list(dataset.class_list)
-        _require_folders(class_names, train, parts["train"], dataset.class_list)
+        _require_folders(class_names, train, dataset.class_list)
+        if unlisted := [name for name in train.by_name if name not in class_names]:
+            notes.append(f"not used, for the class list does not name them: {names.some(unlisted)}")
     if len(class_names) < 2:
-        raise _too_few(parts["train"], train, dataset.class_list)
+        raise _too_few(train, dataset.class_list)
 
-    notes, used, passed_over = [], {"train", "unlabeled"}, [train.passed_over]
-    unlisted = [name for name in train.by_name if name not in class_names]
-    if unlisted:
-        notes.append(f"not used, for the class list does not name them: {names.some(unlisted)}")
-    test = ()
+    test = None
     if dataset.evaluate_on == "test" or dataset.drop_test_duplicates:
-        candidates = [part for part in ("test", "val") if part in parts]
+        candidates = [parts[part] for part in ("test", "val") if part in parts]
         if not candidates:
             raise _missing(root / "test", there)
-        folders = {part: _class_folders(parts[part]) for part in candidates}
-        # Test images that come without classes (a flat folder) are left for val/, if it has some.
-        fitting = [part for part in candidates if folders[part].by_name.keys() & train.by_name]
-        part = (fitting or candidates)[0]
-        if part != candidates[0]:
-            flat = parts[candidates[0]].name
+        test = _with_classes(candidates, class_names)
+        if test.path != candidates[0]:
+            flat = candidates[0].name
             notes.append(
-                f"test images are those of {parts[part].name}/: {flat}/ has no class folders"
+                f"test images are those of {test.path.name}/: {flat}/ has no class folders"
             )
-        if not folders[part].by_name:
-            raise InputError(f"{parts[part]} has no class folders. {EXPECTED}")
         if not dataset.class_list:
-            _require_folders(list(folders[part].by_name), train, parts["train"], parts[part])
-        test = tuple(map(folders[part].by_name.get, class_names))
-        used.add(part)
-        passed_over.append(folders[part].passed_over)
+            _require_folders(list(test.by_name), train, test.path)
 
-    used = {parts[part].name for part in used & parts.keys()}
+    used = {train.path, test and test.path, parts.get("unlabeled")}
     unused = [
         f"{name}/" if kind == listing.FOLDER else name
         for kind, found in there.items()
         if kind not in (listing.HIDDEN, listing.SYSTEM)
         for name in found
-        if name not in used
+        if root / name not in used
     ]
     if unused:
         notes.append(f"not used, in {names.text(str(root))}: {names.some(unused)}")
@@ -108,9 +99,9 @@ def read(dataset: ConfigDict) -> Layout:
         root=root,
         class_names=tuple(class_names),
         train=tuple(train.by_name[name] for name in class_names),
-        test=test,
+        test=tuple(map(test.by_name.get, class_names)) if test else (),
         unlabeled=str(parts["unlabeled"]) if "unlabeled" in parts else None,
-        passed_over=listing.merge(passed_over),
+        passed_over=listing.merge(part.passed_over for part in (train, test) if part),
         notes=tuple(notes),
     )
 
@@ -129,6 +120,18 @@ def _parts(root: Path, folders: list[str]) -> dict[str, Path]:
     return parts
 
 
+def _with_classes(candidates: list[Path], class_names: list[str]) -> _ClassFolders:
+    """The first that has a folder of a class: test/ may be flat, without labels, and val/ not."""
+    found = [_class_folders(folder) for folder in candidates]
+    for folders in found:
+        if folders.by_name.keys() & class_names:
+            return folders
+    has = names.some(list(found[0].by_name)) or "no folders"
+    raise InputError(
+        f"{candidates[0]} has no folder of a class of the training images; it has {has}. {EXPECTED}"
+    )
+
+
 def _class_folders(folder: str | os.PathLike) -> _ClassFolders:
     there = _entries(folder)
     by_name = {}
@@ -140,31 +143,29 @@ def _class_folders(folder: str | os.PathLike) -> _ClassFolders:
             )
         by_name[names.text(name)] = os.path.join(folder, name)
     if listing.IMAGE in there:
-        there["images outside the class folders"] = there.pop(listing.IMAGE)
+        there["outside the class folders"] = there.pop(listing.IMAGE)
     passed_over = {
         kind: [os.path.join(folder, name) for name in found] for kind, found in there.items()
     }
-    return _ClassFolders(by_name, passed_over)
+    return _ClassFolders(Path(folder), by_name, passed_over)
 
 
-def _require_folders(
-    wanted: list[str], train: _ClassFolders, folder: Path, source: str | os.PathLike
-) -> None:
+def _require_folders(wanted: list[str], train: _ClassFolders, source: str | os.PathLike) -> None:
     missing = [name for name in wanted if name not in train.by_name]
     if missing:
         raise InputError(
-            f"{len(missing)} of the classes in {source} have no folder in {folder}:"
+            f"{len(missing)} of the classes in {source} have no folder in {train.path}:"
             f" {names.some(missing)}. Every class needs training images: add them, or take the"
             f" class out of {source}."
         )
 
 
-def _too_few(folder: Path, train: _ClassFolders, class_list: str) -> InputError:
+def _too_few(train: _ClassFolders, class_list: str) -> InputError:
     """The error for a data set of one class; says what its one folder may be."""
     if class_list:
         return InputError(f"The class list {class_list} names one class; it takes two or more.")
     ((name, path),) = train.by_name.items()
-    inside = list(_class_folders(path).by_name)
+    folder, inside = train.path, list(_class_folders(path).by_name)
     if len(inside) > 1:
         return InputError(
             f"{folder} has one folder, {name}, and the class folders seem to be inside it:"
