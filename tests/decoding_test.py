@@ -251,6 +251,7 @@ def test_files_that_are_cut_off_are_broken(tmp_path, ending):
         path.write_bytes(whole[:length])
         reason, _ = decoding.examine(str(path), 8, "white")
         assert reason, length
+        assert (reason == "the file is empty") == (length == 0)
         assert str(tmp_path) not in reason
 
 

@@ -46,9 +46,9 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     # Decoders raise whatever the broken bytes lead them to: OSError, SyntaxError, struct.error...
     except Exception as error:
         raise InputError(
-            f"Cannot decode the image {names.text(path)} ({_reason(error)}). Put a whole image in"
-            " its place. (A run that has a checkpoint then goes on. Without this image the data set"
-            " is another one, and needs a new run.)"
+            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put a whole"
+            " image in its place. (A run that has a checkpoint then goes on. Without this image the"
+            " data set is another one, and needs a new run.)"
         ) from error
 
 
@@ -57,7 +57,7 @@ def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ..
     try:
         return None, _decode(path, side, alpha).remarks
     except Exception as error:
-        return _reason(error), ()
+        return _reason(error, path), ()
 
 
 @functools.cache
@@ -127,10 +127,10 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: str) -> str:
     """Why a file could not be decoded, without its path."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format"
+        return "not an image of a known format" if os.path.getsize(path) else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {names.text(str(error))}"

@@ -10,8 +10,9 @@ from layermatch_jax.data import listing, names
 from layermatch_jax.errors import InputError
 
 EXPECTED = (
-    "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or ROOT/val/...), at any depth"
-    " below CLASS, and if you like ROOT/unlabeled/*.jpg; image files end in "
+    "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or ROOT/val/...; neither is"
+    " needed with --config.dataset.evaluate_on=validation), at any depth below CLASS, and if you"
+    " like ROOT/unlabeled/*.jpg; image files end in "
     + ", ".join(listing.EXTENSIONS)
     + ". Set --config.dataset.data_dir to ROOT."
 )
