@@ -28,7 +28,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
-from layermatch_jax.errors import NonFiniteLossError, Stopped
+from layermatch_jax.errors import InputError, NonFiniteLossError, Stopped
 
 
 class Data(NamedTuple):
@@ -70,6 +70,13 @@ def load(config: ml_collections.ConfigDict) -> Data:
     with hosts.all_or_none():
         # The others after the first: it may have had to download the set to a folder they share.
         source = source or sources.load(config.dataset)
+    with hosts.all_or_none():
+        mine = sources.digest(source)
+        if (hosts.from_first(mine) != mine).any():
+            raise InputError(
+                "this process found other images or classes than the first one. Give all processes "
+                "the same files; an image that only one of them cannot read is a difference, too"
+            )
         partition = splits.partition(source, config.dataset)
         sampler = pipeline.create_sampler(config, partition)
         rows = parallel.host_rows(config.batch_size)

@@ -17,6 +17,7 @@ import parallel_test
 import pytest
 from train_test import final_state, lines
 
+from layermatch_jax import config as config_lib
 from layermatch_jax import hosts, train
 from layermatch_jax.errors import InputError
 
@@ -237,3 +238,12 @@ def test_signals_are_left_alone_outside_the_main_thread():
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+def test_a_process_with_other_images_than_the_first_is_refused(monkeypatch):
+    config = config_lib.base()
+    config.dataset.name = "digits"
+    config.dataset.stored_size = 16
+    monkeypatch.setattr(hosts, "from_first", lambda digest: digest ^ 1)
+    with pytest.raises(InputError, match="other images or classes than the first one"):
+        train.load(config)

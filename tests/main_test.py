@@ -21,7 +21,7 @@ from PIL import Image
 from train_test import before_step
 
 from layermatch_jax import main, metrics
-from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data import checking, pipeline, sources, splits
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -452,7 +452,9 @@ def damage(path):
     return lambda: path.write_bytes(whole)
 
 
-def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, tmp_path):
+def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
+    call, tmp_path, monkeypatch
+):
     data, workdir = tmp_path / "data", tmp_path / "run"
     extra = image_folder(data)
     args = [
@@ -462,12 +464,17 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
         "--config.checkpoint_every=2", "--config.input.backend=tf_data",
     ]  # fmt: skip
 
-    # An image of the first batch: nothing has been written yet.
-    mend = damage(data / "train/b/3.png")
-    message = f"InputError: Cannot decode the image {data / 'train/b/3.png'} ("
-    assert_refused(call(*args), message, workdir)
-    mend()
+    # At the start all are found, those for the evaluation, too; nothing has been written yet.
+    broken = [data / "train/b/3.png", data / "test/b/3.png", extra[7]]
+    mend = [damage(path) for path in broken]
+    done = call(*args)
+    assert_refused(done, "InputError: 3 of 64 images cannot be decoded:\n", workdir, lines=5)
+    assert [line.split(" (")[0] for line in done[2].splitlines()[1:4]] == [f"  {x}" for x in broken]
+    for mend_it in mend:
+        mend_it()
 
+    # From here on images break after they were checked.
+    monkeypatch.setattr(checking, "check", lambda *_: checking.Findings({}, ()))
     # An unlabelled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)

@@ -132,9 +132,9 @@ def test_fields_that_change_nothing_may_change(folder, name):
 def test_every_other_field_counts(folder):
     # Written out, so that a field that joins the neutral ones does it knowingly.
     assert set(config_lib.RESULT_NEUTRAL) == {
-        "applied_method", "parallelism", "dataset.data_dir", "input.backend", "input.prefetch",
-        "input.steps_per_call", "log_every", "checkpoint_every", "checkpoints_kept",
-        "compilation_cache", "tensorboard", "profile",
+        "applied_method", "parallelism", "dataset.data_dir", "dataset.on_broken", "input.backend",
+        "input.prefetch", "input.steps_per_call", "log_every", "checkpoint_every",
+        "checkpoints_kept", "compilation_cache", "tensorboard", "profile",
         "layer_report.at_steps", "layer_report.batches",
     }  # fmt: skip
     config = configured()

@@ -13,6 +13,7 @@ from layermatch_jax.data.images import (
     Source,
     channel_statistics,
     concatenate,
+    digest,
     from_array,
     take,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Source",
     "channel_statistics",
     "concatenate",
+    "digest",
     "drop_test_duplicates",
     "from_array",
     "load",
@@ -54,14 +56,16 @@ def load(dataset: ConfigDict) -> Source:
         pixels to which images are brought and at which they are kept, before the crop) and
         drop_test_duplicates. Read by some: data_dir (tfds sets: folder of prepared sets, '' for
         TFDS_DATA_DIR or tfds's default; folder: its root; npz: the file), class_list (folder:
-        file with one class folder a line, '' for all), num_classes (fake).
+        file with one class folder a line, '' for all), evaluate_on, on_broken and alpha (folder),
+        num_classes (fake).
 
     Returns:
-      A Source; the pixels of all but 'folder' are in memory.
+      A Source; the pixels of all but 'folder' are in memory. What the user should know of the data
+      is in its notes.
 
     Raises:
       InputError: the name or a setting is not allowed, or the data are missing or malformed. The
-        message says how to mend it. A broken image of a folder raises when it is read.
+        message says how to mend it. An image of a folder that breaks later raises when it is read.
     """
     if dataset.name not in LOADERS:
         raise unknown("--config.dataset.name", dataset.name, LOADERS)
