@@ -1,6 +1,6 @@
 """The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
 
-import errno
+import itertools
 import os
 import re
 import sys
@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from layermatch_jax import config as config_lib
 from layermatch_jax import modes
-from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
+from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -33,16 +33,11 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         return end.status
-    except OSError as error:  # of the small files; checkpoint.py tells of the large ones
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"StorageError: {error}. Make room; the same command goes on", file=sys.stderr)
-        return 1
     except Exception as error:
-        said = refusal(error)
-        if not said:
+        said = explained(error)
+        if not said:  # a mistake of ours: its traceback is needed
             raise
-        print(f"StorageError: {said}. Mend it; the same command goes on", file=sys.stderr)
+        print(said, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)
@@ -58,6 +53,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         with a traceback or status 1; 0 after --help.
     """
     try:
+        argv, unset = _take_out_none(argv)
         _check(argv)
         config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
             "config",
@@ -82,12 +78,34 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             ("process_id", "Which of them this is, from 0."),
         ):
             flags.DEFINE_integer(name, None, text, flag_values=flag_values)
-        return flag_values(argv)
+        rest = flag_values(argv)
+        flag_values.config.update_from_flattened_dict(dict.fromkeys(unset))
+        return rest
     except (InputError, flags.Error) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit:  # of --help, which absl ends with status 1
         sys.exit(0)
+
+
+def _take_out_none(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Without the flags --config.FIELD=None; and these fields, of those that may be None.
+
+    ml_collections would refuse it for a number, and read it as the text 'None' for a path.
+    """
+    may_be = {name for name, value in config_lib.fields(config_lib.base()).items() if value is None}
+    kept, unset, rest = [], [], iter(argv)
+    for arg in rest:
+        given = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL)
+        if not (given and given[1] in may_be):
+            kept.append(arg)
+            continue
+        value = [arg] if given[2] is not None else [arg, *itertools.islice(rest, 1)]
+        if (given[2] or value[-1]) == "None":
+            unset.append(given[1])
+        else:
+            kept += value
+    return kept, unset
 
 
 def _check(argv: list[str]) -> None:
