@@ -38,6 +38,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         if not said:  # a mistake of ours: its traceback is needed
             raise
         print(said, file=sys.stderr)
+        logging.debug("Its traceback:", exc_info=True)  # --verbosity=1
         return 1
     except KeyboardInterrupt:
         print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)

@@ -213,6 +213,16 @@ def test_split_file_round_trip(tmp_path):
     assert again == made.record
 
 
+def test_split_file_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = splits.partition(source(), settings())
+    splits.write_split(made.record, tmp_path / "split.json")
+    again = splits.partition(
+        source(), settings(split_file="~/split.json", label_seed=made.record["label_seed"])
+    )
+    assert again.record == made.record
+
+
 def test_split_of_ones_own(tmp_path):
     # Another split than would be drawn, unsorted, with nothing but the fields that must be there.
     indices = [29, 0, 1, 2, 3, 4, 5]
