@@ -173,6 +173,7 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     if not (workdir / FOLDER).exists():
         raise InputError(f"{workdir} has no checkpoint yet")
     template = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+    _silence_latecomers()
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(_folder(workdir))
         with _orbax_silent():  # it warns of everything that read_only means
@@ -190,6 +191,7 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
         reasons = []
         for wanted in there if step is None else [step]:
             try:
+                _check_rights(manager.directory / str(wanted))
                 saved = manager.item_metadata(wanted).tree["run"]
                 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(saved))
                 restored = _restore(manager, wanted, zeros | {"state": template})
@@ -221,6 +223,7 @@ def _line(error: Exception) -> str:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, template):
+    _check_rights(manager.directory / str(step))
     expected = {"run": template, "checksum": np.zeros((), np.uint32)}
     differences = _differences(manager.item_metadata(step).tree, expected)
     if differences:
@@ -235,6 +238,17 @@ def _restore(manager: ocp.CheckpointManager, step: int, template):
     if int(restored["checksum"]) != _checksum(restored["run"]):
         raise DamagedError("the checksum is not that of the arrays")
     return restored["run"]
+
+
+def _check_rights(folder: epath.Path) -> None:
+    """Raises PermissionError for a folder below that may not be read: Orbax calls it empty."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if "://" not in str(folder):
+        for _ in os.walk(folder, onerror=refuse):
+            pass
 
 
 def _differences(saved, expected) -> list[str]:

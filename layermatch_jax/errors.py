@@ -14,13 +14,13 @@ _REFUSED = re.compile(
 _OUT_OF_MEMORY = re.compile("resource_?exhausted|out of memory", re.IGNORECASE)
 
 # What the user can do about an error of the operating system, by its number.
-_OTHER_PLACE = "Take another place for it, such as another --workdir"
+_OTHER_PLACE = "or take another place for it, such as another --workdir"
 _MEND = {
     errno.ENOSPC: "Make room",
     errno.EDQUOT: "Make room",
-    errno.EACCES: f"Give yourself the right to read and write it. {_OTHER_PLACE}",
-    errno.EPERM: f"Give yourself the right to read and write it. {_OTHER_PLACE}",
-    errno.EROFS: f"It lies on a read-only file system. {_OTHER_PLACE}",
+    errno.EACCES: f"Give yourself the right to read and write it, {_OTHER_PLACE}",
+    errno.EPERM: f"Give yourself the right to read and write it, {_OTHER_PLACE}",
+    errno.EROFS: f"Make its file system writable, {_OTHER_PLACE}",
     errno.ENAMETOOLONG: "Take a shorter name",
     errno.ENOTDIR: "A file is in the place of a folder. Move it away",
     errno.EISDIR: "A folder is in the place of a file. Move it away",

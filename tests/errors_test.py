@@ -14,8 +14,11 @@ from layermatch_jax import errors
     ("number", "mend"),
     [
         (errno.ENOSPC, "Make room"),
-        (errno.EACCES, "Give yourself the right to read and write it. Take another place for it"),
-        (errno.EROFS, "It lies on a read-only file system. Take another place for it"),
+        (
+            errno.EACCES,
+            "Give yourself the right to read and write it, or take another place for it",
+        ),
+        (errno.EROFS, "Make its file system writable, or take another place for it"),
         (errno.ENAMETOOLONG, "Take a shorter name"),
         (errno.ENOTDIR, "A file is in the place of a folder. Move it away"),
         (errno.EISDIR, "A folder is in the place of a file. Move it away"),
