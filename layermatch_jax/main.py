@@ -41,7 +41,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         logging.debug("Its traceback:", exc_info=True)  # --verbosity=1
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)
+        print("Interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -258,9 +258,9 @@ def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
             ) from None
     if count is not None and len(read) < count:
         raise InputError(
-            f"{path} has {len(read)} lines, and the run wrote {count}: the result would leave out "
-            "the others. Bring the file back from a backup, or take another --workdir to start "
-            "anew."
+            f"{path} holds {len(read)} of the {count} lines that the run wrote: the result would "
+            "leave out the others. Bring the file back from a backup, or take another --workdir "
+            "to start anew."
         )
     return read
 

@@ -135,7 +135,8 @@ def train_and_evaluate(
 ) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
-    With several processes (`hosts.connect`) all of them call it, with the same config.
+    If that start saved no checkpoint, its files are moved aside (`workdir.set_aside`). With several
+    processes (`hosts.connect`) all of them call it, with the same config.
 
     Args:
       config: the whole config.

@@ -142,6 +142,21 @@ def test_what_cannot_be_read_just_now_is_not_damaged(error, said, workdir, monke
     assert not (workdir / "checkpoints_damaged").exists()
 
 
+def test_a_folder_that_may_not_be_read_is_not_damaged(workdir, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/checkpoints/4/default"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for read in (restore, lambda workdir: checkpoint.read_state(workdir, tree(0)["state"])):
+        with pytest.raises(StorageError, match=r"step 4 in .* cannot be read: Permission denied"):
+            read(workdir)
+    assert not (workdir / "checkpoints_damaged").exists()
+
+
 def delete(path):
     path.unlink()
 

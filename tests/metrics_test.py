@@ -225,10 +225,10 @@ def test_last_line_that_was_cut_off_is_left_out(folder, rest):
 def test_lines_that_are_missing_are_not_passed_over(folder, missing):
     write_lines(folder, WRITTEN[:missing] + WRITTEN[missing + 1 :])
     for read in (metrics.read, metrics.cut_back):
-        with pytest.raises(InputError, match=r"metrics\.jsonl has 3 lines, and the run wrote 4: "):
+        with pytest.raises(InputError, match=r"metrics\.jsonl holds 3 of the 4 lines "):
             read(folder, 4)
     (folder / metrics.FILE).unlink()
-    with pytest.raises(InputError, match="has 0 lines, and the run wrote 4"):
+    with pytest.raises(InputError, match="holds 0 of the 4 lines"):
         metrics.cut_back(folder, 4)
 
 

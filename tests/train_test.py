@@ -306,7 +306,7 @@ def test_missing_lines_and_a_damaged_result_are_told_and_mended(tmp_path, monkey
     path.write_text("".join(whole[1:2]))
     config_before = (tmp_path / "config.json").read_bytes()
     c.checkpoint_every = 2
-    with pytest.raises(InputError, match=r"metrics\.jsonl has 1 lines, and the run wrote 2"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl holds 1 of the 2 lines"):
         train.train_and_evaluate(c, tmp_path)
     assert path.read_text() == whole[1]
     assert (tmp_path / "config.json").read_bytes() == config_before
