@@ -33,7 +33,7 @@ def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
     Raises:
       InputError: no run, no such checkpoint, no data, or other data than the run had.
     """
-    folder = epath.Path(workdir)
+    folder = epath.Path(workdir).expanduser()
     config = read_config(folder, data_dir)
     data = read_data(folder, config)
     return Run(config, data, read_state(folder, config, data, step))

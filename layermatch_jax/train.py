@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 
@@ -142,7 +143,8 @@ def train_and_evaluate(
 ) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
-    With several processes (`hosts.connect`) all of them call it, with the same config.
+    If that start saved no checkpoint, its files are moved aside (`workdir.set_aside`). With several
+    processes (`hosts.connect`) all of them call it, with the same config.
 
     Args:
       config: the whole config.
@@ -162,7 +164,7 @@ def train_and_evaluate(
       Stopped: a process was told to stop; there is a checkpoint of the last step.
     """
     # --- Can this run be made? Until all of it is known, nothing is written ----------------------
-    workdir, first, result = epath.Path(workdir), hosts.is_first(), None
+    workdir, first, result = epath.Path(workdir).expanduser(), hosts.is_first(), None
     with hosts.all_or_none():
         config = automatic.resolve(config)
         config_lib.validate(config, jax.device_count())
@@ -184,7 +186,7 @@ def train_and_evaluate(
         report_layers = layer_report.create(
             config, partition, feed, prepared.resident, prepared.layer_gradients
         )
-    run = {"state": prepared.initial, "window": prepared.empty_window}
+    run = {"state": prepared.initial, "window": prepared.empty_window, "lines": np.int32(0)}
 
     with contextlib.ExitStack() as to_the_end:
         # --- Begin, or go on ---------------------------------------------------------------------
@@ -192,12 +194,14 @@ def train_and_evaluate(
             if first:
                 workdir.mkdir(parents=True, exist_ok=True)
                 to_the_end.enter_context(workdir_lib.lock(workdir))
+                workdir_lib.set_aside(workdir)
                 workdir_lib.check(workdir, config)  # again: another run may have been here since
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
+                metrics.cut_back(workdir, int(run["lines"]))
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
@@ -249,7 +253,10 @@ def train_and_evaluate(
                 if save_now:  # before the next call is taken: the state and the step agree
                     metrics.check_finite(window, current)
                     if first:
-                        checkpoint.save(checkpoints, step, {"state": current, "window": window})
+                        log.to_disk()
+                        lines = np.int32(log.lines)
+                        saved = {"state": current, "window": window, "lines": lines}
+                        checkpoint.save(checkpoints, step, saved)
                     hosts.from_first(step)  # nobody goes on, or leaves, before it is written
                 if stop and not last:
                     raise Stopped(
@@ -267,7 +274,8 @@ def train_and_evaluate(
         # --- The end -----------------------------------------------------------------------------
         if not first:
             return None
-        measured = metrics.result(metrics.read(workdir), config.dataset.evaluate_on)
+        written = metrics.read(workdir, log.lines)
+        measured = metrics.result(written, config.dataset.evaluate_on)
         return workdir_lib.write_result(workdir, config, partition.record, measured)
 
 

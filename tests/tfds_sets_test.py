@@ -215,3 +215,13 @@ def test_without_tfds(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"cannot be imported.*pip install.*'npz'"):
         sources.load(settings("cifar10"))
+
+
+@pytest.mark.parametrize("character", "*?[")
+def test_a_folder_that_tfds_would_read_as_a_pattern_is_refused(character, tmp_path, monkeypatch):
+    place = f"{tmp_path}/a{character}b"
+    with pytest.raises(InputError, match=r"as a pattern\. Rename the folder, or make a link"):
+        tfds_sets.load(settings("cifar10", place))
+    monkeypatch.setenv("TFDS_DATA_DIR", place)
+    with pytest.raises(InputError, match="as a pattern"):
+        tfds_sets.load(settings("cifar10"))

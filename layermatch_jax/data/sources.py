@@ -1,6 +1,7 @@
 """From the name of a data set to its images: the one entrance of the data wing."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,6 +75,9 @@ def load(dataset: ConfigDict) -> Source:
             f"--config.dataset.stored_size={dataset.stored_size}: images need a side of at least"
             " 1 pixel (32 for CIFAR, 96 for STL-10, 256 for ImageNet)."
         )
+    dataset = dataset.copy_and_resolve_references()
+    for name in ("data_dir", "class_list"):
+        dataset[name] = os.path.expanduser(dataset[name])
     source = LOADERS[dataset.name](dataset)
     if dataset.drop_test_duplicates:
         source, dropped = drop_test_duplicates(source)

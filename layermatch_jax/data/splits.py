@@ -6,6 +6,7 @@ hash, so that two runs can be seen to have used the same one, and can be read ba
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
         )
     counts = _class_counts(source, dataset)
     if dataset.split_file:
-        indices = _read_split(dataset.split_file, source, dataset, int(counts.sum()))
+        path = os.path.expanduser(dataset.split_file)
+        indices = _read_split(path, source, dataset, int(counts.sum()))
     else:
         indices = _draw(source, counts, dataset.name, dataset.label_seed)
 

@@ -6,6 +6,7 @@ without it.
 
 import contextlib
 import os
+import re
 import threading
 
 import numpy as np
@@ -86,6 +87,12 @@ def _builder(name: str, data_dir: str):
 
     # tfds reads the variable once, when it is imported; here it counts when it is asked for.
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
+    if re.search(r"[*?\[]", data_dir):
+        raise InputError(
+            f"--config.dataset.data_dir={data_dir}: TensorFlow Datasets reads *, ? and [ in a path"
+            " as a pattern. Rename the folder, or make a link to it (ln -s) without these"
+            " characters and give the link."
+        )
     builder = tfds.builder(name, data_dir=data_dir or None)
     if builder.is_prepared():
         return builder

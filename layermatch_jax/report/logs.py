@@ -1,7 +1,7 @@
 """What the small files of run folders say, finished or under way; enough for curves and tables."""
 
-import json
 import os
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,8 +44,7 @@ def read(folder: epath.Path, data_dir: str = "") -> Log:
       InputError: there is none, or it is of another version.
     """
     config = runs.read_config(folder, data_dir)
-    split = folder / workdir_lib.SPLIT
-    split = json.loads(split.read_text()) if split.exists() else {}
+    split = workdir_lib.read_split(folder)
     return Log(folder, config, split, metrics.read(folder), workdir_lib.read_result(folder))
 
 
