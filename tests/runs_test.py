@@ -12,6 +12,7 @@ from PIL import Image
 from layermatch_jax import config as config_lib
 from layermatch_jax import metrics, modes, predict, runs, train
 from layermatch_jax.data import folder
+from layermatch_jax.data import images as images_lib
 from layermatch_jax.errors import InputError
 
 
@@ -85,6 +86,57 @@ def test_predictions_of_files(made, tmp_path):
     answer = predict.predict(run, folder.from_files(paths, run.config.dataset.stored_size))
     expected = predict.predict(run, images)
     np.testing.assert_allclose(answer.probabilities, expected.probabilities[:3], rtol=1e-5)
+
+
+def test_predictions_compile_once_for_any_number_of_images(made):
+    run = runs.read(str(made))
+    everything = run.data.partition.evaluation
+    whole = predict.predict(run, everything)
+    compiled = predict._forward._cache_size()
+    for count in (0, 1, 24, 25, 99):
+        some = predict.predict(run, images_lib.take(everything, np.arange(count)))
+        assert some.features.shape == (count, 4)
+        assert some.probabilities.shape == (count, 10)
+        assert (some.features.dtype, some.probabilities.dtype) == (np.float32, np.float32)
+        np.testing.assert_allclose(some.probabilities, whole.probabilities[:count], rtol=1e-5)
+    assert predict._forward._cache_size() == compiled
+
+
+def test_padding_is_read_once(made):
+    """Images may be files: the last one is not decoded again for each row of padding."""
+    run = runs.read(str(made))
+    asked = []
+
+    def read(positions):
+        asked.extend(positions.tolist())
+        return run.data.partition.evaluation.read(positions)
+
+    predict.predict(run, images_lib.Images(np.full(30, -1), read))
+    assert asked == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((3, 12, 12, 3), np.uint8), r"uint8 \[N, 12, 12, 3\]\. .*\[N, 8, 8, 3\]"),
+        (np.zeros((3, 6, 6, 3), np.uint8), r"uint8 \[N, 6, 6, 3\]\. .*from_files\(paths, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[N, 8, 8\]\. .*uint8 \(0\.\.255\)"),
+        (np.zeros((3, 8, 8, 3), np.float32), r"float32 \[N, 8, 8, 3\]\. .*uint8 \(0\.\.255\)"),
+    ],
+)
+def test_predictions_of_images_of_another_form_are_refused(made, pixels, told):
+    run = runs.read(str(made))
+    with pytest.raises(InputError, match=told):
+        predict.predict(run, images_lib.from_array(pixels, None))
+
+
+def test_predictions_of_broken_files(made, tmp_path):
+    run = runs.read(str(made))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            predict.predict(run, folder.from_files([tmp_path / name], 8))
+    assert predict.predict(run, folder.from_files([], 8)).probabilities.shape == (0, 10)
 
 
 def test_what_cannot_be_opened(workdir, tmp_path):
