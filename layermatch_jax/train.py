@@ -106,7 +106,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         method = steps.create_method(config, initial.params, data.statistics)
         if resident is None:
             parallel.check_room(feed.resident_bytes)
-            images = feed.resident()
+            resident = feed.resident(config.parallelism)
     train_program = parallel.compile_step(
         functools.partial(program.train_steps, batch=feed.batch, method=method),
         config.parallelism,
@@ -116,8 +116,6 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
     layer_gradients = layer_report.compile_gradients(config, feed, method)
-    if resident is None:
-        resident = parallel.replicate(images, config.parallelism)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
