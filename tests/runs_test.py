@@ -161,6 +161,31 @@ def test_what_cannot_be_opened(workdir, tmp_path):
         runs.read(str(workdir))
 
 
+def test_a_run_knows_its_data(workdir, caplog):
+    path = workdir / "data.json"
+    kept = json.loads(path.read_text())
+    assert runs.read_class_names(epath.Path(workdir)) == tuple(f"class {c}" for c in range(10))
+    # Its statistics count, not those of how images are decoded today.
+    path.write_text(json.dumps(kept | {"channel_mean": [0.25, 0.5, 0.75]}))
+    assert runs.read(str(workdir)).data.statistics[0] == (0.25, 0.5, 0.75)
+
+    other = kept | {"class_names": ["cat", *kept["class_names"][1:]]}
+    path.write_text(json.dumps(other))
+    (workdir / "result.json").unlink()  # as in a run that is to go on
+    told = r"on other data:\n  classes: no longer there: 'cat'; new: 'class 0'"
+    with pytest.raises(InputError, match=told):
+        runs.read(str(workdir))
+    with pytest.raises(InputError, match=told):
+        train.train_and_evaluate(make_config(), str(workdir))
+
+    path.unlink()  # as an earlier version left it
+    runs.read(str(workdir))
+    assert "holds no data.json" in caplog.text
+    assert not path.exists()
+    train.train_and_evaluate(make_config(), str(workdir))
+    assert json.loads(path.read_text()) == kept
+
+
 def test_newest_checkpoint_damaged(workdir):
     """The one before it is read, and nothing is moved: the run may be under way."""
     for path in (workdir / "checkpoints" / "4").rglob("*"):
