@@ -171,7 +171,7 @@ def _allowed_numbers(available: np.ndarray) -> str:
     sizes = available[available > 0]
     fewest, equal, total = len(sizes), len(sizes) * sizes.min(), sizes.sum()
     if equal == total:
-        return f"Allowed are {fewest}..{total}."
+        return f"Allowed are {fewest}..{total} (the number of training images)."
     smallest = f"the smallest class has {sizes.min()} images"
     return f"Allowed are {fewest}..{equal} ({smallest}) and {total} (all training images)."
 
