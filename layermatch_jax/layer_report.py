@@ -345,7 +345,7 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     data = run.data
     method = steps.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
-    resident = parallel.replicate(data.feed.resident(), config.parallelism)
+    resident = data.feed.resident(config.parallelism)
     program = compile_gradients(config, data.feed, method)
     report = create(config, data.partition, data.feed, resident, program)
     return report(parallel.replicate(run.state, config.parallelism))

@@ -16,6 +16,7 @@ from etils import epath
 from layermatch_jax import (
     automatic,
     checkpoint,
+    data_file,
     evaluate,
     hosts,
     layer_report,
@@ -40,6 +41,7 @@ class Data(NamedTuple):
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
     notes: tuple[str, ...]  # of the source: what the user is told at the start
+    description: dict  # of data_file.describe
 
 
 class Prepared(NamedTuple):
@@ -55,11 +57,13 @@ class Prepared(NamedTuple):
     empty_window: dict
 
 
-def load(config: ml_collections.ConfigDict) -> Data:
+def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
     """Source -> split -> the draws of every step -> a feed of the steps.
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
+      statistics: what a run that is opened again kept of `channel_statistics`; None = taken of the
+        training images.
 
     Raises:
       InputError: the data cannot be used.
@@ -81,12 +85,14 @@ def load(config: ml_collections.ConfigDict) -> Data:
         partition = splits.partition(source, config.dataset)
         sampler = pipeline.create_sampler(config, partition)
         rows = parallel.host_rows(config.batch_size)
+        statistics = statistics or sources.channel_statistics(source.train)
         return Data(
-            statistics=sources.channel_statistics(source.train),
+            statistics=statistics,
             partition=partition,
             feed=feed_lib.create(config, partition, sampler, rows),
             images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
             notes=source.notes,
+            description=data_file.describe(source, config.dataset, statistics),
         )
 
 
@@ -115,7 +121,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         method = steps.create_method(config, initial.params, data.statistics)
         if resident is None:
             parallel.check_room(feed.resident_bytes)
-            images = feed.resident()
+            resident = feed.resident(config.parallelism)
     train_program = parallel.compile_step(
         functools.partial(program.train_steps, batch=feed.batch, method=method),
         config.parallelism,
@@ -125,8 +131,6 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
     layer_gradients = layer_report.compile_gradients(config, feed, method)
-    if resident is None:
-        resident = parallel.replicate(images, config.parallelism)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
@@ -196,12 +200,14 @@ def train_and_evaluate(
                 to_the_end.enter_context(workdir_lib.lock(workdir))
                 workdir_lib.set_aside(workdir)
                 workdir_lib.check(workdir, config)  # again: another run may have been here since
+                data_file.check(workdir, prepared.data.description)
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
                 metrics.cut_back(workdir, int(run["lines"]))
+                data_file.write(workdir, prepared.data.description)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)

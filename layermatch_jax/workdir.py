@@ -28,9 +28,10 @@ except ImportError:  # Windows
     fcntl = None
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
+DATA = "data.json"  # of data_file.py
 LOCK = ".lock"
 # What a run writes beside its checkpoints and its result. The config is the last to be moved.
-_WRITTEN = (SPLIT, metrics.FILE, "tensorboard", *layer_report.FILES, CONFIG)
+_WRITTEN = (SPLIT, DATA, metrics.FILE, "tensorboard", *layer_report.FILES, CONFIG)
 _FROM_BACKUP = "Bring it back from a backup"
 _AT_YOUR_RISK = (
     "Or delete it: the same command writes it anew, but cannot check then whether the {} are "

@@ -277,7 +277,8 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert "supervised on fake, 20 labels (label seed 0, seed 0): 4 steps" in out
     assert f" {last:.2f} %" in out
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl", "result.json",
+        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
+        "result.json",
     }  # fmt: skip
 
     def contents():
@@ -523,13 +524,14 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
     assert "Traceback" not in err
     # What is there is whole, and enough to go on.
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl",
+        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
     }  # fmt: skip
     # A line is written when the step after it is under way: the third may be missing.
     assert [line["step"] for line in metrics.read(workdir)] in ([1, 2], [1, 2, 3])
     assert json.loads((workdir / "config.json").read_text())["train_steps"] == 8
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
     mend()
+    (workdir / "data.json").unlink()  # of the data set with the broken image
 
     # Removed instead of mended, it makes another data set.
     image = extra[index - 16].read_bytes()
@@ -550,6 +552,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
     )
     assert not (workdir / "result.json").exists()
     mend()
+    (workdir / "data.json").unlink()
 
     status, out, err = call(*args)
     assert status == 0

@@ -1,7 +1,7 @@
 """What the small files of run folders say, finished or under way; enough for curves and tables."""
 
-import os
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, runs
+from layermatch_jax import data_file, metrics, runs
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.errors import InputError
 
@@ -95,7 +95,7 @@ def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
     same = {}
     for log in logs:
         seeds = log.config.seed, log.config.dataset.label_seed
-        images = json.dumps(log.split, sort_keys=True)
+        images = json.dumps([log.split, data_file.read(log.folder)], sort_keys=True)
         same.setdefault((*settings_of(log).items(), *seeds, images), []).append(log)
     kept, notes = [], []
     for copies in same.values():
