@@ -172,21 +172,21 @@ def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(begun, cap
         workdir.check(begun, config)
 
 
-def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(folder):
+def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(begun):
     """Older versions wrote None and the method as the user had."""
     now = configured("layermatch", train_steps=1000)
     written = json.loads(json.dumps(config_lib.fields(now))) | {
         "method": "fixmatch+layerwise", "applied_method": "fixmatch+layerwise",
         "avg_clustering.momentum": None, "ema_decay": 0.99, "model.bn_decay": 0.99,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(written))
-    workdir.check(folder, now)
-    assert config_lib.fields(workdir.read_config(folder)) == config_lib.fields(now)
+    (begun / "config.json").write_text(json.dumps(written))
+    workdir.check(begun, now)
+    assert config_lib.fields(workdir.read_config(begun)) == config_lib.fields(now)
     # The classic decay in a short run: this version would take another one, and says so.
-    (folder / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
+    (begun / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
     with pytest.raises(InputError, match=r"\n  ema_decay: 0\.999 before, 0\.99 now\n"):
-        workdir.check(folder, now)
-    workdir.check(folder, configured("layermatch", train_steps=1000, ema_decay=0.999))
+        workdir.check(begun, now)
+    workdir.check(begun, configured("layermatch", train_steps=1000, ema_decay=0.999))
 
 
 def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):
