@@ -14,7 +14,10 @@ from ml_collections import config_dict
 
 from layermatch_jax.errors import InputError, unknown
 
-FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+# The shipped configs lie inside an installed package, and beside it in a checkout.
+FOLDER = pathlib.Path(__file__).parent / "configs"
+if not FOLDER.is_dir():
+    FOLDER = FOLDER.parent.parent / "configs"
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
