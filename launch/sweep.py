@@ -94,7 +94,8 @@ def main(argv: list[str]) -> int:
         options.workdir = pathlib.Path(options.workdir).expanduser()
         if options.slurm is not None:  # its jobs run in the checkout
             options.workdir = options.workdir.absolute()
-            options.config = os.path.abspath(options.config)
+            name, colon, arg = options.config.partition(":")
+            options.config = f"{config_lib.find_file(name).absolute()}{colon}{arg}"
         cells = grid(options, extra)
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

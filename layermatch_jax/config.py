@@ -359,11 +359,26 @@ def check_field(name: str) -> None:
         raise unknown("config field", name, fields(base()))
 
 
-def check_file(name: str) -> None:
-    """Raises InputError, naming the files there are, unless `name` is a Python file's."""
-    if not (name.endswith(".py") and pathlib.Path(name).is_file()):
-        known = ", ".join(sorted(path.name for path in FOLDER.glob("*.py")))
-        raise InputError(f"--config={name}: no such Python file; {FOLDER} has {known}")
+def find_file(name: str) -> pathlib.Path:
+    """The config file that --config=NAME means.
+
+    Args:
+      name: of a shipped config (`digits`), or the path of a Python file.
+
+    Raises:
+      InputError: there is none; lists the shipped configs.
+    """
+    if re.fullmatch(r"\w+", name) and (shipped := FOLDER / f"{name}.py").is_file():
+        return shipped
+    if name.endswith(".py") and pathlib.Path(name).is_file():
+        return pathlib.Path(name)
+    known = sorted(path.stem for path in FOLDER.glob("*.py"))
+    stem = pathlib.Path(name).stem
+    hint = f" Did you mean the shipped one, --config={stem}?" if stem in known else ""
+    raise InputError(
+        f"--config={name}: no such config file.{hint} Give the path of a Python file, or the name "
+        f"of a shipped config: {', '.join(known)}"
+    )
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:

@@ -1,4 +1,7 @@
-"""The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
+"""The command line: layermatch --config=cifar100.
+
+python -m layermatch_jax.main is the same program.
+"""
 
 import errno
 import os
@@ -58,11 +61,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         with a traceback or status 1; 0 after --help.
     """
     try:
-        _check(argv)
+        argv = _checked(argv)
         config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
             "config",
             str(config_lib.FOLDER / "digits.py"),
-            "Settings, as FILE:labels=250,method=fixmatch; --config.FIELD=VALUE changes one.",
+            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config or the path of "
+            "a file. --config.FIELD=VALUE changes one.",
             flag_values=flag_values,
             sys_argv=argv,
         )
@@ -90,12 +94,22 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         sys.exit(0)
 
 
-def _check(argv: list[str]) -> None:
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+def _checked(argv: list[str]) -> list[str]:
+    """The same arguments, with --config=NAME of a shipped config as the path of its file."""
+    argv = list(argv)
+    for i, arg in enumerate(argv):
         if override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
             config_lib.check_field(override[1])
-        elif given := re.fullmatch(r"--?config(?:=(.*))?", arg):
-            config_lib.check_file((following if given[1] is None else given[1]).split(":")[0])
+        elif given := re.fullmatch(r"(--?config=)(.*)", arg):
+            argv[i] = given[1] + _with_file(given[2])
+        elif re.fullmatch(r"--?config", arg):
+            argv[i + 1 : i + 2] = [_with_file("".join(argv[i + 1 : i + 2]))]
+    return argv
+
+
+def _with_file(config: str) -> str:
+    name, colon, arg = config.partition(":")
+    return f"{config_lib.find_file(name)}{colon}{arg}"
 
 
 if __name__ == "__main__":

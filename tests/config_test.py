@@ -214,12 +214,31 @@ def test_few_names_are_all_listed():
     assert str(unknown("fruit", 5, ["apple", "fig"])) == "unknown fruit '5'. There are: apple, fig"
 
 
-@pytest.mark.parametrize("name", ["", "nonexistent.py", "configs", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["", "nonexistent", "nonexistent.py", "configs", "pyproject.toml"])
 def test_config_file_that_is_none(name, monkeypatch):
     monkeypatch.chdir(config_lib.FOLDER.parent)
-    with pytest.raises(InputError, match=rf"--config={name}: no such Python file; .*digits\.py"):
-        config_lib.check_file(name)
-    config_lib.check_file("configs/digits.py")
+    message = rf"^--config={name}: no such config file\. Give .*: cifar10, cifar100, digits, "
+    with pytest.raises(InputError, match=message):
+        config_lib.find_file(name)
+
+
+def test_config_file_by_name_or_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.find_file("digits") == config_lib.FOLDER / "digits.py"
+    (tmp_path / "configs").mkdir()
+    for name in ("mine.py", "digits.py", "configs/digits.py"):
+        with pytest.raises(InputError, match="no such config file"):
+            config_lib.find_file(name)
+        (tmp_path / name).touch()
+        assert config_lib.find_file(name).absolute() == tmp_path / name
+    assert config_lib.find_file("digits") == config_lib.FOLDER / "digits.py"  # never a path
+
+
+@pytest.mark.parametrize("name", ["configs/cifar10.py", "cifar10.py", "/elsewhere/cifar10.py"])
+def test_missing_file_of_a_shipped_name_hints_at_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"Did you mean the shipped one, --config=cifar10\?"):
+        config_lib.find_file(name)
 
 
 # ---- Values ----

@@ -72,6 +72,19 @@ def parsed(*args):
     return values.config
 
 
+def test_a_shipped_config_by_its_name():
+    """As one word and as two, with an argument; --config.FIELD is no name of a config."""
+    for config in (
+        ["--config=cifar100"],
+        ["--config", "cifar100"],
+        ["-config=cifar100:labels=400"],
+    ):
+        assert parsed(*config, "--config.seed=7") == parsed(
+            f"--config={ROOT}/configs/cifar100.py", "--config.seed=7"
+        )
+    assert parsed("--config=digits:labels=20,method=fixmatch").dataset.num_labels == 20
+
+
 def assert_refused(done, message, workdir=None, lines=1):
     """Status 2, an error a person can read, and nothing written."""
     status, out, err = done
@@ -121,10 +134,10 @@ def test_config_with_argument_and_fields(form, monkeypatch):
         ([f"--config={DIGITS}:method=fixmach"], "Did you mean 'fixmatch'?"),
         ([f"--config={DIGITS}:label=10"], "Did you mean 'labels'?"),
         ([f"--config={DIGITS}:labels=ten"], "labels=ten: give a whole number"),
-        (["--config=nonexistent.py"], "--config=nonexistent.py: no such Python file; "),
-        (["--config", "nonexistent.py:labels=1"], "--config=nonexistent.py: no such Python file"),
-        (["--config=configs"], "--config=configs: no such Python file"),
-        (["--config"], "--config=: no such Python file"),
+        (["--config=nonexistent.py"], "--config=nonexistent.py: no such config file. Give"),
+        (["--config", "nonexistent.py:labels=1"], "--config=nonexistent.py: no such config file"),
+        (["--config=configs"], "--config=configs: no such config file"),
+        (["--config"], "--config=: no such config file"),
         (["--config.batch_size=abc"], "--config.batch_size=abc: invalid literal for int()"),
         (["--config.batch_size=2.5"], "--config.batch_size=2.5: invalid literal for int()"),
         (["--config.dataset.flip=maybe"], "--config.dataset.flip=maybe: "),
