@@ -25,10 +25,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.model.name = "conv4"
     config.model.width = 16
-    # A thousand steps are too few for the decays of a million.
-    config.model.bn_decay = 0.99
-    config.ema_decay = 0.99
-    config.policy.momentum = 0.99
     config.policy.warm_up = 0.02  # Dash's, 20 steps
 
     config.input.backend = "device"

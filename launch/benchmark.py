@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
                 rows.append((network, dtype, name, report, theirs))
     if rows:
         text = table(rows)
-        (options.workdir / "table.md").write_text(text)
+        (options.workdir / "table.md").write_text(text, encoding="utf-8")
         print(text)
     return int(failed)
 

@@ -41,7 +41,7 @@ done
 main=("${PYTHON:-python}" -m layermatch_jax.main "${flags[@]}")
 pids=()
 told=false
-trap 'told=true; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'told=true; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((id = 0; id < processes; id++)); do
   command=("${main[@]}")
   if ((processes > 1)); then

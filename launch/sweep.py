@@ -3,12 +3,14 @@
     python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
-`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Each run has seed = label seed,
-so that methods are compared on the same labels, order and draws. Flags not the runner's own
-go to every run. The same command again skips finished runs and goes on with unfinished ones. At the
-end it writes table.md and table.csv into the workdir: accuracies of the EMA parameters, mean ±
-standard deviation over seeds, and paired differences to the baseline ± their standard error; and,
-where matplotlib is installed, comparison.png.
+`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders are named by
+what the runs do: `fixmatch+layerwise` is `layermatch`, and cannot be a row beside it. Each run has
+seed = label seed, so that methods are compared on the same labels, order and draws. Flags not the
+runner's own go to every run. The same command again skips finished runs and goes on with unfinished
+ones. At the end it writes table.md and table.csv into the workdir: each row's gradient mask and
+centres, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
+differences to the baseline ± their standard error; and, where matplotlib is installed,
+comparison.png.
 
 With --masks each method runs with each of the gradient masks, named as in layermatch_jax/config.py:
 
@@ -42,8 +44,17 @@ import jax.numpy as jnp  # noqa: E402
 import ml_collections  # noqa: E402
 from absl import flags  # noqa: E402
 
+from layermatch_jax import (  # noqa: E402
+    automatic,
+    config_file,
+    drawing,
+    layerwise,
+    metrics,
+    models,
+    terminal,
+    workdir,
+)
 from layermatch_jax import config as config_lib  # noqa: E402
-from layermatch_jax import drawing, layerwise, metrics, models, workdir  # noqa: E402
 from layermatch_jax import main as run_main  # noqa: E402
 from layermatch_jax.errors import InputError  # noqa: E402
 
@@ -53,7 +64,9 @@ PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 class Cell(NamedTuple):
     """One run of the grid."""
 
-    row: str  # of the table: METHOD, or METHOD-MASK where --masks are given
+    row: str  # of the table: the method's one name (config.method_name)
+    mask: str
+    centres: str
     seed: int
     folder: pathlib.Path
     arguments: list[str]  # of layermatch_jax.main
@@ -92,10 +105,11 @@ def main(argv: list[str]) -> int:
         if "://" in options.workdir:
             raise InputError(f"--workdir={options.workdir}: a sweep's folder must be a local one")
         options.workdir = pathlib.Path(options.workdir).expanduser()
+        name, *arg = options.config.split(":", 1)
+        file = config_file.find(name)
         if options.slurm is not None:  # its jobs run in the checkout
-            options.workdir = options.workdir.absolute()
-            name, colon, arg = options.config.partition(":")
-            options.config = f"{config_lib.find_file(name).absolute()}{colon}{arg}"
+            options.workdir, file = options.workdir.absolute(), file.absolute()
+        options.config = ":".join([str(file), *arg])
         cells = grid(options, extra)
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -114,17 +128,20 @@ def main(argv: list[str]) -> int:
 
     options.workdir.mkdir(parents=True, exist_ok=True)
     if options.slurm is not None and unfinished:
-        commands_file(options, unfinished).write_text(commands(unfinished))
+        # Paths may hold bytes that are no UTF-8: the shell that reads them needs the same bytes.
+        file = commands_file(options, unfinished)
+        file.write_text(commands(unfinished), "utf-8", "surrogateescape")
         environment = os.environ | {"PYTHON": sys.executable}
         job = array_job(options, unfinished)
         return subprocess.run(job, check=False, env=environment).returncode
     failed = run_all(unfinished, options.jobs, len(finished))
     baseline = options.baseline or cells[0].row
     rows = table(cells, baseline)
-    text = markdown(rows) + "\n" + provenance(cells)
+    layers = {cell.row: (cell.mask, cell.centres) for cell in cells}
+    text = markdown(rows, layers) + "\n" + provenance(cells)
     (options.workdir / "table.md").write_text(text, encoding="utf-8")
     with (options.workdir / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(comma_separated(rows))
+        csv.writer(file).writerows(comma_separated(rows, layers))
     print(text)
     draw(cells, baseline, options.workdir / "comparison.png")
     for cell, status in failed:
@@ -153,21 +170,26 @@ def grid(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
         raise InputError(
             f"--label-seeds={options.label_seeds}: write numbers, as in 0,1,2"
         ) from None
-    for name, values in (("--methods", methods), ("--masks", masks), ("--label-seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise InputError(f"{name}: something is there twice")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--label-seeds={options.label_seeds}: a seed is there twice")
     for argument in extra:
         if re.match(r"--?config(\.seed|\.dataset\.label_seed)?(=|$)", argument):
             raise InputError(f"{argument}: config and seeds are given as CONFIG and --label-seeds")
     if options.jobs < 1:
         raise InputError(f"--jobs={options.jobs} must be at least 1")
-    cells = [
-        make_cell(options, extra, method, mask, seed)
-        for seed in seeds
-        for method in methods
-        for mask in masks
-    ]
-    rows = list(dict.fromkeys(cell.row for cell in cells))
+    cells, rows = [], {}  # rows: by name, how each was written
+    for seed in seeds:
+        for method in methods:
+            for mask in masks:
+                cell = make_cell(options, extra, method, mask, seed)
+                written = method if mask is None else f"{method} with mask {mask}"
+                if seed == seeds[0] and cell.row in rows:
+                    raise InputError(
+                        f"the same runs are there twice: {rows[cell.row]} and {written} are both "
+                        f"{cell.row}. Leave one of them out"
+                    )
+                rows[cell.row] = written
+                cells.append(cell)
     if options.baseline not in (None, *rows):
         raise InputError(f"--baseline={options.baseline} is not among the rows: {', '.join(rows)}")
     return cells
@@ -177,25 +199,22 @@ def make_cell(
     options: argparse.Namespace, extra: list[str], method: str, mask: str | None, seed: int
 ) -> Cell:
     """One checked run."""
-    row = method if mask is None else f"{method}-{mask}"
-    folder = options.workdir / f"{row}-l{seed}"
     file = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
     file += "" if mask is None else f",mask={mask}"
-    arguments = [f"--config={file}", f"--workdir={folder}"]
-    arguments += [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}", *extra]
+    seeds = [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}"]
 
     values = flags.FlagValues()
-    left = run_main.parse_flags([PROGRAM[-1], *arguments], values)
+    left = run_main.parse_flags([PROGRAM[-1], f"--config={file}", *seeds, *extra], values)
     if left[1:]:
         raise InputError(f"unexpected argument {left[1]!r}: flags are written --name=value")
-    config = values.config
-    if config.method != method:
-        raise InputError(f"{options.config}: write layerwise=True as --methods={config.method}")
+    config = automatic.resolve(values.config)
     config_lib.validate(config)
     model = ml_collections.FrozenConfigDict(config.model)
     layerwise.mask_multipliers(config.layerwise.gradient_mask, parameters(model))  # fits
+    folder = options.workdir / f"{config.method}-l{seed}"
     workdir.check(folder.absolute(), config)
-    return Cell(row, seed, folder, arguments)
+    arguments = [f"--config={file}", f"--workdir={folder}", *seeds, *extra]
+    return Cell(config.method, *workdir.trained_layers(config).values(), seed, folder, arguments)
 
 
 @functools.cache
@@ -222,7 +241,7 @@ def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
 
 def commands_file(options: argparse.Namespace, cells: list[Cell]) -> pathlib.Path:
     """Named by what it holds: an array that still waits must find its own lines."""
-    name = hashlib.sha256(commands(cells).encode()).hexdigest()[:8]
+    name = hashlib.sha256(commands(cells).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return options.workdir / f"commands-{name}.txt"
 
 
@@ -314,7 +333,7 @@ def log(cell: Cell) -> pathlib.Path:
 
 def last_line(path: pathlib.Path) -> str:
     """The last line of a text file that is not empty."""
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
@@ -413,8 +432,13 @@ def summarise(title: str, values: list[float | None], *, paired: bool) -> Entry:
     return Entry(title, statistics.fmean(known), spread, len(known), paired)
 
 
-def markdown(rows: dict[str, list[Entry]]) -> str:
-    """The table as people read it; (n = …) stands where fewer seeds count than in the row."""
+def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -> str:
+    """The table as people read it; (n = …) stands where fewer seeds count than in the row.
+
+    Args:
+      rows: of `table`.
+      layers: the gradient mask and the centres of each row.
+    """
 
     def shown(entry: Entry, seeds: int) -> str:
         if entry.mean is None:
@@ -424,23 +448,31 @@ def markdown(rows: dict[str, list[Entry]]) -> str:
         return text if entry.count == seeds else f"{text} (n = {entry.count})"
 
     first = next(iter(rows.values()))
-    lines = [["method", "n", *(entry.title for entry in first)], ["---"] * (len(first) + 2)]
+    header = ["method", "mask", "centres", "n", *(entry.title for entry in first)]
+    lines = [header, ["---"] * len(header)]
     for name, row in rows.items():
         seeds = row[0].count
-        lines.append([f"`{name}`", str(seeds), *(shown(entry, seeds) for entry in row)])
+        cells = (shown(entry, seeds) for entry in row)
+        lines.append([f"`{name}`", *layers[name], str(seeds), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def comma_separated(rows: dict[str, list[Entry]]) -> list[list[Any]]:
+def comma_separated(
+    rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]
+) -> list[list[Any]]:
     """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
-    header, before = ["method"], ""
+    header, before = ["method", "mask", "centres"], ""
     for entry in next(iter(rows.values())):
         name = f"{before} {entry.title}" if entry.paired else entry.title
         spread = "standard error" if entry.paired else "standard deviation"
         header += [name, f"{name}, {spread}", f"{name}, n"]
         before = before if entry.paired else entry.title
     lines = [
-        [name, *(x for entry in row for x in (entry.mean, entry.spread, entry.count))]
+        [
+            name,
+            *layers[name],
+            *(x for entry in row for x in (entry.mean, entry.spread, entry.count)),
+        ]
         for name, row in rows.items()
     ]
     return [header, *lines]
@@ -490,4 +522,5 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     sys.exit(main(sys.argv[1:]))

@@ -34,9 +34,11 @@ do_it() {
 }
 
 readonly log=run.log pid=run.pid ended=run.status
-running() { [[ -e "$pid" ]] && kill -0 "$(cat "$pid")" 2>/dev/null; }
+# After a reboot another process may have the number: ours works in this folder.
+running() { [[ -e "$pid" && "/proc/$(cat "$pid")/cwd" -ef . ]]; }
 
-# In the background: runs main, and writes its exit status when it has ended.
+# In the background: runs main, and writes its exit status when it has ended. run.pid has the number
+# of the shell that does this; main is its only child.
 work() {
   local status=0
   .venv/bin/python -m layermatch_jax.main "$@" || status=$?
@@ -62,7 +64,13 @@ case "$action" in
       disown
     fi
     ;;
-  stop) do_it pkill -TERM -f layermatch_jax.main ;;
+  stop)
+    if running; then
+      do_it pkill -TERM --parent "$(cat "$pid")"
+    else
+      echo "nothing runs"
+    fi
+    ;;
   status)
     if running; then
       echo running

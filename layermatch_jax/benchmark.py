@@ -24,8 +24,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from layermatch_jax import automatic, evaluate, hosts, metrics, parallel, steps, train
 from layermatch_jax import config as config_lib
-from layermatch_jax import evaluate, hosts, metrics, parallel, steps, train
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import take
@@ -77,6 +77,7 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     Raises:
       InputError: the config or the data cannot be used.
     """
+    config = automatic.resolve(config)
     config_lib.validate(config, jax.device_count())
     data = train.load(config)
     main = train.prepare(config, data)
@@ -116,7 +117,9 @@ def _others(config) -> dict[str, ml_collections.ConfigDict]:
     others[f"train step, {parallelism}"].parallelism = parallelism
     if config.method != "supervised":
         method = "fixmatch" if config.method != "fixmatch" else "layermatch"
-        others[f"train step, {method}"] = config_lib.exchange_method(config, method)
+        others[f"train step, {method}"] = automatic.resolve(
+            config_lib.exchange_method(config, method)
+        )
     return others
 
 

@@ -2,10 +2,12 @@
 
 A config file in configs/ starts from `base()`, sets what its data set needs, and ends with
 `apply_arg`, so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
+A setting that is None in `base()` is automatic: automatic.py computes it from the others.
 """
 
+import hashlib
+import json
 import math
-import pathlib
 import re
 from typing import Any
 
@@ -13,11 +15,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from layermatch_jax.errors import InputError, unknown
-
-# The shipped configs lie inside an installed package, and beside it in a checkout.
-FOLDER = pathlib.Path(__file__).parent / "configs"
-if not FOLDER.is_dir():
-    FOLDER = FOLDER.parent.parent / "configs"
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
@@ -72,6 +69,13 @@ METHODS = {
     },
 }
 
+# What `METHOD+ADDITION` adds to a method's choices.
+ADDITIONS = {
+    "layerwise": METHODS["layermatch"],
+    "grad_relu": METHODS["grad_relu"],
+    "avg_clustering": METHODS["avg_clustering"],
+}
+
 # Between them lie whole calls of the train program.
 _PERIODS = ("train_steps", "log_every", "eval_every", "checkpoint_every")
 
@@ -102,15 +106,18 @@ def base() -> ml_collections.ConfigDict:
     """
     c = ml_collections.ConfigDict()
 
-    c.method = "fixmatch"  # a key of METHODS, or KEY+layerwise; set by :method=… or apply_method,
-    # which fill in policy, layerwise and avg_clustering
-    c.applied_method = "fixmatch"  # what apply_method filled in last; set by nothing else
+    # Set by :method=… or apply_method, which fill in policy, layerwise and avg_clustering. A run
+    # writes down the name that says what its settings do (method_name).
+    c.method = "fixmatch"  # a key of METHODS, or KEY+ADDITION
+    c.applied_method = "fixmatch"  # the same; shows where `method` alone was changed
     c.seed = 0  # of initialisation, data order and augmentation
     c.train_steps = 2**20
     c.batch_size = 64  # labelled images a step, all devices and hosts together (B)
     c.unlabeled_ratio = 7  # unlabelled images per labelled one (μ); none where λ_u is 0
     c.unsupervised_weight = 1.0  # λ_u
-    c.ema_decay = 0.999  # of the evaluated average of the parameters, per step
+    # of the evaluated average of the parameters, per step; None = automatic: 0.999, but a memory of
+    # at most a tenth of the run, min(0.999, 1 - 10 / train_steps)
+    c.ema_decay = config_dict.placeholder(float)
     c.parallelism = "pmap"  # 'pmap' | 'jit': two roads to the same numbers
 
     c.dataset = d = ml_collections.ConfigDict()
@@ -141,7 +148,8 @@ def base() -> ml_collections.ConfigDict:
     m.first_stride = 1  # wide_resnet: of its first stage; 2 for the STL-10 variant
     m.width = 32  # conv4: channels of its first convolution; linear: features
     m.dtype = "float32"  # 'float32' | 'bfloat16' computation; parameters stay float32
-    m.bn_decay = 0.999  # of BatchNorm's running statistics, per step
+    m.bn_decay = config_dict.placeholder(float)  # of BatchNorm's running statistics, per step;
+    # None = automatic, as ema_decay
     m.bn_epsilon = 1e-3
     m.remat = False  # recompute blocks in the backward pass: less memory, more time
 
@@ -152,8 +160,8 @@ def base() -> ml_collections.ConfigDict:
     # flexmatch, pseudo_label, uda
     p.temperature = config_dict.placeholder(float)  # of soft pseudo-labels: uda (None = 0.4),
     # dash (None = 0.5)
-    p.momentum = 0.999  # of averages over the batches' predictions, per step: adamatch, freematch,
-    # softmatch
+    p.momentum = config_dict.placeholder(float)  # of averages over the batches' predictions, per
+    # step; None = automatic, as ema_decay: adamatch, freematch, softmatch
     p.relative_threshold = 0.9  # times the labelled rows' mean confidence: adamatch
     p.fairness_weight = 0.001  # of the regulariser (w_f); 0.01 at very few labels: freematch
     p.ramp = 0.4  # of train_steps, over which λ_u rises from 0: mean_teacher, pseudo_label
@@ -168,7 +176,9 @@ def base() -> ml_collections.ConfigDict:
 
     c.avg_clustering = a = ml_collections.ConfigDict()
     a.centres = "none"  # 'classifier' | 'features' | 'outputs' | 'none'
-    a.momentum = config_dict.placeholder(float)  # per update; None = the reading's own
+    # per update; None = automatic: as ema_decay for centres=classifier; the same with at most 0.99
+    # for features; 0.6 per visit of an image for outputs
+    a.momentum = config_dict.placeholder(float)
     a.warm_up = 10.0  # w: after t updates the momentum is at most (1 + t) / (w + t); 1 = none;
     # centres=classifier, features
     a.target_head = "classifier"  # centres=classifier: who labels, 'classifier' | 'centres'
@@ -198,7 +208,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.layer_report = ml_collections.ConfigDict()
     c.layer_report.at_steps = ()  # of training: which layers gain from pseudo-labels then
-    c.layer_report.batches = 128  # that gradients are averaged over; few leave noise in the means
+    c.layer_report.batches = 128  # that gradients are averaged over; few make wide intervals
     return c.lock()
 
 
@@ -206,20 +216,82 @@ def method_choices(method: str) -> dict[str, Any]:
     """What a method sets, by dotted field name.
 
     Args:
-      method: a key of METHODS, or one with "+layerwise" behind it: the same with Grad-ReLU and
-        Avg-Clustering.
+      method: a key of METHODS, or one with "+" and a key of ADDITIONS behind it: "+grad_relu",
+        "+avg_clustering", or "+layerwise" for both.
 
     Raises:
-      InputError: no such method (names the nearest), or one that "+layerwise" means nothing to.
+      InputError: no such method (names the nearest), or nothing can be added to it.
     """
-    name, plus, addition = method.partition("+")
+    _, plus, addition = method.partition("+")
+    choices = METHODS[base_method(method)]
+    if not plus:
+        return choices
+    if addition not in ADDITIONS:
+        raise InputError(
+            f"method {method!r}: only {', '.join(f'+{name}' for name in ADDITIONS)} can be added "
+            "to a method. A gradient mask is set by :mask=NAME, centres by "
+            "--config.avg_clustering.centres=NAME"
+        )
+    if base_method(method) == "supervised":
+        raise InputError(f"{method}: without an unsupervised gradient, +{addition} means nothing")
+    return choices | ADDITIONS[addition]
+
+
+def base_method(method: str) -> str:
+    """'freematch' of 'freematch+grad_relu'.
+
+    Raises:
+      InputError: no such method; names the nearest.
+    """
+    name = method.partition("+")[0]
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    if plus and addition != "layerwise":
-        raise InputError(f"method {method!r}: only +layerwise can be added to a method")
-    if plus and name == "supervised":
-        raise InputError(f"{method}: without an unsupervised gradient, layer-wise means nothing")
-    return METHODS[name] | (METHODS["layermatch"] if plus else {})
+    return name
+
+
+def method_name(method: str, gradient_mask: tuple, centres: str) -> str:
+    """The one name of what a run does, however its settings were written.
+
+    Args:
+      method: any name of it, as METHOD or METHOD+...: METHOD tells the policy.
+      gradient_mask: layerwise.gradient_mask of the run.
+      centres: avg_clustering.centres of the run.
+
+    Returns:
+      A key of METHODS, where one means just this. Else METHOD with what is added to it:
+      "+grad_relu", "+avg_clustering", or "+layerwise" for both; other masks and centres as in
+      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centres=features". All characters of it
+      are safe in a path.
+
+    Raises:
+      InputError: no such method.
+    """
+    name = base_method(method)
+    if METHODS[name].keys() <= METHODS["layermatch"].keys():  # FixMatch with a mask or centres
+        name = "fixmatch"
+    added = []
+    if gradient_mask:
+        added += ["grad_relu" if gradient_mask == GRAD_RELU else f"mask={mask_name(gradient_mask)}"]
+    if centres != "none":
+        added += ["avg_clustering" if centres == "classifier" else f"centres={centres}"]
+    if added == ["grad_relu", "avg_clustering"]:
+        added = ["layerwise"]
+    name = "+".join([name, *added])
+    return {
+        "fixmatch+grad_relu": "grad_relu",
+        "fixmatch+avg_clustering": "avg_clustering",
+        "fixmatch+layerwise": "layermatch",
+    }.get(name, name)
+
+
+def mask_name(gradient_mask: tuple) -> str:
+    """The key of MASKS that a gradient mask has; else 'custom-' and six digits of its SHA-256."""
+    for name, mask in MASKS.items():
+        if gradient_mask == mask:
+            return name
+    # 0 and 0.0 are one multiplier.
+    numbers = json.loads(json.dumps(gradient_mask), parse_int=float)
+    return f"custom-{hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:6]}"
 
 
 def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
@@ -344,11 +416,13 @@ def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
     """
 
     def with_tuples(value):
-        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+        return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
-    for name in values:
-        check_field(name)
     config = base()
+    known = fields(config)
+    for name in values:
+        if name not in known:
+            raise unknown("config field", name, known)
     config.update_from_flattened_dict({name: with_tuples(x) for name, x in values.items()})
     return config
 
@@ -359,44 +433,16 @@ def check_field(name: str) -> None:
         raise unknown("config field", name, fields(base()))
 
 
-def find_file(name: str) -> pathlib.Path:
-    """The config file that --config=NAME means.
-
-    Args:
-      name: of a shipped config (`digits`), or the path of a Python file.
-
-    Raises:
-      InputError: there is none; lists the shipped configs.
-    """
-    if re.fullmatch(r"\w+", name) and (shipped := FOLDER / f"{name}.py").is_file():
-        return shipped
-    if name.endswith(".py") and pathlib.Path(name).is_file():
-        return pathlib.Path(name)
-    known = sorted(path.stem for path in FOLDER.glob("*.py"))
-    stem = pathlib.Path(name).stem
-    hint = f" Did you mean the shipped one, --config={stem}?" if stem in known else ""
-    raise InputError(
-        f"--config={name}: no such config file.{hint} Give the path of a Python file, or the name "
-        f"of a shipped config: {', '.join(known)}"
-    )
-
-
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     """Refuses what cannot be run, before anything is loaded or written.
 
     Args:
-      config: the whole config.
+      config: the whole config, of automatic.resolve.
       num_devices: all devices of all hosts, which share every batch.
 
     Raises:
       InputError: says what was wrong, what is allowed and how to mend it.
     """
-    method_choices(config.method)  # is one
-    if config.method != config.applied_method:
-        raise InputError(
-            f"--config.method={config.method} alone would change the name and keep the settings of "
-            f"{config.applied_method!r}. Write --config=FILE:method={config.method}"
-        )
     for name, allowed in {
         "parallelism": ("pmap", "jit"),
         "dataset.evaluate_on": ("test", "validation"),
@@ -415,7 +461,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("batch_size", 1, None),
         ("unlabeled_ratio", 0, None),
         ("unsupervised_weight", 0, None),
-        ("ema_decay", 0, 1),
         ("dataset.label_seed", 0, None),
         ("dataset.label_fraction", 0, 1),
         ("dataset.stored_size", 1, None),
@@ -433,10 +478,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("model.stages", 1, 4),
         ("model.first_stride", 1, None),
         ("model.width", 1, None),
-        ("model.bn_epsilon", 0, None),
-        ("model.bn_decay", 0, 1),
-        ("optimizer.learning_rate", 0, None),
-        ("optimizer.momentum", 0, 1),
         ("optimizer.weight_decay", 0, None),
         ("input.prefetch", 1, None),
         ("input.steps_per_call", 1, None),
@@ -445,7 +486,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         ("eval_every", 1, None),
         ("checkpoint_every", 1, None),
         ("checkpoints_kept", 1, None),
-        ("layer_report.batches", 2, None),
+        ("layer_report.batches", 3, None),
     ):
         value = _get(config, name)
         if not math.isfinite(value):
@@ -453,13 +494,23 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         if value < low or (high is not None and value > high):
             limits = f"at least {low}" if high is None else f"between {low} and {high}"
             raise InputError(f"--config.{name}={value} must be {limits}")
-    for name in ("avg_clustering.momentum", "policy.momentum"):
-        momentum = _get(config, name)
-        if momentum is not None and not 0 <= momentum < 1:
-            raise InputError(f"--config.{name}={momentum} must be in [0, 1)")
-    temperature = config.policy.temperature
-    if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"--config.policy.temperature={temperature} must be above 0 and finite")
+    for name in (  # at 1, nothing new would ever count
+        "ema_decay",
+        "avg_clustering.momentum",
+        "model.bn_decay",
+        "optimizer.momentum",
+        "policy.momentum",
+    ):
+        value = _get(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise InputError(
+                f"--config.{name}={value} must be at least 0 and below 1: it is the share of the "
+                "old value that a step keeps"
+            )
+    for name in ("model.bn_epsilon", "optimizer.learning_rate", "policy.temperature"):
+        value = _get(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"--config.{name}={value} must be above 0 and finite")
     if config.unsupervised_weight > 0 and config.unlabeled_ratio == 0:
         raise InputError(
             "an unsupervised loss needs unlabelled images: set --config.unlabeled_ratio to 1 or "
@@ -473,19 +524,20 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
             "classifier: only these centres are a classifier that can label"
         )
     # A run is called by its method: what makes another method of it is refused.
-    policy = method_choices(config.method).get("policy.name", "fixed_threshold")
+    method = base_method(config.method)
+    policy = METHODS[method].get("policy.name", "fixed_threshold")
     if config.policy.name != policy:
         name = {"fixed_threshold": "fixmatch"}.get(config.policy.name, config.policy.name)
         raise InputError(
             f"--config.policy.name={config.policy.name} is not the policy of {config.method} "
             f"({policy}). Write --config=FILE:method={name}, which brings its other settings, too"
         )
-    if (config.unsupervised_weight == 0) != (config.method == "supervised"):
+    if (config.unsupervised_weight == 0) != (method == "supervised"):
         raise InputError(
             f"--config.unsupervised_weight={config.unsupervised_weight} with method "
             f"{config.method}: :method=supervised has the weight 0, all others one above it"
         )
-    if config.method == "supervised" and (
+    if method == "supervised" and (
         config.layerwise.gradient_mask or config.avg_clustering.centres != "none"
     ):
         raise InputError(

@@ -10,13 +10,18 @@ from etils import epath
 
 
 class EventFile:
-    """One event file in a folder (local or gs://).
+    """One event file in a folder (local or gs://), for one start of a run.
+
+    Args:
+      folder: of the event files; made if it is not there.
+      first_step: the first one that this start will write. TensorBoard drops what earlier files
+        hold of this step and later ones, so that it shows each step once.
 
     Raises:
       ImportError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path, first_step: int):
         from tensorboard.compat.proto import event_pb2
         from tensorboard.plugins.histogram.summary import histogram_pb
         from tensorboard.plugins.scalar.summary import scalar_pb
@@ -33,6 +38,9 @@ class EventFile:
         file = self._open.enter_context((folder / name).open("wb"))
         self._records = RecordWriter(file)
         self._write(file_version="brain.Event:2")
+        # The first start says it as well: TensorBoard takes only a second one for a restart.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=first_step, session_log=start)
 
     def write(
         self,

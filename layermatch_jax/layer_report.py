@@ -7,7 +7,8 @@ the same rows, heads and weights with the true labels (g_true). With g_u = g_rig
 layer gains as far as g_u points where g_true does.
 
 Everything compared is a ratio of scalar products of mean gradients. So each layer's products of all
-batches with all (a Gram matrix) are enough, and resampling batches for an interval is cheap.
+batches with all (a Gram matrix) are enough. A batch's noise is in its product with itself, which
+makes lengths too large and cosines wrong: so only products of two different batches count.
 """
 
 import csv
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import scipy.special
 from etils import epath
 
 from layermatch_jax import drawing, files, parallel, steps
@@ -39,8 +41,12 @@ QUANTITIES = {
     "norm_ratio": "λ_u ‖g_u‖ / ‖g_s‖",
     "noise_share": "‖g_wrong‖² / (‖g_right‖² + ‖g_wrong‖²)",
 }
-RESAMPLES = 1000
-_INTERVAL = (0.025, 0.975)  # quantiles over resamples
+_LIMITS = {  # of the quantities, which an estimate may exceed
+    "cosine_true": (-1, 1),
+    "cosine_supervised": (-1, 1),
+    "norm_ratio": (0, np.inf),
+    "noise_share": (0, 1),
+}
 # Gradients that the host keeps at a time. What is more is computed again, some leaves in each pass
 # over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 24, with 32 6.
 _BYTES = 2**31
@@ -187,45 +193,57 @@ def _parts(sizes: dict[str, int]) -> list[list[str]]:
     return parts
 
 
-def resamples(count: int) -> np.ndarray:
-    """Bootstrap: how often each batch is drawn, [RESAMPLES, count]; the same at every call."""
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-
-
 def compare(gram: np.ndarray, strength: float = 1.0) -> dict[str, list[float | None]]:
-    """What is told of a layer.
+    """Estimates the quantities of a layer's mean gradients, those of infinitely many batches.
+
+    Each scalar product of two mean gradients is estimated without bias, by the mean over pairs of
+    different batches (a U-statistic). The 95 % interval is value ± t · standard error, cut at the
+    quantity's limits. The standard error is the jackknife's (Arvesen 1969, "Jackknifing
+    U-statistics"; Efron and Stein 1981: it is on average not too small), and t is Student's with
+    n − 1 degrees of freedom.
 
     Args:
-      gram: [4, n, 4, n], of `products`.
+      gram: float [4, n, 4, n], of `products`; n is 3 or more.
       strength: λ_u.
 
     Returns:
-      {name of QUANTITIES: [value, low, high]} of the gradients averaged over batches; low to high
-      is the 95 % interval of a bootstrap over batches (percentiles). None where nothing is to be
-      compared, as where no pseudo-label was used. A resampled mean is noisier than the mean, so
-      where noise is much of a gradient the interval lies off the value, to longer gradients that
-      share more of it; more batches mend that.
+      {name of QUANTITIES: [value, low, high]}. All three are None where the quantity is not known:
+      where a gradient that it divides by is 0, as where no pseudo-label was used, and where the
+      estimate of a squared length is negative, with all batches or without one of them: there the
+      noise of so few batches hides the gradient.
     """
     count = gram.shape[1]
-    shares = np.concatenate([np.ones((1, count)), resamples(count)]) / count
-    dots = np.einsum("ri,aibj,rj->abr", shares, gram, shares, optimize=True)
+    apart = np.array(gram)
+    apart[:, np.arange(count), :, np.arange(count)] = 0
+    total = np.sum(apart, axis=(1, 3))
+    with_batch = np.sum(apart, axis=3).swapaxes(1, 2) + np.sum(apart, axis=1)
+    # Over all pairs, and over those without each of the batches: [4, 4, 1 + n]. The number of
+    # pairs is left out, for it is the same in all products of a ratio.
+    dots = np.concatenate([total[..., None], total[..., None] - with_batch], axis=2)
+
     s, t, right, wrong = range(len(KINDS))
     uu = dots[right, right] + dots[wrong, wrong] + 2 * dots[right, wrong]
+    rows = dots[right, right] + dots[wrong, wrong]
     with np.errstate(divide="ignore", invalid="ignore"):
+        length_u, length_t, length_s = np.sqrt(uu), np.sqrt(dots[t, t]), np.sqrt(dots[s, s])
         values = {
-            "cosine_true": (dots[right, t] + dots[wrong, t]) / np.sqrt(uu * dots[t, t]),
-            "cosine_supervised": (dots[right, s] + dots[wrong, s]) / np.sqrt(uu * dots[s, s]),
-            "norm_ratio": strength * np.sqrt(uu / dots[s, s]),
-            "noise_share": dots[wrong, wrong] / (dots[right, right] + dots[wrong, wrong]),
+            "cosine_true": (dots[right, t] + dots[wrong, t]) / (length_u * length_t),
+            "cosine_supervised": (dots[right, s] + dots[wrong, s]) / (length_u * length_s),
+            "norm_ratio": strength * length_u / length_s,
+            "noise_share": np.where(rows > 0, dots[wrong, wrong] / rows, np.nan),
         }
-    return {name: _with_interval(*np.split(value, [1])) for name, value in values.items()}
+    return {name: _with_interval(value, *_LIMITS[name]) for name, value in values.items()}
 
 
-def _with_interval(value: np.ndarray, resampled: np.ndarray) -> list[float | None]:
-    finite = resampled[np.isfinite(resampled)]
-    if not (np.isfinite(value[0]) and finite.size):
+def _with_interval(estimates: np.ndarray, least: float, most: float) -> list[float | None]:
+    """[1 + n], of all batches and without each of them -> [value, low, high]."""
+    if not np.isfinite(estimates).all():
         return [None, None, None]
-    return [float(value[0]), *map(float, np.quantile(finite, _INTERVAL))]
+    value, without = estimates[0], estimates[1:]
+    degrees = len(without) - 1
+    error = np.sqrt(degrees * np.var(without))
+    half = scipy.special.stdtrit(degrees, 0.975) * error
+    return [float(np.clip(x, least, most)) for x in (value, value - half, value + half)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -395,17 +413,19 @@ def draw(reports: list[dict[str, Any]]) -> Any:
         "noise_share": ("cividis", 0, 1),
     }
     panels = [drawing.Panel(QUANTITIES[name], *values(name), *colours[name]) for name in QUANTITIES]
-    title = f"gradients averaged over {reports[-1]['batches']} batches; below: 95 % interval"
+    counts = " or ".join(map(str, sorted({one["batches"] for one in reports})))
+    title = f"mean gradients, of {counts} batches; below: 95 % interval; empty: not known"
     return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step", title)
 
 
 def table(report: dict[str, Any]) -> str:
     """A report as a person reads it."""
     used, right = report["mask_rate"], report["pseudo_label_accuracy"]
-    shown = "" if right is None else f", {right:.1%} of these right"
+    shown = "" if used is None else f", {used:.1%} of them used"
+    shown += "" if right is None else f", {right:.1%} of these right"
     lines = [
         f"step {report['step']}: {report['batches']} batches, {report['known']} unlabelled rows of "
-        f"known truth, {used:.1%} of them used{shown}",
+        f"known truth{shown}",
         "",
         f"{'':16}" + "".join(f"{name:>25}" for name in QUANTITIES),
     ]
@@ -416,4 +436,10 @@ def table(report: dict[str, Any]) -> str:
         ]
         lines.append(f"{name:16}" + "".join(f"{cell:>25}" for cell in cells))
     named = ", ".join(f"{name} = {meaning}" for name, meaning in QUANTITIES.items())
-    return "\n".join([*lines, "", f"{named}; in brackets the 95 % interval over batches"])
+    lines += ["", f"{named}; in brackets the 95 % interval"]
+    if any(None in told[q] for told in report["layers"].values() for q in QUANTITIES):
+        lines.append(
+            "–: not known. No row was used, or the noise of so few batches hides the gradient; "
+            "then give more of them: --config.layer_report.batches=N"
+        )
+    return "\n".join(lines)

@@ -268,19 +268,12 @@ def create_centres(config: ml_collections.ConfigDict) -> Centres:
     """The reading that `config.avg_clustering.centres` names.
 
     Args:
-      config: the whole config; reads avg_clustering.{centres, momentum, warm_up, target_head}. A
-        momentum of None is the reading's own: for `classifier` 0.999, but a memory of at most a
-        tenth of `train_steps`; 0.99 per update of a class for `features`; 0.6 per visit for
-        `outputs`.
+      config: the whole config, of automatic.resolve; reads avg_clustering.{centres, momentum,
+        warm_up, target_head}. The momentum is per step for `classifier`, per update of a class for
+        `features`, per visit of an image for `outputs`.
     """
     settings = config.avg_clustering
-    default = {
-        "classifier": max(0.0, min(0.999, 1 - 10 / config.train_steps)),
-        "features": 0.99,
-        "outputs": 0.6,
-        "none": None,
-    }
-    momentum = default[settings.centres] if settings.momentum is None else settings.momentum
+    momentum = settings.momentum
     return {
         "classifier": lambda: _classifier_centres(momentum, settings.warm_up, settings.target_head),
         "features": lambda: _feature_centres(momentum, settings.warm_up),

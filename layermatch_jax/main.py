@@ -8,12 +8,24 @@ import os
 import re
 import sys
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from layermatch_jax import automatic, config_file, modes, terminal
 from layermatch_jax import config as config_lib
-from layermatch_jax import modes
 from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
+
+# Data sets that the default config, the digits' demo, does not fit, and the configs that do.
+CONFIGS_FOR = {
+    "cifar10": "--config=cifar10",
+    "cifar100": "--config=cifar100",
+    "stl10": "--config=stl10",
+    "folder": "--config=imagenet100 for photographs (ResNet-50 on 224 pixels), "
+    "--config=stl10 for images of about 96 pixels, --config=cifar10 for 32 pixels",
+    "npz": "--config=cifar10 for images of 32 pixels, --config=stl10 for 96, "
+    "--config=imagenet100 for larger ones",
+}
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -21,7 +33,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
-        config = flag_values.config
+        config = automatic.resolve(flag_values.config)
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in modes.MODES:
@@ -31,7 +43,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
-        if said := modes.MODES[flag_values.mode](config, folder):
+        given = config_flags.get_override_values(flag_values["config"])
+        if said := modes.MODES[flag_values.mode](config, folder, given):
             print(said)
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
@@ -60,22 +73,26 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
       SystemExit: 2 after a line that says what is wrong, where absl and ml_collections would end
         with a traceback or status 1; 0 after --help.
     """
+    for kind, parser in ((float, flags.FloatParser()), (str, flags.ArgumentParser())):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     try:
-        argv = _checked(argv)
+        _check(argv)
         config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
             "config",
-            str(config_lib.FOLDER / "digits.py"),
-            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config or the path of "
-            "a file. --config.FIELD=VALUE changes one.",
+            str(config_file.FOLDER / "digits.py"),
+            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config, as in "
+            "--config=digits, or the path of a file. --config.FIELD=VALUE changes one setting.",
             flag_values=flag_values,
             sys_argv=argv,
         )
+        flag_values["config"].parser = _ConfigFile()  # says what is wrong with a file, and where
         for name, default, text in (
             (
                 "workdir",
                 None,
                 "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "For --mode=report also several, comma-separated, or a folder of such folders.",
+                "For --mode=report also several, comma-separated, or a folder of such folders; a "
+                "comma in the name of an existing folder does not separate.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
@@ -86,7 +103,9 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             ("process_id", "Which of them this is, from 0."),
         ):
             flags.DEFINE_integer(name, None, text, flag_values=flag_values)
-        return flag_values(argv)
+        left = flag_values(argv)
+        _check_default(flag_values)
+        return left
     except (InputError, flags.Error) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -94,23 +113,42 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         sys.exit(0)
 
 
-def _checked(argv: list[str]) -> list[str]:
-    """The same arguments, with --config=NAME of a shipped config as the path of its file."""
-    argv = list(argv)
-    for i, arg in enumerate(argv):
+class _ConfigFile(flags.ArgumentParser):
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        return config_file.load(argument)
+
+
+class _OrNone(flags.ArgumentParser):
+    """A field's own parser, for which 'None' is the value None: automatic, where a field can be."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: str):
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+def _check(argv: list[str]) -> None:
+    for arg in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", arg):
             config_lib.check_field(override[1])
-        elif given := re.fullmatch(r"(--?config=)(.*)", arg):
-            argv[i] = given[1] + _with_file(given[2])
-        elif re.fullmatch(r"--?config", arg):
-            argv[i + 1 : i + 2] = [_with_file("".join(argv[i + 1 : i + 2]))]
-    return argv
 
 
-def _with_file(config: str) -> str:
-    name, colon, arg = config.partition(":")
-    return f"{config_lib.find_file(name)}{colon}{arg}"
+def _check_default(flag_values: flags.FlagValues) -> None:
+    """Refuses to train other images with the settings of the digits' demo, unless asked to."""
+    name = flag_values.config.dataset.name
+    own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
+    if not own_config and name in CONFIGS_FOR:
+        raise InputError(
+            f"--config.dataset.name={name} without --config would train with the settings of the "
+            f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
+            "To take the demo's settings all the same, write --config=digits"
+        )
 
 
 if __name__ == "__main__":
+    terminal.allow_any_text()
     app.run(main, flags_parser=parse_flags)

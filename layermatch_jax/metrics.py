@@ -121,7 +121,7 @@ class Log:
         tensorboard: bool,
     ):
         self._path = _cut_back(workdir, step) if workdir else None
-        self._events = _event_file(workdir) if workdir and tensorboard else None
+        self._events = _event_file(workdir, step) if workdir and tensorboard else None
         self._train_steps, self._images_per_step = train_steps, images_per_step
         self._latest = {}  # the newest line of each split
         self._start = step
@@ -220,9 +220,9 @@ def _cut_back(workdir: epath.Path, step: int) -> epath.Path:
     return files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _event_file(workdir: epath.Path) -> events.EventFile | None:
+def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
     try:
-        return events.EventFile(workdir / "tensorboard")
+        return events.EventFile(workdir / "tensorboard", first_step=step + 1)
     except ImportError:
         logging.warning("TensorBoard is not installed: no events are written.")
         return None

@@ -1,14 +1,19 @@
-"""What the command line can be asked for, --mode=…: (config, workdir) -> what is printed.
+"""What the command line can be asked for, --mode=…: (config, workdir, given) -> what is printed.
+
+`given` names the fields that the command line sets by --config.FIELD=VALUE. A mode that looks at a
+saved run needs it: any other field of `config` is a default, and the run's own value counts.
 
 JAX and what else takes seconds to import is imported when a mode is entered, not for a wrong flag.
 """
+
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
 from layermatch_jax.errors import InputError
 
 
-def train(config: ConfigDict, folder: str) -> str | None:
+def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Trains, or goes on; a summary of the result."""
     from layermatch_jax import hosts, train, workdir
 
@@ -17,7 +22,7 @@ def train(config: ConfigDict, folder: str) -> str | None:
     return result and workdir.summary(result, folder)
 
 
-def benchmark(config: ConfigDict, folder: str) -> str | None:
+def benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Times the parts of a run; a table."""
     from layermatch_jax import benchmark
 
@@ -25,8 +30,11 @@ def benchmark(config: ConfigDict, folder: str) -> str | None:
     return report and benchmark.table(report, folder)
 
 
-def layer_report(config: ConfigDict, folder: str) -> str:
-    """Compares the gradients of the run in a folder, layer by layer; a table."""
+def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
+    """Compares the gradients of the run in a folder, layer by layer; a table.
+
+    Over as many batches as --config.layer_report.batches says, or else as the run's config says.
+    """
     from etils import epath
 
     from layermatch_jax import layer_report, runs, workdir
@@ -34,12 +42,13 @@ def layer_report(config: ConfigDict, folder: str) -> str:
     _alone("layer_report")
     run = runs.read(folder, data_dir=config.dataset.data_dir)
     with workdir.lock(epath.Path(folder)):
-        report = layer_report.of_run(run, config.layer_report.batches)
+        asked = "layer_report.batches" in given
+        report = layer_report.of_run(run, config.layer_report.batches if asked else None)
         layer_report.add(epath.Path(folder), report)
     return f"{layer_report.table(report)}\n\nfiles: {folder}/ ({', '.join(layer_report.FILES)})"
 
 
-def report(config: ConfigDict, folders: str) -> str:
+def report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     """Draws the runs in folders, comma-separated; where the pictures are."""
     from layermatch_jax import report
 

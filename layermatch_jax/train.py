@@ -13,6 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from layermatch_jax import (
+    automatic,
     checkpoint,
     evaluate,
     hosts,
@@ -57,7 +58,7 @@ def load(config: ml_collections.ConfigDict) -> Data:
     """Source -> split -> the draws of every step -> a feed of the steps.
 
     Args:
-      config: the whole config, validated.
+      config: the whole config, resolved (automatic.resolve) and validated.
 
     Raises:
       InputError: the data cannot be used.
@@ -85,7 +86,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     """Places what the devices keep, and makes the state and the programs of a run.
 
     Args:
-      config: the whole config, validated.
+      config: the whole config, resolved (automatic.resolve) and validated.
       data: of `load`.
       resident: another run's, of the same data on the same devices; None = placed here.
 
@@ -141,7 +142,8 @@ def train_and_evaluate(
       workdir: folder of the run (local or gs://), made if it is not there. The first process alone
         reads and writes it.
       told_to_stop: of `hosts.signals`, the name of the signal that asked the run to stop.
-      prepared: of `prepare`, by the same config but for periods and the like; None = made here.
+      prepared: of `prepare`, by the same config (resolved) but for periods and the like; None =
+        made here.
 
     Returns:
       What result.json holds; None in all processes but the first.
@@ -155,6 +157,7 @@ def train_and_evaluate(
     # --- Can this run be made? Until all of it is known, nothing is written ----------------------
     workdir, first, result = epath.Path(workdir), hosts.is_first(), None
     with hosts.all_or_none():
+        config = automatic.resolve(config)
         config_lib.validate(config, jax.device_count())
         if first:
             workdir_lib.check(workdir, config)
@@ -276,6 +279,7 @@ def introduce(
         f"{config.dataset.evaluate_on} images of {len(partition.class_names)} classes\n"
         f"{config.model.name}, {size:,} parameters, on {devices} ({config.parallelism}); "
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
+        *automatic.explained(config),
         *data.notes,
         sep="\n",
         file=sys.stderr,

@@ -16,8 +16,8 @@ from absl import logging
 from etils import epath
 
 import layermatch_jax
+from layermatch_jax import automatic, files, metrics
 from layermatch_jax import config as config_lib
-from layermatch_jax import files, metrics
 from layermatch_jax.errors import InputError
 
 try:
@@ -30,7 +30,7 @@ LOCK = ".lock"
 
 
 def default(config: ml_collections.ConfigDict) -> str:
-    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED."""
+    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config."""
     dataset = config.dataset
     labels = f"{100 * dataset.label_fraction:g}%" if dataset.label_fraction else dataset.num_labels
     return f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
@@ -52,7 +52,7 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
             )
     path = workdir / CONFIG
     if path.exists():
-        before, now = json.loads(path.read_text()), _plain(config)
+        before, now = _resolved(json.loads(path.read_text())), _plain(config)
         for name in config_lib.RESULT_NEUTRAL:
             before.pop(name, None)
             now.pop(name)
@@ -146,7 +146,7 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The config of the run in a folder.
+    """The config of the run in a folder, resolved.
 
     Raises:
       InputError: there is none, or it is of another version.
@@ -155,7 +155,7 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run: there is no {path}")
     try:
-        return config_lib.from_fields(json.loads(path.read_text()))
+        return automatic.resolve(config_lib.from_fields(json.loads(path.read_text())))
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path} is of another version, or damaged: {error}") from None
 
@@ -176,7 +176,7 @@ def write_result(
 
     Args:
       workdir: the run's folder.
-      config: the whole config.
+      config: the whole config, resolved.
       split: the record that labeled_split.json holds.
       measured: of metrics.result.
 
@@ -185,6 +185,7 @@ def write_result(
     """
     result = {
         "method": config.method,
+        **trained_layers(config),
         "dataset": config.dataset.name,
         "num_labels": split["num_labels"],
         "label_seed": config.dataset.label_seed,
@@ -197,6 +198,14 @@ def write_result(
     }
     files.write_json(workdir / RESULT, result)
     return result
+
+
+def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The gradient mask and the centres of a run by name, for results and tables."""
+    return {
+        "mask": config_lib.mask_name(config.layerwise.gradient_mask),
+        "centres": config.avg_clustering.centres,
+    }
 
 
 def provenance() -> dict[str, Any]:
@@ -222,6 +231,8 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         "",
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
+    if "mask" in result:  # not in results of older versions
+        lines.insert(1, f"gradient mask {result['mask']}, centres {result['centres']}")
     for kind, values in result[f"{split}_accuracy"].items():
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
         lines.append(f"  {kind:<14}{numbers}")
@@ -233,6 +244,19 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         lines += ["", f"pseudo-labels over the run: {shown}"]
     written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
     return "\n".join([*lines, "", written])
+
+
+def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields with automatic values filled in and the method's one name.
+
+    Older versions wrote None, and a run's method as the user had. Fields that this version cannot
+    read stay as they are: they are compared and shown to the user.
+    """
+    try:
+        config = _plain(automatic.resolve(config_lib.from_fields(fields)))
+    except (InputError, TypeError, ValueError):
+        return fields
+    return {name: config[name] for name in fields}
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

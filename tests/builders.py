@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from layermatch_jax import automatic, steps
 from layermatch_jax import config as config_lib
-from layermatch_jax import steps
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.state import TrainState
 
@@ -72,7 +72,7 @@ def make_config(method="fixmatch", **fields):
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in fields.items()}
     )
-    return config
+    return automatic.resolve(config)
 
 
 def make_method(params, method="fixmatch", **fields):

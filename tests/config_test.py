@@ -1,8 +1,7 @@
-import importlib.util
-
 import ml_collections
 import pytest
 
+from layermatch_jax import automatic, config_file
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError, unknown
 
@@ -13,14 +12,11 @@ def configured(method="layermatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return config
+    return automatic.resolve(config)
 
 
 def shipped(name, arg=""):
-    spec = importlib.util.spec_from_file_location("shipped", config_lib.FOLDER / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
+    return config_file.load(f"{config_file.FOLDER / name}:{arg}")
 
 
 def refused(config, num_devices=1):
@@ -66,7 +62,7 @@ def test_names_that_stand_elsewhere_are_fields():
     ],
 )
 def test_what_a_method_chooses(method, mask, centres, weight, ratio):
-    config = configured(method)
+    config = config_lib.apply_method(config_lib.base(), method)
     assert config.method == config.applied_method == method
     assert config.layerwise.gradient_mask == mask
     assert config.avg_clustering.centres == centres
@@ -76,8 +72,8 @@ def test_what_a_method_chooses(method, mask, centres, weight, ratio):
 
 @pytest.mark.parametrize("method", ["fixmatch", "uda", "mean_teacher", "freematch"])
 def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
-    plain = config_lib.fields(configured(method))
-    both = config_lib.fields(configured(f"{method}+layerwise"))
+    plain = config_lib.fields(config_lib.apply_method(config_lib.base(), method))
+    both = config_lib.fields(config_lib.apply_method(config_lib.base(), f"{method}+layerwise"))
     assert {name: both[name] for name in both if both[name] != plain[name]} == {
         "method": f"{method}+layerwise",
         "applied_method": f"{method}+layerwise",
@@ -89,10 +85,12 @@ def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("supervised+layerwise", "without an unsupervised gradient, layer-wise means nothing"),
+        ("supervised+layerwise", "without an unsupervised gradient, [+]layerwise means nothing"),
         ("freemach+layerwise", "unknown method 'freemach'. Did you mean 'freematch'?"),
-        ("freematch+adamatch", "only [+]layerwise can be added"),
-        ("freematch+", "only [+]layerwise can be added"),
+        ("supervised+grad_relu", "without an unsupervised gradient, [+]grad_relu means nothing"),
+        ("freematch+adamatch", "only [+]layerwise, [+]grad_relu, [+]avg_clustering can be added"),
+        ("freematch+", "only [+]layerwise, "),
+        ("fixmatch+mask=from_stage3", "A gradient mask is set by :mask=NAME"),
     ],
 )
 def test_what_layerwise_cannot_be_added_to(method, message):
@@ -106,19 +104,10 @@ def test_unknown_method_names_the_nearest(written):
         config_lib.apply_method(config_lib.base(), written)
 
 
-def test_method_changed_after_the_preset_is_refused():
-    config = configured("layermatch")
-    config.method = "fixmatch"  # as --config.method=fixmatch does
-    message = refused(config)
-    assert "--config.method=fixmatch alone" in message
-    assert "keep the settings of 'layermatch'" in message
-    assert "--config=FILE:method=fixmatch" in message
-
-
 # ---- What stands behind the colon ----
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in config_lib.FOLDER.glob("*.py")))
+@pytest.mark.parametrize("file", sorted(path.name for path in config_file.FOLDER.glob("*.py")))
 def test_shipped_configs_take_labels_and_method(file):
     config = shipped(file)
     assert config.method == "layermatch"
@@ -214,33 +203,6 @@ def test_few_names_are_all_listed():
     assert str(unknown("fruit", 5, ["apple", "fig"])) == "unknown fruit '5'. There are: apple, fig"
 
 
-@pytest.mark.parametrize("name", ["", "nonexistent", "nonexistent.py", "configs", "pyproject.toml"])
-def test_config_file_that_is_none(name, monkeypatch):
-    monkeypatch.chdir(config_lib.FOLDER.parent)
-    message = rf"^--config={name}: no such config file\. Give .*: cifar10, cifar100, digits, "
-    with pytest.raises(InputError, match=message):
-        config_lib.find_file(name)
-
-
-def test_config_file_by_name_or_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert config_lib.find_file("digits") == config_lib.FOLDER / "digits.py"
-    (tmp_path / "configs").mkdir()
-    for name in ("mine.py", "digits.py", "configs/digits.py"):
-        with pytest.raises(InputError, match="no such config file"):
-            config_lib.find_file(name)
-        (tmp_path / name).touch()
-        assert config_lib.find_file(name).absolute() == tmp_path / name
-    assert config_lib.find_file("digits") == config_lib.FOLDER / "digits.py"  # never a path
-
-
-@pytest.mark.parametrize("name", ["configs/cifar10.py", "cifar10.py", "/elsewhere/cifar10.py"])
-def test_missing_file_of_a_shipped_name_hints_at_it(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"Did you mean the shipped one, --config=cifar10\?"):
-        config_lib.find_file(name)
-
-
 # ---- Values ----
 
 
@@ -252,8 +214,6 @@ def test_missing_file_of_a_shipped_name_hints_at_it(name, tmp_path, monkeypatch)
         ("batch_size", (0,), (1,)),
         ("unlabeled_ratio", (-1,), (1,)),
         ("seed", (-1, 2**32), (0, 2**32 - 1)),
-        ("ema_decay", (1.001,), (0.0, 1.0)),
-        ("optimizer.learning_rate", (-1.0,), (0.0, 1e20)),
         ("dataset.stored_size", (0,), (32,)),
         ("dataset.padding", (-1, 32), (0, 31)),  # a reflection is shorter than the image
         ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
@@ -275,7 +235,7 @@ def test_limits(name, bad, good):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["optimizer.learning_rate", "unsupervised_weight", "ema_decay"])
+@pytest.mark.parametrize("name", ["optimizer.weight_decay", "unsupervised_weight", "policy.ramp"])
 def test_numbers_are_finite(name, value):
     assert (
         refused(configured(**{name: value})) == f"--config.{name}={value} must be a finite number"
@@ -288,21 +248,32 @@ def test_limits_are_told():
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.0, float("nan"), float("inf")])
-def test_temperature_of_a_policy(value):
-    message = refused(configured(policy__temperature=value))
-    assert message == f"--config.policy.temperature={value} must be above 0 and finite"
-    for allowed in (None, 0.01, 2.0):
-        config_lib.validate(configured(policy__temperature=allowed))
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
-@pytest.mark.parametrize("name", ["avg_clustering.momentum", "policy.momentum"])
-def test_momentum_of_averages(name, value):
+@pytest.mark.parametrize(
+    "name", ["model.bn_epsilon", "optimizer.learning_rate", "policy.temperature"]
+)
+def test_numbers_above_zero(name, value):
     message = refused(configured(**{name: value}))
-    assert message == f"--config.{name}={value} must be in [0, 1)"
-    for allowed in (0.0, 0.9):
+    assert message == f"--config.{name}={value} must be above 0 and finite"
+    for allowed in (0.01, 2.0):
         config_lib.validate(configured(**{name: allowed}))
-    config_lib.validate(configured(avg_clustering__momentum=None))  # the reading's own
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.001, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ema_decay",
+        "model.bn_decay",
+        "optimizer.momentum",
+        "policy.momentum",
+        "avg_clustering.momentum",
+    ],
+)
+def test_decays_are_below_one(name, value):
+    message = refused(configured(**{name: value}))
+    assert message.startswith(f"--config.{name}={value} must be at least 0 and below 1")
+    for allowed in (0.0, 0.9, 0.9999):
+        config_lib.validate(configured(**{name: allowed}))
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,10 @@ def test_slurm_array_takes_its_line(tmp_path):
         (["--workdir=gs://b/x"], "must be a folder"),
         (["--commands=nowhere"], "--commands=nowhere cannot be read"),
         (["--commands=nowhere", "--config=c.py"], "goes without other flags"),
+        (["--workdir=x", "--mode", "benchmark"], "--mode needs its value in the same word"),
+        (["--workdir", "x"], "--workdir needs its value in the same word"),
+        (["--workdir=x", "-mode=benchmark"], "unexpected argument '-mode=benchmark'"),
+        (["--mode=train", "--config=c.py"], "--workdir=FOLDER is missing"),
     ],
 )
 def test_slurm_refuses(args, message):
@@ -161,21 +165,41 @@ def test_slurm_refuses(args, message):
 
 
 def test_slurm_queues_again_what_is_unfinished_and_did_not_fail(fake, tmp_path):
-    fake("scontrol")
     args = (f"--workdir={tmp_path}/run", "--config=c.py")
-    (tmp_path / "run").mkdir()
-    fake("srun")
-    assert call("slurm.sbatch", *args, path=fake.path, SLURM_JOB_ID="77")[0] == 0
-    assert fake.calls()[-1] == "scontrol requeue 77"
-    fake("srun", "exit 1")
-    assert call("slurm.sbatch", *args, path=fake.path, SLURM_JOB_ID="77")[0] == 1
+    slurm = {"path": fake.path, "SLURM_JOB_ID": "77", "HOME": str(tmp_path)}
+    fake("scontrol")
+    for step in (20, 40):  # each start saves a checkpoint
+        fake("srun", f"mkdir -p {tmp_path}/run/checkpoints/{step}")
+        assert call("slurm.sbatch", *args, **slurm)[0] == 0
+        assert fake.calls()[-1] == "scontrol requeue 77"
+    fake("srun", f"mkdir {tmp_path}/run/checkpoints/60; exit 1")
+    assert call("slurm.sbatch", *args, **slurm)[0] == 1
     assert fake.calls()[-1].startswith("srun ")
-    fake("srun", f"touch {tmp_path}/run/result.json")
-    home = {"HOME": str(tmp_path), "SLURM_JOB_ID": "77"}
-    assert call("slurm.sbatch", "--workdir=~/run", path=fake.path, **home)[0] == 0
+    fake("srun", f"mkdir {tmp_path}/run/checkpoints/80; touch {tmp_path}/run/result.json")
+    assert call("slurm.sbatch", "--workdir=~/run", **slurm)[0] == 0
     assert fake.calls()[-1].startswith("srun ")
-    assert call("slurm.sbatch", *args, path=fake.path, SLURM_JOB_ID="77")[0] == 0
-    assert fake.calls()[-1].startswith("srun ")
+
+
+def test_slurm_does_not_queue_again_what_would_never_end(fake, tmp_path):
+    """Another mode writes no result.json; nor does a start that trains no step."""
+    slurm = {"path": fake.path, "SLURM_JOB_ID": "77"}
+    fake("scontrol")
+    fake("srun", f"mkdir -p {tmp_path}/run/checkpoints/20")
+    for flags in (
+        [f"--workdir={tmp_path}/run", "--mode=benchmark"],
+        ["--mode=report", f"--workdir={tmp_path}/run,{tmp_path}/other"],
+        ["--mode=benchmark", "--config=c.py"],  # in main's default folder
+        ["--mode=report", "--workdir=gs://bucket/run"],
+    ):
+        assert call("slurm.sbatch", *flags, **slurm)[0] == 0
+    (tmp_path / "commands").write_text(f"--workdir={tmp_path}/x --mode=layer_report\n")
+    array = slurm | {"SLURM_ARRAY_TASK_ID": "1"}
+    assert call("slurm.sbatch", f"--commands={tmp_path}/commands", **array)[0] == 0
+    assert [line.split()[0] for line in fake.calls()] == ["srun"] * 5
+    status, _, err = call("slurm.sbatch", f"--workdir={tmp_path}/run", "--flagfile=f", **slurm)
+    assert status == 1
+    assert f"no result.json and no new checkpoint in {tmp_path}/run: not queued again" in err
+    assert [line.split()[0] for line in fake.calls()] == ["srun"] * 6
 
 
 # -------------------------------------------------------------------------------------------- tpu
@@ -311,13 +335,15 @@ esac""",
     assert not (tmp_path / "states").read_text()
 
 
-def test_tpu_worker_keeps_one_run_and_its_outcome(tmp_path):
+@pytest.fixture
+def worker(tmp_path):
+    """Calls tpu_worker.sh in a checkout whose Python is a script: worker.program(its text)."""
     checkout = tmp_path / "layermatch"
     shutil.copytree(LAUNCH, checkout / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     python = checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
 
-    def worker(*args):
+    def call(*args):
         done = subprocess.run(
             [checkout / "launch" / "tpu_worker.sh", *args],
             capture_output=True, text=True, timeout=60, check=True,
@@ -325,7 +351,7 @@ def test_tpu_worker_keeps_one_run_and_its_outcome(tmp_path):
         return done.stdout.strip()
 
     def ended():
-        while (state := worker("status")) == "running":
+        while (state := call("status")) == "running":
             pass
         return state
 
@@ -333,16 +359,45 @@ def test_tpu_worker_keeps_one_run_and_its_outcome(tmp_path):
         python.write_text(f"#!/usr/bin/env bash\n{body}\n")
         python.chmod(0o755)
 
+    call.ended, call.program, call.checkout = ended, program, checkout
+    return call
+
+
+def test_tpu_worker_keeps_one_run_and_its_outcome(worker, tmp_path):
     assert worker("status") == "none"
-    program(f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")
+    worker.program(f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")
     assert worker("start", "--config=c.py") == ""
     assert worker("status") == "running"
     assert worker("start", "--config=c.py") == "runs already"
     (tmp_path / "go").touch()
-    assert ended() == "finished"
-    program("echo 'Stopped: by SIGTERM' >&2")
+    assert worker.ended() == "finished"
+    worker.program("echo 'Stopped: by SIGTERM' >&2")
     worker("start", "--config=c.py")
-    assert ended() == "stopped"
-    program("exit 1")
+    assert worker.ended() == "stopped"
+    worker.program("exit 1")
     worker("start", "--config=c.py")
-    assert ended() == "failed 1"
+    assert worker.ended() == "failed 1"
+
+
+def test_tpu_worker_stops_its_own_run_and_no_other(worker, tmp_path):
+    """Neither a process of the same name nor one that has the number of a run that is gone."""
+    assert worker("stop") == "nothing runs"
+    other = subprocess.Popen(["bash", "-c", "exec -a layermatch_jax.main sleep 60"])
+    try:
+        worker.program(
+            f"trap 'echo saved >>{tmp_path}/saved; echo \"Stopped: by SIGTERM\"; exit 0' TERM\n"
+            f"touch {tmp_path}/ready; for i in $(seq 600); do sleep 0.1; done"
+        )
+        worker("start", "--config=c.py")
+        while not (tmp_path / "ready").exists():
+            assert worker("status") == "running"
+        worker("stop")
+        assert worker.ended() == "stopped"
+        assert (tmp_path / "saved").read_text() == "saved\n"
+        assert worker("stop") == "nothing runs"
+        (worker.checkout / "run.pid").write_text(f"{other.pid}\n")
+        assert (worker("status"), worker("stop")) == ("stopped", "nothing runs")
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from builders import (
     K,
     logits_of,
@@ -28,7 +29,7 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
-from layermatch_jax import checkpoint, layer_report, modes, train
+from layermatch_jax import checkpoint, layer_report, main, modes, runs, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import pipeline
 from layermatch_jax.errors import InputError
@@ -122,9 +123,15 @@ def test_a_regulariser_is_no_pseudo_label():
 # ---------------------------------------------------------------------------------------------
 # The numbers of a layer.
 
-# Two batches each; their means are (2, 0), (1, 1), (3, 0) and (0, -4).
+# Three batches each, in two dimensions.
 BY_HAND = np.array(
-    [[[1, 1], [3, -1]], [[2, 0], [0, 2]], [[6, 0], [0, 0]], [[0, -1], [0, -7]]], float
+    [
+        [[1, 1], [3, -1], [2, 0]],  # supervised
+        [[2, 0], [1, 2], [1, 1]],  # true
+        [[6, 0], [0, 0], [3, 0]],  # right
+        [[0, -1], [0, -7], [0, -4]],  # wrong
+    ],
+    float,
 )
 
 
@@ -134,13 +141,17 @@ def gram(vectors):
 
 
 def test_the_numbers_by_hand():
+    """A product of means: (Σa · Σb − Σ a_i · b_i) / 6, over the pairs of different batches."""
     told = layer_report.compare(gram(BY_HAND), strength=2.0)
     assert list(told) == list(layer_report.QUANTITIES)
-    # g_u = (3, -4), of length 5.
-    assert told["cosine_true"][0] == pytest.approx((3 - 4) / (5 * 2**0.5))
-    assert told["cosine_supervised"][0] == pytest.approx(3 / 5)
-    assert told["norm_ratio"][0] == pytest.approx(2 * 5 / 2)
-    assert told["noise_share"][0] == pytest.approx(16 / (9 + 16))
+    ss, tt = (36 - 16) / 6, (25 - 11) / 6
+    right, wrong = (81 - 45) / 6, (144 - 66) / 6
+    uu = right + wrong  # they are at right angles
+    right_t, wrong_t, right_s, wrong_s = (36 - 15) / 6, (-36 + 18) / 6, (54 - 12) / 6, (0 - 6) / 6
+    assert told["cosine_true"][0] == pytest.approx((right_t + wrong_t) / (uu * tt) ** 0.5)
+    assert told["cosine_supervised"][0] == pytest.approx((right_s + wrong_s) / (uu * ss) ** 0.5)
+    assert told["norm_ratio"][0] == pytest.approx(2 * (uu / ss) ** 0.5)
+    assert told["noise_share"][0] == pytest.approx(13 / 19)
 
 
 def test_where_there_is_nothing_to_compare():
@@ -152,35 +163,81 @@ def test_where_there_is_nothing_to_compare():
         "norm_ratio": [0.0] * 3,
         "noise_share": [None] * 3,
     }
-    all_right = BY_HAND.copy()
-    all_right[3] = 0
+    all_right = np.array(BY_HAND)
+    all_right[2:] = [[[6, 0], [1, 0], [3, 0]], np.zeros((3, 2))]
     assert layer_report.compare(gram(all_right))["noise_share"] == [0.0] * 3
 
 
-def test_the_interval_is_that_of_a_direct_bootstrap():
-    n = 6
-    vectors = np.random.RandomState(0).randn(4, n, 5) + 1
-    counts = layer_report.resamples(n)
-    assert counts.shape == (layer_report.RESAMPLES, n)
-    assert set(counts.sum(axis=1)) == {n}
-    # Each batch is drawn as often as not to: (5/6)^6 = 0.335 of the resamples lack it.
-    np.testing.assert_allclose(np.mean(counts == 0, axis=0), (5 / 6) ** 6, atol=0.05)
+def test_a_length_that_the_noise_hides_is_not_known():
+    """Squared lengths that are estimated as −1/3 of both g_u and g_true: no cosine of −1 or 1."""
+    hidden = BY_HAND.copy()
+    hidden[1] = hidden[2] = [[1, 0], [-1, 0], [0, 1]]
+    hidden[3] = 0
+    told = layer_report.compare(gram(hidden))
+    assert told == {name: [None] * 3 for name in layer_report.QUANTITIES}
+    # Without the first batch it is negative, though not with all: no interval, so no value.
+    hidden[2] = [[9, 0], [1, 1], [0, -1]]
+    assert layer_report.compare(gram(hidden))["norm_ratio"] == [None] * 3
 
-    def cosine(a, b):
-        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
-    direct = {name: [] for name in layer_report.QUANTITIES}
-    for drawn in counts:
-        batches = np.repeat(np.arange(n), drawn)
-        s, t, right, wrong = vectors[:, batches].mean(axis=1)
-        direct["cosine_true"].append(cosine(right + wrong, t))
-        direct["cosine_supervised"].append(cosine(right + wrong, s))
-        direct["norm_ratio"].append(3 * np.linalg.norm(right + wrong) / np.linalg.norm(s))
-        direct["noise_share"].append(wrong @ wrong / (wrong @ wrong + right @ right))
+def test_the_interval_is_that_of_a_direct_jackknife():
+    n, quantile = 6, 2.570582  # of Student's t with 5 degrees of freedom, from a table
+    vectors = np.random.RandomState(0).randn(4, n, 50) / 4 + 1
+
+    def quantities(kept):
+        def product(a, b):
+            return np.mean([vectors[a, i] @ vectors[b, j] for i in kept for j in kept if i != j])
+
+        s, t, right, wrong = range(4)
+        u_t, u_s = (product(right, x) + product(wrong, x) for x in (t, s))
+        rows = product(right, right) + product(wrong, wrong)
+        length_u = (rows + 2 * product(right, wrong)) ** 0.5
+        return [
+            u_t / length_u / product(t, t) ** 0.5,
+            u_s / length_u / product(s, s) ** 0.5,
+            3 * length_u / product(s, s) ** 0.5,
+            product(wrong, wrong) / rows,
+        ]
+
+    value = np.array(quantities(range(n)))
+    without = np.array([quantities([i for i in range(n) if i != k]) for k in range(n)])
+    error = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
+    expected = np.stack([value, value - quantile * error, value + quantile * error], axis=1)
+    highest = np.array([[1], [1], [np.inf], [1]])  # a cosine is not above 1
+    assert np.any(expected > highest)
     told = layer_report.compare(gram(vectors), strength=3.0)
-    for name, values in direct.items():
-        np.testing.assert_allclose(told[name][1:], np.quantile(values, [0.025, 0.975]), rtol=1e-9)
-        assert told[name][1] < told[name][0] < told[name][2]
+    np.testing.assert_allclose(list(told.values()), np.minimum(expected, highest), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [8, 32, 128])
+def test_of_intervals_95_percent_cover_the_true_gradients(n):
+    """Gradients of 100 numbers; a batch's noise, which the kinds share in part, is 4 times longer.
+
+    So 16 / 8 + 1 = 3 is the squared length of a mean over 8 batches, where the true one is 1.
+    """
+    rng, simulated = np.random.RandomState(n), 120
+    s, t, right, wrong = np.eye(4, 100)  # directions at right angles
+    means = np.stack([s, t, 0.6 * t + 0.3 * s + 0.4 * right, 0.5 * wrong - 0.1 * t])
+    # u = 0.5 t + 0.3 s + 0.4 right + 0.5 wrong; rows: 0.36 + 0.09 + 0.16 and 0.25 + 0.01.
+    length = 0.75**0.5
+    truth = np.array([0.5 / length, 0.3 / length, length, 0.26 / 0.87])
+    shared = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.5, 0], [0, 0.2, 0, 0.4]])
+    told = []
+    for _ in range(simulated):
+        noise = 4 / 100**0.5 * rng.randn(4, n, 100)
+        vectors = means[:, None] + np.einsum("ab,bip->aip", shared, noise)
+        rows = vectors.reshape(4 * n, -1)
+        found = layer_report.compare((rows @ rows.T).reshape(4, n, 4, n))
+        told.append([[np.nan if x is None else x for x in ends] for ends in found.values()])
+    value, low, high = np.moveaxis(np.array(told), -1, 0)  # [simulated, quantity] each
+    known = np.isfinite(value)
+    assert known.mean() > (0.5 if n == 8 else 0.98)
+    assert np.all((low <= value) & (value <= high) | ~known)
+    covered = np.sum((low <= truth) & (truth <= high) & known, axis=0) / known.sum(axis=0)
+    assert np.all(covered >= 0.9), covered
+    if n > 8:  # where few batches are almost hidden by noise, the intervals are on the safe side
+        assert np.all(covered <= 0.995), covered
+        np.testing.assert_allclose(np.mean(value, axis=0, where=known), truth, atol=0.06)
 
 
 @pytest.mark.parametrize(("room", "passes"), [(2**31, 1), (2 * 4 * 3 * 5 * 8, 3), (1, 4)])
@@ -232,8 +289,11 @@ def test_products_in_one_pass_or_several(room, passes, monkeypatch):
 # A run that is reported on.
 
 
+BATCHES = 16
+
+
 def reported(**fields):
-    fields = {"model.name": "linear", "layer_report.batches": 3} | fields
+    fields = {"model.name": "linear", "layer_report.batches": BATCHES} | fields
     return tiny("layermatch", **fields)
 
 
@@ -280,8 +340,8 @@ def test_the_files(whole):
     reports = json.loads((whole / "layer_report.json").read_text())
     assert [one["step"] for one in reports] == [2, 4, 6, 8]
     for one in reports:
-        assert (one["batches"], one["strength"]) == (3, 1.0)
-        assert one["known"] == 3 * 16  # of the fake images all are known
+        assert (one["batches"], one["strength"]) == (BATCHES, 1.0)
+        assert one["known"] == BATCHES * 16  # of the fake images all are known
         assert 0.2 < one["mask_rate"] < 1
         assert 0 < one["pseudo_label_accuracy"] < 1
         assert {name: told["parameters"] for name, told in one["layers"].items()} == {
@@ -323,11 +383,11 @@ def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monk
         train.train_and_evaluate(c, tmp_path, prepared=mortal)
     assert [one["step"] for one in layer_report.read(epath.Path(tmp_path))] == [2, 4, 6]
     # On from step 4; step 6 is not there twice, and what it says is not taken over.
-    text = (tmp_path / layer_report.FILE).read_text().replace('"known": 48', '"known": 47')
+    text = (tmp_path / layer_report.FILE).read_text().replace('"known": 256', '"known": 255')
     (tmp_path / layer_report.FILE).write_text(text)
     train.train_and_evaluate(c, tmp_path, prepared=prepared)
     *before, sixth, eighth = layer_report.read(epath.Path(tmp_path))
-    assert [one["known"] for one in before] == [47, 47]
+    assert [one["known"] for one in before] == [255, 255]
     assert [sixth, eighth] == layer_report.read(epath.Path(whole))[2:]
     # Before the checkpoint of its step: a run that dies between them makes it again.
     assert written == [(4, [2, 4]), (8, [2, 4, 6, 8])]
@@ -353,20 +413,52 @@ def test_cut_back(tmp_path):
 def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     """Of one program for all devices, where the run was one of a program each."""
     values = config_lib.base()
-    values.layer_report.batches = 3
+    values.layer_report.batches = BATCHES
     before = {name: (whole / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
     *_, expected = layer_report.read(epath.Path(whole))
-    said = modes.MODES["layer_report"](values, str(whole))
+    said = modes.MODES["layer_report"](values, str(whole), {"layer_report.batches"})
     *earlier, again = layer_report.read(epath.Path(whole))
     assert [one["step"] for one in earlier] == [2, 4, 6]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), expected, again
     )
     assert {name: (whole / name).read_bytes() for name in before} == before
-    assert said.startswith("step 8: 3 batches, 48 unlabelled rows of known truth, ")
+    assert said.startswith("step 8: 16 batches, 256 unlabelled rows of known truth, ")
     value, low, high = again["layers"]["classifier"]["cosine_true"]
     line = next(x for x in said.splitlines() if x.startswith("classifier"))
     assert line.split(maxsplit=1)[1].startswith(f"{value:.3f} ({low:.3f}, {high:.3f})  ")
+
+
+def test_a_table_without_a_known_row():
+    """No row of known truth was drawn, or none of them was used: nothing is known of any layer."""
+    told = {"parameters": 1} | {name: [None] * 3 for name in layer_report.QUANTITIES}
+    report = {"step": 8, "batches": 3, "known": 0, "mask_rate": None, "strength": 1.0}
+    report |= {"pseudo_label_accuracy": None, "layers": {"stem": told}}
+    first, _, _, stem, _, _, legend = layer_report.table(report).splitlines()
+    assert first == "step 8: 3 batches, 0 unlabelled rows of known truth"
+    assert stem.split() == ["stem", "–", "–", "–", "–"]
+    assert legend.startswith("–: not known. ")
+    first, *_ = layer_report.table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
+    assert first == "step 8: 3 batches, 5 unlabelled rows of known truth, 0.0% of them used"
+    assert layer_report.comma_separated([report]).splitlines()[1] == "8,stem,1" + 12 * ","
+
+
+@pytest.mark.parametrize(("flags_", "batches"), [([], None), (["128"], 128), (["7"], 7)])
+def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
+    flags_, batches, tmp_path, monkeypatch, capsys
+):
+    asked = []
+    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in layer_report.QUANTITIES}
+    report = {"step": 8, "batches": 3, "known": 9, "mask_rate": 0.5, "layers": {"stem": told}}
+    report |= {"pseudo_label_accuracy": 0.5}
+    monkeypatch.setattr(runs, "read", lambda folder, data_dir: "the run")
+    monkeypatch.setattr(layer_report, "of_run", lambda *args: asked.append(args) or report)
+    argv = ["main", "--mode=layer_report", f"--workdir={tmp_path}"]
+    argv += [f"--config.layer_report.batches={value}" for value in flags_]
+    values = flags.FlagValues()
+    assert main.main(main.parse_flags(argv, values), values) == 0
+    assert asked == [("the run", batches)]
+    assert "stem" in capsys.readouterr().out
 
 
 def test_the_figure(whole, monkeypatch):
@@ -426,7 +518,7 @@ def test_what_cannot_be_reported_on(prepared):
         ),
         ({"layer_report.at_steps": (4, 9)}, "9 is none"),
         ({"layer_report.at_steps": (1.5,)}, "1.5 is none"),
-        ({"layer_report.batches": 1}, "layer_report.batches=1 must be at least 2"),
+        ({"layer_report.batches": 2}, "layer_report.batches=2 must be at least 3"),
     ],
 )
 def test_refused_settings(fields, message):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layermatch_jax import automatic, layerwise, models
 from layermatch_jax import config as config_lib
-from layermatch_jax import layerwise, models
 from layermatch_jax.errors import InputError
 
 PARAMS = {
@@ -95,6 +95,7 @@ def test_the_named_masks_on_every_backbone(model, stages):
     """Each by what it leaves of the parts of the network, none of them in part only."""
     config = config_lib.base()
     config.model.update(model)
+    config = automatic.resolve(config)
     backbone, images = models.create_model(config.model), jnp.zeros((1, 32, 32, 3))
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda: backbone.init(key, images, train=False))
@@ -198,7 +199,7 @@ def reading(centres, train_steps=2**20, momentum=None, target_head="classifier",
     config.avg_clustering.centres = centres
     config.avg_clustering.momentum = momentum
     config.avg_clustering.target_head = target_head
-    return layerwise.create_centres(config)
+    return layerwise.create_centres(automatic.resolve(config))
 
 
 CLASSIFIER = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]]), "bias": jnp.ones(2)}

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from layermatch_jax import config as config_lib
+from layermatch_jax import config_file
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -113,4 +113,4 @@ def test_the_command_is_the_module(argument, status, said, tmp_path):
 
 
 def test_shipped_configs_are_those_of_the_checkout():
-    assert config_lib.FOLDER == ROOT / "configs"
+    assert config_file.FOLDER == ROOT / "configs"

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layermatch_jax import automatic, parallel, state, steps
 from layermatch_jax import config as config_lib
-from layermatch_jax import parallel, state, steps
 from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.errors import InputError
 
@@ -34,7 +34,7 @@ def configuration(**fields):
         }
         | fields
     )
-    return config
+    return automatic.resolve(config)
 
 
 def make_batch(step=0, side=8):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layermatch_jax import automatic, losses, policies
 from layermatch_jax import config as config_lib
-from layermatch_jax import losses, policies
 
 STEPS, TRAIN_STEPS = 24, 40
 ROWS, LABELED, NUM_UNLABELED = 48, 16, 60
@@ -250,7 +250,8 @@ def make(name, *fields):
     """(config, policy, compiled assign); one compilation serves every test with these shapes."""
     config = config_lib.base()
     config.policy.name, config.train_steps = name, TRAIN_STEPS
-    config.policy.update(dict(fields))
+    config.policy.update({"momentum": 0.999} | dict(fields))
+    config = automatic.resolve(config)
     policy = policies.create(config)
     return config, policy, jax.jit(policy.assign)
 
@@ -347,7 +348,7 @@ def test_policy_has_the_loss_and_the_view_of_its_paper(name):
 
 
 def test_defaults_are_the_papers():
-    policy = config_lib.base().policy
+    policy = automatic.resolve(config_lib.base()).policy
     assert (policy.threshold, policy.temperature, policy.ramp) == (0.95, None, 0.4)
     assert (policy.momentum, policy.relative_threshold) == (0.999, 0.9)
     assert (policy.fairness_weight, policy.signal_annealing) == (0.001, "none")

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layermatch_jax import automatic, losses, policies
 from layermatch_jax import config as config_lib
-from layermatch_jax import losses, policies
 
 
 def make_policy(name="fixed_threshold", **fields):
     config = config_lib.base()
     config.policy.name = name
     config.policy.update(fields)
-    return policies.create(config)
+    return policies.create(automatic.resolve(config))
 
 
 def make_inputs(weak_logits, num_labeled=2):

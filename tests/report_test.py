@@ -3,6 +3,7 @@
 import html
 import html.parser
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -14,8 +15,8 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
+from layermatch_jax import automatic, figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax import config as config_lib
-from layermatch_jax import figures, main, metrics, predict, report, runs, train, workdir
 from layermatch_jax.data import crop, pipeline
 from layermatch_jax.errors import InputError
 from layermatch_jax.report import curves, logs, model, pages, tables
@@ -285,7 +286,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
 def config_of(method, **fields):
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({"train_steps": 4, **fields})
-    return config
+    return automatic.resolve(config)
 
 
 def write_run(folder, config, accuracies, finished=True, num_train=100, **train_fields):
@@ -341,11 +342,15 @@ def test_several_runs_by_method(sweep):
     assert page.headings == ["5 runs on cifar10", "Results", "Training", "Settings"]
     # median20 of (0.2, 0.5), (0.2, 0.6) and of (0.3, 0.7) twice; differences 15 and 10 points.
     assert page.row("fixmatch") == [
-        "2 of 2", "37.5 ± 3.5", "", "55.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1",
+        "none", "none", "2 of 2", "37.5 ± 3.5", "", "55.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1",
         "50.0 ± 0.0", "75.0 ± 0.0", "25.0 ± 0.0", "4.0 ± 0.0",
     ]  # fmt: skip
-    assert page.row("layermatch")[:4] == ["2 of 3", "50.0 ± 0.0", "+12.5 ± 2.5", "70.0 ± 0.0"]
-    assert page.row("l2")[:5] == ["layermatch", "2", "2", "2 of 4, not finished", "90.0"]
+    assert page.row("layermatch")[:6] == [
+        "classifier", "classifier", "2 of 3", "50.0 ± 0.0", "+12.5 ± 2.5", "70.0 ± 0.0",
+    ]  # fmt: skip
+    assert page.row("l2")[:7] == [
+        "layermatch", "classifier", "classifier", "2", "2", "2 of 4, not finished", "90.0",
+    ]  # fmt: skip
     assert f"Left out of the table by method: {sweep}/l2 (2 of 4, not finished)" in page.text
     assert "Bands: ± one standard deviation (sd) over these runs." in page.text
     assert page.row("avg_clustering.centres") == ["none", "classifier"]
@@ -358,7 +363,7 @@ def test_several_runs_by_method(sweep):
     # A seed that only one of the methods has finished is compared to nothing.
     (sweep / "f1" / "result.json").unlink()
     page = read(report.report(str(sweep)))
-    assert page.row("layermatch")[:3] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
+    assert page.row("layermatch")[2:5] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
     assert path.stat().length < 3e6
 
 
@@ -404,9 +409,9 @@ def test_runs_with_other_settings_are_no_repetitions(tmp_path):
     groups = logs.by_method([logs.read(folder) for folder in logs.folders(str(tmp_path))])
     named = {name: [log.folder.name for log in of_name] for name, of_name in groups.items()}
     assert named == {
-        "fixmatch, gradient_mask=none": ["a", "b"],
-        "fixmatch, gradient_mask=from_stage3": ["c"],
-        "fixmatch, gradient_mask=(('classifier/bias', 0.5),)": ["d"],
+        "fixmatch": ["a", "b"],
+        "fixmatch+mask=from_stage3": ["c"],
+        "fixmatch+mask=custom-78c103": ["d"],
         "layermatch": ["e"],
     }
 
@@ -461,14 +466,90 @@ def test_classes_over_training(tmp_path, monkeypatch):
 
 
 def test_the_file_goes_where_the_runs_are(tmp_path):
-    for name in ("x/one", "x/y/two"):
-        write_run(tmp_path / name, config_of("fixmatch"), (0.5, 0.5))
+    for seed, name in enumerate(("x/one", "x/y/two")):
+        write_run(tmp_path / name, config_of("fixmatch", seed=seed), (0.5, 0.5))
     one, two = tmp_path / "x/one", tmp_path / "x/y/two"
     assert report.report(f"{one},{two},{one}/") == epath.Path(tmp_path / "x/report.html")
     page = read(tmp_path / "x/report.html")
     assert page.headings[0] == "2 runs on cifar10"
     shared = report._shared([epath.Path("gs://bucket/a/b"), epath.Path("gs://bucket/a/c")])
     assert str(shared) == "gs://bucket/a"
+
+
+def test_commas_separate_but_in_the_names_of_folders(tmp_path, monkeypatch, without_images):
+    names = ("a", "b", "lr=1,wd=2", "x,y,z", "[1] é\n")
+    for seed, name in enumerate(names):
+        write_run(tmp_path / name, config_of("fixmatch", seed=seed), (0.5, 0.5))
+    monkeypatch.chdir(tmp_path)
+
+    def found(text):
+        return [str(folder) for folder in logs.folders(text)]
+
+    assert found("a,b") == ["a", "b"]
+    assert found("lr=1,wd=2") == ["lr=1,wd=2"]
+    assert found("a,x,y,z,,lr=1,wd=2,b,") == ["a", "x,y,z", "lr=1,wd=2", "b"]
+    assert found("[1] é\n,a") == ["[1] é\n", "a"]
+    assert found("nowhere,b,x,y") == ["nowhere", "b", "x", "y"]
+    assert found(str(tmp_path)) == sorted(str(tmp_path / name) for name in names)
+    (tmp_path / "a,b").mkdir()  # what is there as a whole is meant as a whole
+    assert found("a,b") == ["a,b"]
+    page = read(report.report(f"{tmp_path}/lr=1,wd=2,{tmp_path}/[1] é\n"))
+    assert page.row("lr=1,wd=2")[0] == "fixmatch"
+    assert page.headings[0] == "2 runs on cifar10"
+
+
+@pytest.fixture
+def without_images(monkeypatch):
+    """The runs' images are not looked for, and pictures are not made."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
+
+    def gone(folder, config):
+        raise InputError("they are gone")
+
+    monkeypatch.setattr(runs, "read_data", gone)
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path, without_images):
+    folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))  # Latin-1
+    try:
+        write_run(folder, config_of("fixmatch"), (0.5, 0.5))
+    except OSError:
+        pytest.skip("this disk holds no such names")
+    page = read(report.report(str(folder)))
+    assert page.row("folder") == [f"{tmp_path}/caf\\xe9"]
+
+
+def test_the_same_run_in_several_folders_counts_once(sweep, caplog, without_images):
+    """By hand: three pairs differ by 10, 20 and 0 points, not four by 10, 20, 20 and 0."""
+    config = config_of("layermatch", seed=2, **{"dataset.label_seed": 2})
+    write_run(sweep / "f2", config_of("fixmatch", seed=2, **{"dataset.label_seed": 2}), (0.2, 0.3))
+    write_run(sweep / "l2 finished", config, (0.2, 0.3))
+    shutil.copytree(sweep / "l1", sweep / "a copy of l1")
+    elsewhere = {"dataset.data_dir": "/elsewhere", "log_every": 1, "seed": 0}
+    write_run(sweep / "z", config_of("layermatch", **elsewhere), (0.3,), finished=False)
+    page = read(report.report(str(sweep)))
+    assert page.headings[0] == "6 runs on cifar10"
+    # median20 of fixmatch: 35, 40, 25; of layermatch: 50, 50, 25; their differences: 15, 10, 0.
+    assert page.row("fixmatch")[:2] == ["3 of 3", "33.3 ± 7.6"]
+    assert page.row("layermatch")[:3] == ["3 of 3", "41.7 ± 14.4", "+8.3 ± 4.4"]
+    reason = "with the same settings, seeds and images."
+    for left_out, kept in (("l1", "a copy of l1"), ("l2", "l2 finished"), ("z", "l0")):
+        sentence = f"{sweep}/{left_out} is left out: it is the same run as {sweep}/{kept}, {reason}"
+        assert sentence in page.text
+        assert sentence in caplog.messages
+    # Of two that are not finished, the one that has come farther.
+    for name in ("l2", "l2 finished"):
+        (sweep / name / "result.json").unlink(missing_ok=True)
+    page = read(report.report(f"{sweep}/l2,{sweep}/l2 finished"))
+    assert page.headings[0] == "layermatch on cifar10, 20 labels (label seed 2, seed 2)"
+    assert page.row("folder") == [f"{sweep}/l2 finished"]
+    assert f"{sweep}/l2 is left out" in page.text
+    # Other labelled images by a split file are another run, and no pair of those of the seed.
+    split = json.loads((sweep / "l0" / "labeled_split.json").read_text()) | {"sha256": "other"}
+    (sweep / "l0" / "labeled_split.json").write_text(json.dumps(split))
+    page = read(report.report(f"{sweep}/l0,{sweep}/l1,{sweep}/f0,{sweep}/f1,{sweep}/z"))
+    assert page.headings[0] == "5 runs on cifar10"
+    assert page.row("layermatch")[2] == "+10.0"
 
 
 def test_what_cannot_be_reported(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from layermatch_jax import automatic, metrics, modes, predict, runs, train
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, modes, predict, runs, train
 from layermatch_jax.data import folder
 from layermatch_jax.errors import InputError
 
@@ -25,9 +25,11 @@ def make_config():
             "eval_every": 2, "log_every": 2, "checkpoint_every": 2, "input.backend": "device",
             "layerwise.gradient_mask": (("classifier/.*", 0.5),), "eval_batch_size": 24,
             "tensorboard": False,
+            # A long memory: averages differ from what they are of.
+            "ema_decay": 0.999, "model.bn_decay": 0.999,
         }
     )  # fmt: skip
-    return config
+    return automatic.resolve(config)
 
 
 @pytest.fixture(scope="module")
@@ -126,5 +128,5 @@ def test_runs_are_looked_at_by_one_process(mode, made, monkeypatch):
     before = files(made)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match=f"--mode={mode} is for one process, not 2"):
-        modes.MODES[mode](make_config(), str(made))
+        modes.MODES[mode](make_config(), str(made), ())
     assert files(made) == before

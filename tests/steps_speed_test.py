@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from layermatch_jax import automatic, parallel, state, steps
 from layermatch_jax import config as config_lib
-from layermatch_jax import parallel, state, steps
 from layermatch_jax.batch import TrainBatch
 
 TURNS = 150
@@ -29,6 +29,7 @@ def prepare(method, fields):
     samples, classes = fields.pop("samples"), fields.pop("classes")
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict(fields)
+    config = automatic.resolve(config)
     initial = state.create(config, classes, samples, "batch")
     method = steps.create_method(config, initial.params, ((0.5,) * 3, (0.3,) * 3))
     step = parallel.compile_step(functools.partial(steps.train_step, method=method), "pmap")

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from layermatch_jax import drawing, main, workdir
+from layermatch_jax import automatic, drawing, main, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -88,7 +88,7 @@ def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
     assert "6 runs: 0 finished, 6 to do, 2 at a time" in out
     assert out.count("% ") == 5
     assert "6/6" in out
-    assert "| `fixmatch` | 2 |" in (grid.folder / "table.md").read_text()
+    assert "| `fixmatch` | none | none | 2 |" in (grid.folder / "table.md").read_text()
 
     # Once more: only what is missing.
     assert grid(FIXMATCH | FREEMATCH) == 0
@@ -96,7 +96,7 @@ def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
     out, err = capsys.readouterr()
     assert "FAILED" not in err
     assert "6 runs: 5 finished, 1 to do" in out
-    assert "| `fixmatch` | 3 |" in (grid.folder / "table.md").read_text()
+    assert "| `fixmatch` | none | none | 3 |" in (grid.folder / "table.md").read_text()
 
 
 def test_the_table(grid):
@@ -108,16 +108,17 @@ def test_the_table(grid):
     )
     assert legend.startswith("Accuracy of the EMA parameters on test images, %")
     assert head == (
-        "| method | n | median20 | − fixmatch | last | best | a tenth | − fixmatch | used "
-        "| used right | all right | − fixmatch | seconds |"
+        "| method | mask | centres | n | median20 | − fixmatch | last | best | a tenth "
+        "| − fixmatch | used | used right | all right | − fixmatch | seconds |"
     )
     assert fixmatch == (
-        "| `fixmatch` | 3 | 60.0 ± 10.0 |  | 60.0 ± 10.0 | 60.0 ± 10.0 | 30.0 ± 5.0 |  "
-        "| 50.0 ± 0.0 |  | 75.0 ± 0.0 |  | 2.0 ± 0.0 |"
+        "| `fixmatch` | none | none | 3 | 60.0 ± 10.0 |  | 60.0 ± 10.0 | 60.0 ± 10.0 "
+        "| 30.0 ± 5.0 |  | 50.0 ± 0.0 |  | 75.0 ± 0.0 |  | 2.0 ± 0.0 |"
     )
     assert freematch == (
-        "| `freematch+layerwise` | 3 | 75.0 ± 15.0 | +15.0 ± 2.9 | 75.0 ± 15.0 | 75.0 ± 15.0 "
-        "| 37.5 ± 7.5 | +7.5 ± 1.4 | 50.0 ± 0.0 |  | 75.0 ± 0.0 | +0.0 ± 0.0 | 2.0 ± 0.0 |"
+        "| `freematch+layerwise` | classifier | classifier | 3 | 75.0 ± 15.0 | +15.0 ± 2.9 "
+        "| 75.0 ± 15.0 | 75.0 ± 15.0 | 37.5 ± 7.5 | +7.5 ± 1.4 "
+        "| 50.0 ± 0.0 |  | 75.0 ± 0.0 | +0.0 ± 0.0 | 2.0 ± 0.0 |"
     )
     assert provenance == (
         "6 of 6 runs. Data: digits, 40 labels; steps: 100; device: 2 x abacus; jax 1.2; commit abc."
@@ -125,6 +126,7 @@ def test_the_table(grid):
     with (grid.folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["fixmatch", "freematch+layerwise"]
+    assert [(row["mask"], row["centres"]) for row in rows] == [("none",) * 2, ("classifier",) * 2]
     assert float(rows[1]["median20"]) == pytest.approx(75)
     assert float(rows[1]["median20, standard deviation"]) == pytest.approx(15)
     assert float(rows[1]["median20 − fixmatch, standard error"]) == pytest.approx(5 / 3**0.5)
@@ -133,21 +135,23 @@ def test_the_table(grid):
 
 
 def test_masks_are_rows(grid, capsys):
-    rows = ("fixmatch-none", "fixmatch-classifier")
+    rows = ("fixmatch", "fixmatch+mask=from_stage3")
     scores = {f"{row}-l{seed}": 0.5 + 0.1 * i for i, row in enumerate(rows) for seed in range(2)}
-    arguments = ["--methods=fixmatch", "--masks=none,classifier", "--label-seeds=0,1"]
+    arguments = ["--methods=fixmatch", "--masks=none,from_stage3", "--label-seeds=0,1"]
     assert grid({}, *arguments, "--dry-run") == 0
     told = [shlex.split(line)[-4:-2] for line in capsys.readouterr().out.splitlines()]
     assert told[1] == [
-        f"--config={DIGITS}:labels=40,method=fixmatch,mask=classifier",
-        f"--workdir={grid.folder}/fixmatch-classifier-l0",
+        f"--config={DIGITS}:labels=40,method=fixmatch,mask=from_stage3",
+        f"--workdir={grid.folder}/fixmatch+mask=from_stage3-l0",
     ]
     assert grid(scores, *arguments) == 0
     assert grid.calls() == sorted(scores)
     lines = (grid.folder / "table.md").read_text().split("\n")
-    assert "− fixmatch-none" in lines[0]
-    assert lines[2].startswith("| `fixmatch-none` | 2 | 50.0 ± 0.0 |  |")
-    assert lines[3].startswith("| `fixmatch-classifier` | 2 | 60.0 ± 0.0 | +10.0 ± 0.0 |")
+    assert "− fixmatch |" in lines[0]
+    assert lines[2].startswith("| `fixmatch` | none | none | 2 | 50.0 ± 0.0 |  |")
+    assert lines[3].startswith(
+        "| `fixmatch+mask=from_stage3` | from_stage3 | none | 2 | 60.0 ± 0.0 | +10.0 ± 0.0 |"
+    )
 
 
 def test_the_figure_needs_matplotlib_and_the_table_does_not(grid, capsys, monkeypatch):
@@ -156,7 +160,9 @@ def test_the_figure_needs_matplotlib_and_the_table_does_not(grid, capsys, monkey
     assert capsys.readouterr().err == (
         "comparison.png is not drawn: figures need matplotlib: pip install matplotlib\n"
     )
-    assert "| `fixmatch` | 3 | 60.0 ± 10.0 |" in (grid.folder / "table.md").read_text()
+    assert (
+        "| `fixmatch` | none | none | 3 | 60.0 ± 10.0 |" in (grid.folder / "table.md").read_text()
+    )
     assert not (grid.folder / "comparison.png").exists()
 
 
@@ -194,8 +200,8 @@ def test_a_pair_needs_both_and_a_tenth_an_evaluation_near_it(grid):
     grid(FIXMATCH | FREEMATCH | {"fixmatch-l0": "crash", "fixmatch-l2": "crash"})
     freematch = (grid.folder / "table.md").read_text().split("\n")[3].split(" | ")
     # Seed 1 alone has both: 75 − 60. At a tenth, seeds 0 and 2 are left, 30 and 45.
-    assert freematch[1:4] == ["3", "75.0 ± 15.0", "+15.0 (n = 1)"]
-    assert freematch[6:8] == ["37.5 ± 10.6 (n = 2)", ""]
+    assert freematch[3:6] == ["3", "75.0 ± 15.0", "+15.0 (n = 1)"]
+    assert freematch[8:10] == ["37.5 ± 10.6 (n = 2)", ""]
 
 
 def test_a_run_that_ends_well_without_a_result_has_failed(grid, capsys):
@@ -263,10 +269,25 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
     ("arguments", "message"),
     [
         (["--methods=fixmatch,freemach"], "Did you mean 'freematch'?"),
-        (["--methods=fixmatch,freematch+adamatch"], "only +layerwise can be added"),
+        (
+            ["--methods=fixmatch,freematch+adamatch"],
+            "only +layerwise, +grad_relu, +avg_clustering can",
+        ),
         (["--methods=supervised+layerwise"], "means nothing"),
         (["--methods=mean_teacher", "--config.avg_clustering.centres=outputs"], "its own targets"),
-        (["--methods=fixmatch,fixmatch"], "--methods: something is there twice"),
+        (["--methods=fixmatch,fixmatch"], "twice: fixmatch and fixmatch are both fixmatch. Leave"),
+        (
+            ["--methods=layermatch,fixmatch+layerwise"],
+            "twice: layermatch and fixmatch+layerwise are both layermatch",
+        ),
+        (
+            ["--methods=grad_relu,fixmatch", "--masks=none,classifier"],
+            "twice: grad_relu with mask none and fixmatch with mask none are both fixmatch",
+        ),
+        (
+            ["--methods=fixmatch,grad_relu", "--config.layerwise.gradient_mask=()"],
+            "twice: fixmatch and grad_relu are both fixmatch",
+        ),
         (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
         (["--baseline=dash"], "--baseline=dash is not among the rows: fixmatch, freematch+layerw"),
         (
@@ -274,8 +295,12 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             "unknown gradient mask 'clasifier'. Did you mean 'classifier'",
         ),
         (["--masks=from_stage3,from_stage4"], "'backbone/stage4.*' matches no parameter"),
-        (["--masks=none,none"], "--masks: something is there twice"),
-        (["--masks=none", "--baseline=fixmatch"], "rows: fixmatch-none, freematch+layerwise-none"),
+        (["--label-seeds=0,1,0"], "--label-seeds=0,1,0: a seed is there twice"),
+        (["--masks=none,none"], "fixmatch with mask none are both fixmatch"),
+        (
+            ["--masks=from_stage3", "--baseline=fixmatch"],
+            "rows: fixmatch+mask=from_stage3, freematch+mask=from_stage3+avg_clustering",
+        ),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
         (["--workdir=gs://bucket/runs"], "must be a local one"),
         (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
@@ -297,20 +322,22 @@ def test_a_grid_that_cannot_be_is_refused_before_the_first_run(arguments, messag
     assert grid.calls() == []
 
 
-def test_layerwise_belongs_to_the_methods(tmp_path, capsys):
+def test_layerwise_of_the_config_is_in_the_name(tmp_path, capsys):
     status = sweep.main(
-        [f"{DIGITS}:layerwise=True", "--methods=dash", "--label-seeds=0", f"--workdir={tmp_path}"]
-    )
-    assert status == 2
-    assert "write layerwise=True as --methods=dash+layerwise" in capsys.readouterr().err
+        [f"{DIGITS}:layerwise=True", "--methods=dash", "--label-seeds=0", f"--workdir={tmp_path}",
+         "--dry-run"]
+    )  # fmt: skip
+    assert status == 0
+    assert f"--workdir={tmp_path}/dash+layerwise-l0" in capsys.readouterr().out
 
 
 def test_a_folder_with_other_settings_is_refused(grid, capsys):
     values = sweep.flags.FlagValues()
     main.parse_flags(["main", f"--config={DIGITS}:labels=40,method=fixmatch"], values)
     values.config.policy.threshold = 0.5
+    config = automatic.resolve(values.config)
     (grid.folder / "fixmatch-l0").mkdir()
-    workdir.write_config(grid.folder / "fixmatch-l0", values.config)
+    workdir.write_config(grid.folder / "fixmatch-l0", config)
     assert grid(FIXMATCH | FREEMATCH) == 2
     assert "policy.threshold: 0.5 before, 0.95 now" in capsys.readouterr().err
     assert grid.calls() == []
@@ -335,7 +362,8 @@ def test_real_runs(tmp_path, capsys):
     assert config["layerwise.gradient_mask"] == [["classifier/.*", 0.0]]
     assert config["avg_clustering.centres"] == "classifier"
     median = 100 * result["test_accuracy"]["ema"]["median20"]
-    assert f"| `softmatch+layerwise` | 1 | {median:.1f} |" in capsys.readouterr().out
+    row = f"| `softmatch+layerwise` | classifier | classifier | 1 | {median:.1f} |"
+    assert row in capsys.readouterr().out
 
 
 def test_the_grid_as_a_slurm_array_job(grid, capsys, monkeypatch):

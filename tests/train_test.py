@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from layermatch_jax import checkpoint, config, hosts, metrics, train
+from layermatch_jax import automatic, checkpoint, config, hosts, metrics, train
 from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError, Stopped
 
@@ -179,11 +179,15 @@ def tiny(method="layermatch", **fields):
             "eval_batch_size": 64,
             "input.backend": "device",
             "tensorboard": False,
+            # A long memory: averages differ from what they are of.
+            "ema_decay": 0.999,
+            "model.bn_decay": 0.999,
+            "policy.momentum": 0.999,
         }
     )
     config.apply_method(c, method)
     c.update_from_flattened_dict(fields)
-    return c
+    return automatic.resolve(c)
 
 
 class KilledError(Exception):

@@ -7,8 +7,8 @@ from absl import logging
 from etils import epath
 
 import layermatch_jax
+from layermatch_jax import automatic, workdir
 from layermatch_jax import config as config_lib
-from layermatch_jax import workdir
 from layermatch_jax.errors import InputError
 
 RECORD = {"data_set": "toy", "num_labels": 2, "num_train": 9, "sha256": "ab", "indices": [3, 5]}
@@ -35,7 +35,7 @@ def configured(method="layermatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
     config = config_lib.apply_method(config_lib.base(), method)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return config
+    return automatic.resolve(config)
 
 
 # ---- Where ----
@@ -50,6 +50,8 @@ def configured(method="layermatch", **fields):
         # Two shares must not fall into one folder.
         ({"dataset__label_fraction": 0.005}, "runs/cifar10-0.5%-layermatch-l0-s0"),
         ({"dataset__label_fraction": 0.07}, "runs/cifar10-7%-layermatch-l0-s0"),
+        # Nor two methods.
+        ({"layerwise__gradient_mask": ()}, "runs/cifar10-250-avg_clustering-l0-s0"),
     ],
 )
 def test_default_folder(fields, name):
@@ -71,13 +73,14 @@ def test_folder_that_cannot_be(folder):
 
 
 def test_config_comes_back_as_it_was(folder):
-    config = configured(dataset__label_fraction=0.1, avg_clustering__momentum=None)
+    config = configured(dataset__label_fraction=0.1, compilation_cache=None, train_steps=1000)
     workdir.write_config(folder, config)
     workdir.check(folder, config)
     written = json.loads((folder / "config.json").read_text())
     assert written.keys() == config_lib.fields(config).keys()
     assert written["dataset.label_fraction"] == 0.1
-    assert written["avg_clustering.momentum"] is None
+    assert written["compilation_cache"] is None
+    assert written["ema_decay"] == written["avg_clustering.momentum"] == 0.99  # of 1,000 steps
     assert written["layerwise.gradient_mask"] == [["classifier/.*", 0.0]]  # JSON has no tuples
     assert [p.name for p in folder.iterdir()] == ["config.json"]
 
@@ -107,6 +110,7 @@ def test_another_method_is_told_with_what_it_changes(folder):
         workdir.check(folder, configured("fixmatch"))
     assert str(caught.value).split("\n")[1:-1] == [
         "  avg_clustering.centres: 'classifier' before, 'none' now",
+        "  avg_clustering.momentum: 0.999 before, None now",
         "  layerwise.gradient_mask: [['classifier/.*', 0.0]] before, [] now",
         "  method: 'layermatch' before, 'fixmatch' now",
     ]
@@ -160,6 +164,23 @@ def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(folder, ca
         workdir.check(folder, config)
 
 
+def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(folder):
+    """Older versions wrote None and the method as the user had."""
+    now = configured("layermatch", train_steps=1000)
+    written = json.loads(json.dumps(config_lib.fields(now))) | {
+        "method": "fixmatch+layerwise", "applied_method": "fixmatch+layerwise",
+        "avg_clustering.momentum": None, "ema_decay": 0.99, "model.bn_decay": 0.99,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(written))
+    workdir.check(folder, now)
+    assert config_lib.fields(workdir.read_config(folder)) == config_lib.fields(now)
+    # The classic decay in a short run: this version would take another one, and says so.
+    (folder / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
+    with pytest.raises(InputError, match=r"\n  ema_decay: 0\.999 before, 0\.99 now\n"):
+        workdir.check(folder, now)
+    workdir.check(folder, configured("layermatch", train_steps=1000, ema_decay=0.999))
+
+
 def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):
     workdir.write_config(folder, configured())
     before = (folder / "config.json").read_text()
@@ -205,7 +226,8 @@ def test_result_comes_back(folder):
     assert workdir.read_result(folder) == result
     assert result | MEASURED == result
     told = {
-        "method": "layermatch", "dataset": "cifar10", "num_labels": 2, "label_seed": 5, "seed": 4,
+        "method": "layermatch", "mask": "classifier", "centres": "classifier",
+        "dataset": "cifar10", "num_labels": 2, "label_seed": 5, "seed": 4,
         "train_steps": 2**20, "split_sha256": "ab", "parallelism": "pmap",
     }  # fmt: skip
     assert result | told == result  # of labels, those that there are, not those asked for
@@ -237,6 +259,7 @@ def test_summary_shows_the_numbers(folder):
     text = workdir.summary(result, folder)
     assert "layermatch on cifar10, 2 labels (label seed 0, seed 0): 1048576 steps in 61 s" in text
     assert "1234 images/s" in text
+    assert text.splitlines()[1] == "gradient mask classifier, centres classifier"
     lines = [line.split() for line in text.splitlines()]
     assert ["test", "accuracy", "last", "median7", "best"] in lines
     assert ["raw", "50.00", "%", "51.25", "%", "75.00", "%"] in lines
@@ -254,4 +277,7 @@ def test_summary_leaves_out_what_is_unknown(folder):
     unknown = {"mask_rate": None, "pseudo_label_accuracy": None, "pseudo_label_accuracy_all": None}
     text = workdir.summary(result | unknown, folder)
     assert "validation accuracy" in text
+    for name in ("mask", "centres"):  # of an older version
+        del result[name]
+    assert "gradient mask" not in workdir.summary(result | unknown, folder)
     assert "pseudo-labels" not in text

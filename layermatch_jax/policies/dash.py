@@ -29,7 +29,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
       confidence that a hard pseudo-label needs for it, exp(−ρ_t).
     """
     settings, train_steps = config.policy, config.train_steps
-    temperature = 0.5 if settings.temperature is None else settings.temperature
+    temperature = settings.temperature
     warm_up = max(1, round(settings.warm_up * train_steps))
     period = max(1, round(settings.period * train_steps))
 

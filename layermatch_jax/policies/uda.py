@@ -33,7 +33,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
       (1 without annealing).
     """
     settings, train_steps = config.policy, config.train_steps
-    temperature = 0.4 if settings.temperature is None else settings.temperature
+    temperature = settings.temperature
 
     def init(num_classes: int, num_unlabeled: int) -> dict:
         del num_classes, num_unlabeled

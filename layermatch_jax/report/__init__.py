@@ -7,6 +7,7 @@ such as the images of a run whose data are no longer there, is named, and the re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from layermatch_jax import drawing, files, layer_report, predict, runs, train
@@ -22,7 +23,8 @@ def report(workdirs: str, data_dir: str = "") -> epath.Path:
     """Writes the report of one or several runs, finished or under way; changes nothing else.
 
     Args:
-      workdirs: folders of runs, comma-separated; see `logs.folders`.
+      workdirs: folders of runs, comma-separated; see `logs.folders`. Folders that hold the same run
+        count once: see `logs.distinct`.
       data_dir: where the data set is now; '' = where the run had it.
 
     Returns:
@@ -34,25 +36,29 @@ def report(workdirs: str, data_dir: str = "") -> epath.Path:
     """
     drawing.figure(1, 1)  # raises now where there is no matplotlib
     read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
+    read, left_out = logs.distinct(read)
     logs.check_same_images(read)
+    for sentence in left_out:
+        logging.warning(sentence)
+    notes = [Note(sentence) for sentence in left_out]
     if len(read) == 1:
         (log,) = read
         folder = log.folder
         title = tables.title(log)
-        sections = _of_one(log)
+        sections = _of_one(log, notes)
     else:
         folder = _shared([log.folder for log in read])
         groups = logs.by_method(read)
         title = f"{len(read)} runs on {read[0].config.dataset.name}"
-        sections = _of_several(groups)
+        sections = _of_several(groups, notes)
     try:
         return files.write_text(folder / FILE, pages.page(title, sections))
     except PermissionError:
         raise InputError(f"--workdir: {folder / FILE} cannot be written there") from None
 
 
-def _of_one(log: Log) -> list[Section]:
-    missing = [] if log.lines else [Note("The run has not logged anything yet.")]
+def _of_one(log: Log, notes: list[Note]) -> list[Section]:
+    missing = list(notes) if log.lines else [*notes, Note("The run has not logged anything yet.")]
 
     def tried(said: str, make: Callable[[], Any]) -> Any:
         try:
@@ -96,17 +102,17 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
     if not reports:
         return []
     last = reports[-1]
-    cosines = {
-        layer: told["cosine_true"][0]
+    cosines = [
+        f"{layer} {told['cosine_true'][0]:.2f}"
         for layer, told in last["layers"].items()
         if told["cosine_true"][0] is not None
-    }
+    ]
     return [
         picture(
             layer_report.draw(reports),
             f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
             "pseudo-labels and of the true labels: "
-            + ", ".join(f"{layer} {cosine:.2f}" for layer, cosine in cosines.items()),
+            + (", ".join(cosines) or "not known of any layer"),
             "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
             "labels on the same images (g_true) and that of the labelled images (g_s), and the "
             "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
@@ -115,16 +121,18 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
     ]
 
 
-def _of_several(groups: dict[str, list[Log]]) -> list[Section]:
+def _of_several(groups: dict[str, list[Log]], notes: list[Note]) -> list[Section]:
     unfinished = [
         f"{log.folder} ({tables.progress(log)})"
         for of_method in groups.values()
         for log in of_method
         if not log.result
     ]
-    notes = [Note(f"Left out of the table by method: {', '.join(unfinished)}")]
+    if unfinished:
+        listed = Note(f"Left out of the table by method: {', '.join(unfinished)}")
+        notes = [listed, *notes]
     return [
-        Section("Results", [*tables.results(groups), *(notes if unfinished else [])]),
+        Section("Results", [*tables.results(groups), *notes]),
         Section("Training", curves.of_several(groups)),
         Section("Settings", [*tables.differences(groups), tables.origins(groups)]),
     ]

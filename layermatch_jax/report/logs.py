@@ -53,16 +53,62 @@ def folders(names: str) -> list[epath.Path]:
     """The folders of runs in a comma-separated list, each once.
 
     A folder that is no run's but has such folders in it, as one of launch/sweep.py does, stands
-    for all of them.
+    for all of them. A comma may be part of a name: see `_separate`.
     """
     found = []
-    for name in filter(None, names.split(",")):
-        folder = epath.Path(os.path.expanduser(name))
+    for folder in _separate(names):
         inside = []
         if folder.is_dir() and not (folder / workdir_lib.CONFIG).exists():
             inside = [f for f in folder.iterdir() if (f / workdir_lib.CONFIG).exists()]
         found += sorted(inside) or [folder]
     return list(dict.fromkeys(found))
+
+
+def _separate(names: str) -> list[epath.Path]:
+    """Cuts a list at its commas, but for those in the names of folders.
+
+    What is a folder as a whole is not cut. A piece that is none is joined with those behind it
+    until it is one; where it never is, the piece stands alone.
+    """
+    folder = lambda name: epath.Path(os.path.expanduser(name))  # noqa: E731
+    if "," in names and folder(names).is_dir():
+        return [folder(names)]
+    found, pieces = [], names.split(",")
+    while pieces:
+        joined = (",".join(pieces[:n]) for n in range(1, len(pieces) + 1))
+        name = next((name for name in joined if name and folder(name).is_dir()), pieces[0])
+        pieces = pieces[name.count(",") + 1 :]
+        found += [folder(name)] if name else []
+    return found
+
+
+def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
+    """Runs, each once however many folders hold it.
+
+    Two folders hold the same run if their settings (but for those that change no result), seeds and
+    images are the same: the one is a copy of the other, or repeats it. As two seeds they would make
+    differences look surer than they are.
+
+    Returns:
+      The logs: of folders with the same run, a finished one's, or else that of the folder whose run
+      has come farthest; and a sentence on each that is left out.
+    """
+    same = {}
+    for log in logs:
+        seeds = log.config.seed, log.config.dataset.label_seed
+        images = json.dumps(log.split, sort_keys=True)
+        same.setdefault((*settings_of(log).items(), *seeds, images), []).append(log)
+    kept, notes = [], []
+    for copies in same.values():
+        best = max(copies, key=lambda log: (log.result is not None, log.step))
+        kept.append(best)
+        notes += [
+            f"{log.folder} is left out: it is the same run as {best.folder}, with the same "
+            "settings, seeds and images."
+            for log in copies
+            if log is not best
+        ]
+    return kept, notes
 
 
 def check_same_images(logs: Sequence[Log]) -> None:

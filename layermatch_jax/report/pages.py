@@ -109,14 +109,19 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
+    return _escaped(text).replace("\n", "<br>")
+
+
+def _escaped(text: str) -> str:
+    # A folder's name may hold bytes that are no UTF-8, which Python holds as surrogates.
+    return html.escape(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     return (
         f'<figure><img src="data:image/png;base64,{data}" style="width: {picture.width}px" '
-        f'alt="{html.escape(picture.alt)}">'
+        f'alt="{_escaped(picture.alt)}">'
         f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )
 

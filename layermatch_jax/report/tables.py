@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics
+from layermatch_jax import metrics, workdir
 from layermatch_jax.report import logs
 from layermatch_jax.report.logs import Log
 from layermatch_jax.report.pages import Table
@@ -66,11 +66,13 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         ]
         first, *rest = (_spread([row[name] for _, row in of_method]) for name in _COLUMNS)
         count = f"{len(of_method)} of {len(groups[method])}"
-        rows.append((method, count, first, _spread(differences, "+.1f", paired=True), *rest))
+        difference = _spread(differences, "+.1f", paired=True)
+        rows.append((method, *_layers(groups[method][0]), count, first, difference, *rest))
     by_run = [
         (
             log.folder.name,
             method,
+            *_layers(log),
             str(log.config.dataset.label_seed),
             str(log.config.seed),
             progress(log),
@@ -83,14 +85,22 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         Table(
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds, points, mean ± "
-            f"standard error. {_CAPTION}",
-            ("method", "finished", "median20", f"− {baseline}", *list(_COLUMNS)[1:]),
+            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"images, points, mean ± standard error. {_CAPTION}",
+            (
+                "method",
+                "mask",
+                "centres",
+                "finished",
+                "median20",
+                f"− {baseline}",
+                *list(_COLUMNS)[1:],
+            ),
             rows,
         ),
         Table(
             "Each run, as far as it has come; %, and seconds of training with evaluation.",
-            ("folder", "method", "label seed", "seed", "steps", *_COLUMNS),
+            ("folder", "method", "mask", "centres", "label seed", "seed", "steps", *_COLUMNS),
             by_run,
             folded=True,
         ),
@@ -100,7 +110,14 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
 def provenance(log: Log) -> Table:
     """What a run was made of and on."""
     dataset, split, result = log.config.dataset, log.split, log.result
-    rows = [("folder", str(log.folder)), ("method", log.config.method), ("data set", dataset.name)]
+    mask, centres = _layers(log)
+    rows = [
+        ("folder", str(log.folder)),
+        ("method", log.config.method),
+        ("gradient mask", mask),
+        ("centres", centres),
+        ("data set", dataset.name),
+    ]
     if split:
         counts = sorted(set(split["class_counts"]))
         each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
@@ -203,8 +220,14 @@ def _measured(log: Log) -> dict[str, Any] | None:
     return metrics.result(log.lines, log.evaluated_on) if len(splits) > 1 else None
 
 
-def _seeds(log: Log) -> tuple[int, int]:
-    return log.config.dataset.label_seed, log.config.seed
+def _layers(log: Log) -> tuple[str, str]:
+    """The gradient mask and the centres of a run."""
+    return tuple(workdir.trained_layers(log.config).values())
+
+
+def _seeds(log: Log) -> tuple[int, int, str]:
+    """What runs of two methods must share to be compared: with a split file, the seed says less."""
+    return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
 
 
 def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
