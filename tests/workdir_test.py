@@ -1,10 +1,12 @@
 import json
 import os
+import subprocess
 
 import pytest
 from absl import logging
 from etils import epath
 
+import layermatch_jax
 from layermatch_jax import automatic, workdir
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
@@ -335,6 +337,23 @@ def test_result_comes_back(folder):
     assert result["versions"].keys() == {"layermatch_jax", "jax", "flax"}
     commit = result["git_commit"]
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_it(
+    tmp_path, monkeypatch
+):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m."], cwd=tmp_path, check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
+
+    def told(package):
+        package.mkdir(parents=True)
+        monkeypatch.setattr(layermatch_jax, "__file__", str(package / "__init__.py"))
+        return workdir.provenance()["git_commit"]
+
+    assert told(tmp_path / "layermatch_jax") == commit  # a checkout
+    assert told(tmp_path / ".venv" / "site-packages" / "layermatch_jax") is None
 
 
 def test_summary_shows_the_numbers(folder):
