@@ -48,7 +48,7 @@ work() {
 case "$action" in
   setup)
     do_it python3 -m venv .venv
-    do_it .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]'
+    do_it .venv/bin/pip install --quiet -e '.[tfds,gcs]' 'jax[tpu]'
     ;;
   start)
     (($# > 0)) || fail "start needs FLAGS for layermatch_jax.main"

@@ -7,4 +7,4 @@ features one towards averaged clustering centres (Avg-Clustering). `layerwise.py
 `train.py` the protocol of a run, `config.py` every setting.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

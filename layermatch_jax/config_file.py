@@ -1,8 +1,7 @@
-"""A config file and its argument, as --config=FILE.py:ARGUMENT names them."""
+"""A config file and its argument, as --config=NAME:ARGUMENT names them."""
 
 import importlib.util
 import pathlib
-import sys
 import traceback
 from types import ModuleType
 
@@ -11,7 +10,10 @@ import ml_collections
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
-FOLDER = pathlib.Path(__file__).parent.parent / "configs"  # the ones that come with the program
+# The shipped configs lie inside an installed package, and beside it in a checkout.
+FOLDER = pathlib.Path(__file__).parent / "configs"
+if not FOLDER.is_dir():
+    FOLDER = FOLDER.parent.parent / "configs"
 _LONG = 300  # characters that a person reads
 
 
@@ -19,7 +21,8 @@ def load(written: str) -> ml_collections.ConfigDict:
     """Runs a config file.
 
     Args:
-      written: FILE.py or FILE.py:ARGUMENT; the argument is passed to the file's `get_config`.
+      written: NAME or NAME:ARGUMENT, where NAME is what `find` takes; the argument is passed to the
+        file's `get_config`.
 
     Returns:
       The config, locked.
@@ -58,25 +61,24 @@ def load(written: str) -> ml_collections.ConfigDict:
 
 
 def find(name: str) -> pathlib.Path:
-    """The config file of that name.
+    """The config file that --config=NAME means.
 
-    A relative path such as configs/digits.py that does not exist in the working directory is taken
-    from the program's own folder, and a line on stderr says so.
+    Args:
+      name: of a shipped config (`digits`), or the path of a Python file.
 
     Raises:
-      InputError: there is none; names those that come with the program.
+      InputError: there is no such file; lists the shipped configs.
     """
+    shipped = sorted(path.stem for path in FOLDER.glob("*.py"))
     path = pathlib.Path(name)
-    shipped = FOLDER.parent / name
+    if name in shipped:
+        return FOLDER / f"{name}.py"
     if name.endswith(".py") and path.is_file():
         return path
-    if name.endswith(".py") and shipped.parent == FOLDER and shipped.is_file():
-        print(f"--config={name} is not in this folder; {shipped} is used", file=sys.stderr)
-        return shipped
-    known = ", ".join(f"{FOLDER.name}/{path.name}" for path in sorted(FOLDER.glob("*.py")))
+    hint = f" Did you mean the shipped one, --config={path.stem}?" if path.stem in shipped else ""
     raise InputError(
-        f"--config={name}: no such Python file in {pathlib.Path.cwd()}. Give the path of one, or "
-        f"one that comes with the program, from any folder: {known}"
+        f"--config={name}: no such config file in {pathlib.Path.cwd()}.{hint} Give the path of a "
+        f"Python file, or the name of a shipped config: {', '.join(shipped)}"
     )
 
 

@@ -26,9 +26,7 @@ def figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(
-            "figures need matplotlib: pip install -r notebooks/requirements.txt"
-        ) from None
+        raise InputError("figures need matplotlib: pip install matplotlib") from None
     return Figure((width, height), dpi=150, layout="constrained")
 
 

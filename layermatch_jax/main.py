@@ -1,4 +1,7 @@
-"""The command line: python -m layermatch_jax.main --config=configs/cifar100.py."""
+"""The command line: layermatch --config=cifar100.
+
+python -m layermatch_jax.main is the same program.
+"""
 
 import os
 import re
@@ -14,13 +17,13 @@ from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
 
 # Data sets that the default config, the digits' demo, does not fit, and the configs that do.
 CONFIGS_FOR = {
-    "cifar10": "configs/cifar10.py",
-    "cifar100": "configs/cifar100.py",
-    "stl10": "configs/stl10.py",
-    "folder": "configs/imagenet100.py for photographs (ResNet-50 on 224 pixels), "
-    "configs/stl10.py for images of about 96 pixels, configs/cifar10.py for 32 pixels",
-    "npz": "configs/cifar10.py for images of 32 pixels, configs/stl10.py for 96, "
-    "configs/imagenet100.py for larger ones",
+    "cifar10": "--config=cifar10",
+    "cifar100": "--config=cifar100",
+    "stl10": "--config=stl10",
+    "folder": "--config=imagenet100 for photographs (ResNet-50 on 224 pixels), "
+    "--config=stl10 for images of about 96 pixels, --config=cifar10 for 32 pixels",
+    "npz": "--config=cifar10 for images of 32 pixels, --config=stl10 for 96, "
+    "--config=imagenet100 for larger ones",
 }
 
 
@@ -74,7 +77,8 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
         config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
             "config",
             str(config_file.FOLDER / "digits.py"),
-            "Settings, as FILE:labels=250,method=fixmatch; --config.FIELD=VALUE changes one.",
+            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config, as in "
+            "--config=digits, or the path of a file. --config.FIELD=VALUE changes one setting.",
             flag_values=flag_values,
             sys_argv=argv,
         )
@@ -138,7 +142,7 @@ def _check_default(flag_values: flags.FlagValues) -> None:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "
             f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
-            "To take the demo's settings all the same, write --config=configs/digits.py"
+            "To take the demo's settings all the same, write --config=digits"
         )
 
 

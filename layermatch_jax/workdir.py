@@ -126,7 +126,7 @@ def _check_bucket(workdir: epath.Path) -> None:
     if not (storage and importlib.util.find_spec("tensorflow")):
         raise InputError(
             f"--workdir={workdir}: a bucket needs google-cloud-storage and TensorFlow: "
-            "pip install -r requirements.txt"
+            "pip install google-cloud-storage tensorflow"
         )
     try:
         storage.Client()
@@ -352,11 +352,13 @@ def _listed(differences: dict[str, tuple]) -> str:
 
 def _git_commit() -> str | None:
     """The commit of the code that runs, with '-dirty' where it was changed; None if not known."""
-    here = epath.Path(layermatch_jax.__file__).parent
+    root = epath.Path(layermatch_jax.__file__).parent.parent
+    if not (root / ".git").exists():  # installed, perhaps within the repository of another project
+        return None
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, check=True, capture_output=True, text=True,
+            cwd=root, check=True, capture_output=True, text=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -2,7 +2,6 @@
 
 import pytest
 
-from layermatch_jax import config as config_lib
 from layermatch_jax import config_file
 from layermatch_jax.errors import InputError
 
@@ -72,29 +71,29 @@ def test_config_of_other_fields_is_refused(tmp_path):
     assert "differ: a, applied_method, augment.randaugment_ops" in refused(file)
 
 
-@pytest.mark.parametrize("name", ["", "no.py", "configs", "pyproject.toml", "configs/digit.py"])
+NONE = ["", "no", "no.py", "configs", "pyproject.toml", "configs/digit.py", "configs/digits"]
+
+
+@pytest.mark.parametrize("name", NONE)
 def test_file_that_does_not_exist(name, monkeypatch):
-    monkeypatch.chdir(config_file.FOLDER.parent)
+    folder = config_file.FOLDER.parent
+    monkeypatch.chdir(folder)
     message = refused(name)
-    assert message.startswith(
-        f"--config={name}: no such Python file in {config_file.FOLDER.parent}"
-    )
-    assert "configs/cifar10.py, configs/cifar100.py, configs/digits.py" in message
+    assert message.startswith(f"--config={name}: no such config file in {folder}.")
+    assert message.endswith(": cifar10, cifar100, digits, imagenet100, stl10")
+    assert ("Did you mean" in message) == (name == "configs/digits")
 
 
-def test_configs_of_the_program_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
+def test_shipped_configs_have_names_and_a_path_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(config_file.FOLDER.parent)
     assert str(config_file.find("configs/digits.py")) == "configs/digits.py"
     monkeypatch.chdir(tmp_path)
-    assert capsys.readouterr().err == ""
-    assert config_file.find("configs/digits.py") == config_file.FOLDER / "digits.py"
-    assert capsys.readouterr().err == (
-        "--config=configs/digits.py is not in this folder; "
-        f"{config_file.FOLDER / 'digits.py'} is used\n"
-    )
-    # Another program's file of the same name comes first.
+    assert config_file.load("digits:labels=20").dataset.num_labels == 20
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/digits.py").write_text(WHOLE)
-    assert config_lib.fields(config_file.load("configs/digits.py"))["dataset.name"] == "cifar10"
-    for other in ("layermatch_jax/config.py", "configs/../configs/stl10.py", "digits.py"):
-        assert "no such Python file" in refused(other)
+    for name in ("digits.py", "configs/digits.py"):
+        assert f"in {tmp_path}. Did you mean the shipped one, --config=digits? Give" in refused(
+            name
+        )
+        (tmp_path / name).write_text(WHOLE)
+        assert config_file.load(name).dataset.name == "cifar10"  # of the user's own file
+    assert config_file.find("digits") == config_file.FOLDER / "digits.py"

@@ -11,6 +11,7 @@ import pytest
 from layermatch_jax import config as config_lib
 from layermatch_jax import rules, train
 from layermatch_jax.data import feed, sources, splits
+from layermatch_jax.errors import InputError
 
 
 def prepared(**fields):
@@ -174,3 +175,10 @@ def test_supervised_training_keeps_no_unlabelled_image():
     _, call = next(created.calls(range(4)))
     batch = jax.jit(created.batch)(resident, type(call)(*(x[:, 0] for x in call)))
     assert batch.images.shape == (4, 1, 8, 8, 3)
+
+
+def test_tf_data_without_tensorflow(monkeypatch):
+    config, partition, sampler = prepared(**{"input.backend": "tf_data", "input.steps_per_call": 1})
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # not installed
+    with pytest.raises(InputError, match="tf_data needs TensorFlow: pip install tensorflow"):
+        feed.create(config, partition, sampler, slice(None))

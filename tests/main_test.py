@@ -73,6 +73,18 @@ def parsed(*args):
     return values.config
 
 
+def test_a_shipped_config_by_its_name():
+    """As one word and as two, and with an argument."""
+    for config in (
+        ["--config=cifar100"],
+        ["--config", "cifar100"],
+        ["-config=cifar100:labels=400"],
+    ):
+        assert parsed(*config, "--config.seed=7") == parsed(
+            f"--config={ROOT}/configs/cifar100.py", "--config.seed=7"
+        )
+
+
 def assert_refused(done, message, workdir=None, lines=1):
     """Status 2, an error a person can read, and nothing written."""
     status, out, err = done
@@ -135,14 +147,14 @@ def test_none_is_none(field):
         ([f"--config={DIGITS}:method=fixmach"], "Did you mean 'fixmatch'?"),
         ([f"--config={DIGITS}:label=10"], "Did you mean 'labels'?"),
         ([f"--config={DIGITS}:labels=ten"], "labels=ten: give a whole number"),
-        (["--config=nonexistent.py"], "--config=nonexistent.py: no such Python file in "),
-        (["--config", "nonexistent.py:labels=1"], "--config=nonexistent.py: no such Python file"),
-        (["--config=configs"], "--config=configs: no such Python file"),
-        (["--config="], "--config=: no such Python file"),
+        (["--config=nonexistent.py"], "--config=nonexistent.py: no such config file in "),
+        (["--config", "nonexistent.py:labels=1"], "--config=nonexistent.py: no such config file"),
+        (["--config=configs"], "--config=configs: no such config file"),
+        (["--config="], "--config=: no such config file"),
         (["--config"], "Missing value for flag --config"),
-        (["--config.dataset.name=folder"], "Give a config, too: configs/imagenet100.py for photog"),
-        (["--config.dataset.name=npz"], "Give a config, too: configs/cifar10.py for images of 32"),
-        (["--config.dataset.name=cifar100"], "Give a config, too: configs/cifar100.py. To take"),
+        (["--config.dataset.name=folder"], "Give a config, too: --config=imagenet100 for photog"),
+        (["--config.dataset.name=npz"], "Give a config, too: --config=cifar10 for images of 32"),
+        (["--config.dataset.name=cifar100"], "Give a config, too: --config=cifar100. To take"),
         (["--config.dataset.class_list=None"], "class_list=None: this setting is never automatic"),
         (["--config.batch_size=abc"], "--config.batch_size=abc: invalid literal for int()"),
         (["--config.batch_size=2.5"], "--config.batch_size=2.5: invalid literal for int()"),

@@ -158,8 +158,7 @@ def test_the_figure_needs_matplotlib_and_the_table_does_not(grid, capsys, monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
     assert grid(FIXMATCH | FREEMATCH) == 0
     assert capsys.readouterr().err == (
-        "comparison.png is not drawn: figures need matplotlib: "
-        "pip install -r notebooks/requirements.txt\n"
+        "comparison.png is not drawn: figures need matplotlib: pip install matplotlib\n"
     )
     assert (
         "| `fixmatch` | none | none | 3 | 60.0 ± 10.0 |" in (grid.folder / "table.md").read_text()

@@ -1,10 +1,12 @@
 import json
 import os
+import subprocess
 
 import pytest
 from absl import logging
 from etils import epath
 
+import layermatch_jax
 from layermatch_jax import automatic, presets, workdir
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
@@ -172,21 +174,21 @@ def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(begun, cap
         workdir.check(begun, config)
 
 
-def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(folder):
+def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(begun):
     """Older versions wrote None and the method as the user had."""
     now = configured("layermatch", train_steps=1000)
     written = json.loads(json.dumps(config_lib.fields(now))) | {
         "method": "fixmatch+layerwise", "applied_method": "fixmatch+layerwise",
         "avg_clustering.momentum": None, "ema_decay": 0.99, "model.bn_decay": 0.99,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(written))
-    workdir.check(folder, now)
-    assert config_lib.fields(workdir.read_config(folder)) == config_lib.fields(now)
+    (begun / "config.json").write_text(json.dumps(written))
+    workdir.check(begun, now)
+    assert config_lib.fields(workdir.read_config(begun)) == config_lib.fields(now)
     # The classic decay in a short run: this version would take another one, and says so.
-    (folder / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
+    (begun / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
     with pytest.raises(InputError, match=r"\n  ema_decay: 0\.999 before, 0\.99 now\n"):
-        workdir.check(folder, now)
-    workdir.check(folder, configured("layermatch", train_steps=1000, ema_decay=0.999))
+        workdir.check(begun, now)
+    workdir.check(begun, configured("layermatch", train_steps=1000, ema_decay=0.999))
 
 
 def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):
@@ -335,6 +337,23 @@ def test_result_comes_back(folder):
     assert result["versions"].keys() == {"layermatch_jax", "jax", "flax"}
     commit = result["git_commit"]
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_it(
+    tmp_path, monkeypatch
+):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m."], cwd=tmp_path, check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
+
+    def told(package):
+        package.mkdir(parents=True)
+        monkeypatch.setattr(layermatch_jax, "__file__", str(package / "__init__.py"))
+        return workdir.provenance()["git_commit"]
+
+    assert told(tmp_path / "layermatch_jax") == commit  # a checkout
+    assert told(tmp_path / ".venv" / "site-packages" / "layermatch_jax") is None
 
 
 def test_summary_shows_the_numbers(folder):

@@ -1,5 +1,6 @@
 """How a run's images reach its steps: made on the host, or on the devices that keep them."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from layermatch_jax.data import augment_jax, pipeline
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Draws, Sampler
 from layermatch_jax.data.splits import Partition
+from layermatch_jax.errors import InputError
 
 _CHUNK = 256  # images read and placed at a time
 
@@ -56,6 +58,11 @@ def create(
 
 def _tf_data(config, partition, sampler, rows) -> Feed:
     """The host makes every view, through tf.data; the devices get whole batches, one a call."""
+    if not importlib.util.find_spec("tensorflow"):
+        raise InputError(
+            "--config.input.backend=tf_data needs TensorFlow: pip install tensorflow. Or take "
+            "--config.input.backend=device, which does not need it"
+        )
     padding = config.dataset.padding
 
     def call(batch: TrainBatch) -> TrainBatch:

@@ -91,8 +91,9 @@ def _builder(name: str, data_dir: str):
     except ImportError as error:
         raise InputError(
             f"Data set {name!r} is read with TensorFlow Datasets, which cannot be imported"
-            f" ({error}). Install it (pip install -r requirements.txt), or take data set 'npz',"
-            " 'folder' or 'digits', which do without."
+            f" ({error}). Install it and TensorFlow (pip install tensorflow-datasets"
+            " importlib_resources tensorflow), or take data set 'npz', 'folder' or 'digits', which"
+            " need neither."
         ) from error
 
     # tfds reads the variable once, when it is imported; here it counts when it is asked for.
