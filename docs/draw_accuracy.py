@@ -9,7 +9,7 @@ import re
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = {
@@ -23,14 +23,14 @@ COLORS = ("#777777", "#0072b2", "#56b4e9", "#009e73", "#d55e00")
 
 
 def accuracies(text: str) -> dict[str, dict[str, tuple[float, float]]]:
-    """{number of labels: {method: (mean, standard deviation)}}, in %, of the first two tables."""
+    """{title of a panel: {method: (mean, standard deviation)}}, in %, of the first two tables."""
     section = text.partition("## Digits: the parts of LayerMatch")[2].partition("\n## ")[0]
     tables = {}
     for line in section.split("\n"):
-        if heading := re.match(r"\*\*(\d+) labels\*\*", line):
-            labels = heading[1]
+        if heading := re.match(r"\*\*(\d+) labels\*\*.*label seeds 0-(\d+)", line):
+            panel = f"{heading[1]} labels ({int(heading[2]) + 1} draws of them)"
         elif row := re.match(r"\| `(\w+)` \| ([\d.]+) ± ([\d.]+) ", line):
-            tables.setdefault(labels, {})[row[1]] = (float(row[2]), float(row[3]))
+            tables.setdefault(panel, {})[row[1]] = (float(row[2]), float(row[3]))
     return tables
 
 
@@ -40,9 +40,9 @@ def main() -> None:
     figure, axes = plt.subplots(
         1, len(tables), figsize=(8.4, 2.5), sharey=True, layout="constrained"
     )
-    for ax, labels in zip(axes, sorted(tables, key=int), strict=True):
+    for ax, panel in zip(axes, sorted(tables), strict=True):
         for place, name in enumerate(NAMES):
-            mean, deviation = tables[labels][name]
+            mean, deviation = tables[panel][name]
             ax.errorbar(
                 mean, place, xerr=deviation, fmt="o", capsize=3, markersize=6, color=COLORS[place]
             )
@@ -53,8 +53,8 @@ def main() -> None:
         ax.set_ylim(len(NAMES) - 0.5, -0.7)
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_title(f"handwritten digits, {labels} labels", fontsize=10)
-        ax.set_xlabel("test accuracy, %, mean ± standard deviation")
+        ax.set_title(f"handwritten digits, {panel}", fontsize=10)
+    figure.supxlabel("test accuracy, %, mean ± standard deviation", fontsize=10)
     figure.savefig(FOLDER / "images" / "accuracy_digits.png", dpi=150)
 
 
