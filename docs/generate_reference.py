@@ -196,7 +196,7 @@ def allowed(name: str) -> str:
             values = message.partition("There are: ")[2].split(", ")
             return ", ".join(f"`{value}`" for value in values if value)
         if message.startswith(f"--config.{name}={wrong} ") and "must be " in message:
-            return _cell(message.partition("must be ")[2])
+            return _cell(message.partition("must be ")[2].partition(":")[0])
     return ""
 
 
@@ -243,7 +243,7 @@ def _configs() -> list[str]:
         "|---|---|",
     ]
     before = config_lib.fields(config_lib.base())
-    for path in sorted(config_lib.FOLDER.glob("*.py")):
+    for path in sorted((ROOT / "configs").glob("*.py")):
         if path.stem.startswith("_"):
             continue
         config = runpy.run_path(str(path))["get_config"]("method=fixmatch")
