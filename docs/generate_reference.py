@@ -96,7 +96,8 @@ def comments_and_defaults(source: str) -> tuple[dict[str, str], dict[str, str]]:
     """What the source of a function like `config.base` says of each field.
 
     A field's comment stands behind it and goes on in the lines below, or it stands in the lines
-    above a field that has none behind it. A comment after an empty line belongs to what follows.
+    above a field that has none behind it. Where both could be meant, a comment behind that ends
+    with a comma or semicolon goes on. A comment after an empty line belongs to what follows.
 
     Args:
       source: of a function that assigns `c.group.field = value`; a group may have a short name, as
@@ -135,6 +136,11 @@ def comments_and_defaults(source: str) -> tuple[dict[str, str], dict[str, str]]:
         return sorted(lines)
 
     above = {s.lineno: run(s.lineno - 1, -1) for _, s in found}
+    goes_on = {line for line, text in behind.items() if text.endswith((",", ";"))}
+    for _, statement in found:
+        lines_above = above[statement.lineno]
+        if lines_above and lines_above[0] - 1 in goes_on:
+            above[statement.lineno] = []
     taken = {line for _, s in found if s.end_lineno not in behind for line in above[s.lineno]}
     comments, defaults = {}, {}
     for name, statement in found:

@@ -74,6 +74,9 @@ def test_comments_are_found_wherever_they_stand():
         "        3,\n"
         "    )\n"
         "    c.four = 2**4\n"
+        "    c.seven = 7  # goes on;\n"
+        "    # here\n"
+        "    c.eight = 8\n"
         "\n"
         "    # A heading.\n"
         "    c.group = g = ConfigDict()\n"
@@ -85,6 +88,8 @@ def test_comments_are_found_wherever_they_stand():
         "two": "'#' in it",
         "three": "above it",
         "four": "",
+        "seven": "goes on; here",
+        "eight": "",
         "group": "A heading.",
         "group.five": "five",
         "group.six": "",
