@@ -227,14 +227,13 @@ def _masks() -> list[str]:
         "## Gradient masks",
         "",
         "`:mask=NAME` sets `layerwise.gradient_mask`. The name says which layers pseudo-labels do",
-        "*not* train. A stage that the network does not have is refused.",
+        "*not* train. A stage that the network does not have is refused. The pairs are (regular",
+        "expression on the path of a parameter, multiplier):",
         "",
-        "| mask | (regular expression on the parameter's path, multiplier) |",
-        "|---|---|",
     ]
-    for name, pairs in config_lib.MASKS.items():
+    for name, pairs in config_lib.MASKS.items():  # a list: in a table, code cannot hold a "|"
         shown = ", ".join(f"`({pattern!r}, {multiplier})`" for pattern, multiplier in pairs)
-        lines.append(f"| `{name}` | {shown.replace('|', chr(92) + '|')} |")
+        lines.append(f"- `{name}`: {shown or 'no pair'}")
     return [*lines, ""]
 
 
