@@ -20,6 +20,8 @@ from layermatch_jax.errors import InputError, StorageError, refusal
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
 _SHOWN = 10  # leaves that do not fit
+# Parts that earlier versions did not save: what is read of theirs has the template's.
+_ADDED = ("clock",)
 
 
 class DamagedError(Exception):
@@ -169,8 +171,15 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, template):
-    expected = {"run": template, "checksum": np.zeros((), np.uint32)}
-    differences = _differences(manager.item_metadata(step).tree, expected)
+    saved = manager.item_metadata(step).tree
+    lacking = {
+        name: template[name]
+        for name in _ADDED
+        if name in template and name not in saved.get("run", {})
+    }
+    present = {name: part for name, part in template.items() if name not in lacking}
+    expected = {"run": present, "checksum": np.zeros((), np.uint32)}
+    differences = _differences(saved, expected)
     if differences:
         more = len(differences) - _SHOWN
         raise InputError(
@@ -182,7 +191,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template):
     restored = manager.restore(step, args=ocp.args.StandardRestore(expected))
     if int(restored["checksum"]) != _checksum(restored["run"]):
         raise DamagedError("the checksum is not that of the arrays")
-    return restored["run"]
+    return restored["run"] | lacking
 
 
 def _differences(saved, expected) -> list[str]:
