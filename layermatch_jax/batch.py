@@ -14,7 +14,7 @@ class TrainBatch(NamedTuple):
     images: np.ndarray  # [B, 1 + 2μ, H, W, 3] uint8: labelled; weak, strong views of unlabelled
     labels: np.ndarray  # [B] int32
     indices: np.ndarray  # [B, μ] int32, positions in the unlabelled set
-    true_labels: np.ndarray  # [B, μ] int32, for diagnostics only; -1 = unknown
+    true_labels: np.ndarray  # [B, μ] int32, for diagnostics only; -1 = unknown, or a labelled image
 
 
 class EvalBatch(NamedTuple):

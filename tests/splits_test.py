@@ -135,7 +135,11 @@ def test_unlabelled_order_and_membership():
     data = source(extra=4)
     made = splits.partition(data, settings())
     assert numbers(made.unlabeled)[:30].tolist() == list(range(30))
-    assert made.unlabeled.labels.tolist() == [*(np.arange(30) % 3), -1, -1, -1, -1]
+    # No truth to test pseudo-labels by: of labelled images, and of those that came without.
+    expected = [-1 if i in made.record["indices"] else i % 3 for i in range(30)]
+    assert made.unlabeled.labels.tolist() == [*expected, -1, -1, -1, -1]
+    assert expected.count(-1) == 7
+    np.testing.assert_array_equal(data.train.labels, np.arange(30) % 3)  # the source is as it was
     assert (made.unlabeled.read(np.array([29, 30, 33]))[1:] == 99).all()
     assert made.record["num_unlabeled"] == 34
     np.testing.assert_array_equal(numbers(made.evaluation), 1000 + np.arange(6))

@@ -41,7 +41,8 @@ def views(config, data: train.Data, step: int) -> Picture:
         shown = [made[:, 0]]
     pixels = [_middle(source, positions, config), *(x[:_VIEWS] for x in shown)]
     kinds = ["image", "weak view", "strong view"][: len(pixels)]
-    truths = [names[c] if c >= 0 else "class unknown" for c in source.labels[positions]]
+    hidden = "unknown or labelled"  # see splits.Partition
+    truths = [names[c] if c >= 0 else hidden for c in source.labels[positions]]
     titles = [truths, *([""] * len(truths) for _ in kinds[1:])]
     whose = "unlabelled" if mu else "labelled"
     return picture(
