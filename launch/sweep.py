@@ -46,6 +46,7 @@ from absl import flags  # noqa: E402
 
 from layermatch_jax import (  # noqa: E402
     automatic,
+    clock,
     config_file,
     drawing,
     layerwise,
@@ -271,8 +272,8 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
             elapsed = time.monotonic() - start
             print(
                 f"{finished + done}/{total}  {cell}: {outcome}  "
-                f"{metrics.duration(elapsed)} passed, about "
-                f"{metrics.duration(elapsed / done * (len(cells) - done))} left",
+                f"{clock.duration(elapsed)} passed, about "
+                f"{clock.duration(elapsed / done * (len(cells) - done))} left",
                 flush=True,
             )
     return failed
@@ -482,9 +483,12 @@ def provenance(cells: list[Cell]) -> str:
     """What the table's numbers are and what they were measured on, from the result files."""
     results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
     split = "test" if any("test_accuracy" in result for result in results) else "validation"
+    if missing := metrics.missing_accuracy(results):
+        missing += "\n"
     return (
         f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
         "differences, points, mean ± standard error.\n"
+        f"{missing}"
         f"{len(results)} of {len(cells)} runs. Data: {data(results)}; "
         f"device: {all_of(results, lambda r: '{count} x {kind}'.format(**r['device']))}; "
         f"jax {all_of(results, lambda r: r['versions']['jax'])}; "

@@ -15,7 +15,7 @@ class TrainBatch(NamedTuple):
     labels: np.ndarray  # [B] int32
     labeled_indices: np.ndarray  # [B] int32, positions in the labeled set
     unlabeled_indices: np.ndarray  # [B, μ] int32, positions in the unlabeled set
-    true_labels: np.ndarray  # [B, μ] int32, for diagnostics only; -1 = unknown
+    true_labels: np.ndarray  # [B, μ] int32, for diagnostics; -1 = unknown, or a labeled image
     draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import scipy.special
 from etils import epath
 
-from layermatch_jax import drawing, files, parallel, steps
+from layermatch_jax import drawing, files, metrics, parallel, steps
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.splits import Partition
@@ -89,7 +89,8 @@ def gradients(
     """What one batch would give; pure, and nothing of it is kept.
 
     The unsupervised gradients are of L_u alone: without λ_u, gradient mask and a policy's
-    regulariser. Rows whose truth is not known are in none of them.
+    regulariser. Rows whose truth is not known, and labelled images among the unlabelled ones, are
+    in none of them.
 
     Args:
       state: the same on every device.
@@ -293,8 +294,9 @@ def create(
         raise InputError(f"a layer report is about pseudo-labels: {config.method} has none")
     if not np.any(partition.unlabeled.labels >= 0):
         raise InputError(
-            "a layer report compares pseudo-labels with true labels, and of no unlabelled image of "
-            f"{config.dataset.name} is one known. Take a data set that is labelled throughout"
+            "a layer report compares pseudo-labels with true labels, but "
+            f"{metrics.TRUTH_UNKNOWN}. It needs training images whose class is known and that the "
+            "run does not learn as labelled ones: lower --config.dataset.num_labels"
         )
     first, count = config.train_steps, config.layer_report.batches
 

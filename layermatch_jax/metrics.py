@@ -1,13 +1,10 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, progress, result.json."""
+"""What a run writes down: metrics.jsonl, TensorBoard events, result.json."""
 
-import contextlib
 import json
 import math
 import os
 import statistics
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,14 +13,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from layermatch_jax import clock as clock_lib
 from layermatch_jax import events, files
 from layermatch_jax.errors import InputError, NonFiniteLossError
 
 FILE = "metrics.jsonl"
 NEVER = np.iinfo(np.int32).max
-PROGRESS_SECONDS = 2.0
+UNKNOWN = -1  # number of lines, in a checkpoint of a version that did not count them
 # Fields of metrics.jsonl that depend on the machine; all others are the run's own.
 TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
+
+# Why there is no accuracy of pseudo-labels, in one wording wherever it is missing.
+TRUTH_UNKNOWN = "no unlabelled image has a known class (labelled images do not count)"
 
 # ---------------------------------------------------------------------------------------------
 # Windows: what happened since the last log line, summed on the device.
@@ -89,15 +90,19 @@ def _all_finite(tree) -> jax.Array:
 def means(sums: dict) -> dict[str, float | list[float | None] | None]:
     """{name: [sum, weight]} -> {name: sum / weight}, None where nothing was counted.
 
-    What is counted by class, [2, K], becomes a list of K.
+    What is counted by class, [2, K], becomes a list of K, or None if it is None for every class.
     """
 
     def mean(total, weight):
         return float(total) / float(weight) if weight > 0 else None
 
+    def by_class(totals, weights):
+        return (
+            [mean(*p) for p in zip(totals, weights, strict=True)] if np.any(weights > 0) else None
+        )
+
     return {
-        name: mean(*pair) if np.ndim(pair) == 1 else [mean(*p) for p in zip(*pair, strict=True)]
-        for name, pair in sums.items()
+        name: mean(*pair) if np.ndim(pair) == 1 else by_class(*pair) for name, pair in sums.items()
     }
 
 
@@ -106,7 +111,7 @@ def means(sums: dict) -> dict[str, float | list[float | None] | None]:
 
 
 class Log:
-    """metrics.jsonl, TensorBoard events and the progress lines of one run.
+    """metrics.jsonl and TensorBoard events of one run.
 
     It adds to metrics.jsonl, which `cut_back` has brought to the step that the run goes on from.
     Without a workdir it only checks what it is given: of several processes one writes, and all
@@ -114,57 +119,52 @@ class Log:
 
     Attributes:
       lines: how many metrics.jsonl has; 0 without a workdir.
+      latest: {split: what its newest line holds}, of this start; another dict after every line.
     """
 
     def __init__(
         self,
         workdir: epath.Path | None,
         step: int,
-        train_steps: int,
+        clock: clock_lib.Clock,
         images_per_step: int,
         tensorboard: bool,
     ):
         self._path = workdir / FILE if workdir else None
         self.lines = len(read(workdir)) if workdir else 0
         self._events = _event_file(workdir, step) if workdir and tensorboard else None
-        self._train_steps, self._images_per_step = train_steps, images_per_step
-        self._latest = {}  # the newest line of each split
-        self._start = step
-        self._started = self._lap = self._printed = time.monotonic()
+        self._clock, self._images_per_step = clock, images_per_step
+        self.latest = {}
 
     def train(self, step: int, window: dict) -> None:
         """Fetches and writes a window of train steps that ends with `step`.
+
+        Its `seconds` are the clock's since the last window. Speeds are null if no step was timed.
 
         Raises:
           NonFiniteLossError: the loss of one of its steps is NaN or infinite.
         """
         window = jax.device_get(window)
         check_finite(window)
-        steps, seconds = float(window["sums"]["loss"][1]), self._seconds()
-        self._write(
-            step,
-            "train",
-            means(window["sums"])
-            | {
-                "seconds": seconds,
-                "steps_per_second": steps / seconds,
-                "images_per_second": steps * self._images_per_step / seconds,
-            },
-        )
-        due = time.monotonic() - self._printed >= PROGRESS_SECONDS or step == self._train_steps
-        if due and self._path:
-            self._printed = time.monotonic()
-            print(self._progress(step), file=sys.stderr, flush=True)
+        spent = self._clock.next_window()
+        timed = spent["timed_steps"] and spent["timed_seconds"]
+        speed = spent["timed_steps"] / spent["timed_seconds"] if timed else None
+        times = {
+            "seconds": spent["seconds"],
+            "steps_per_second": speed,
+            "images_per_second": speed and speed * self._images_per_step,
+        }
+        self._write(step, "train", means(window["sums"]) | times)
 
-    def evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
-        """Writes the scores of an evaluation.
+    def evaluation(self, step: int, split: str, scores: dict[str, float], seconds: float) -> None:
+        """Writes the scores of an evaluation, and the seconds that it took.
 
         Raises:
           NonFiniteLossError: the loss of the split is NaN or infinite, with either parameters.
         """
         if not math.isfinite(scores["loss"] + scores["loss_ema"]):
             raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
-        self._write(step, split, scores | {"seconds": self._seconds()})
+        self._write(step, split, scores | {"seconds": seconds})
 
     def to_disk(self) -> None:
         """Returns when a power cut can take nothing from metrics.jsonl: for a checkpoint."""
@@ -176,14 +176,6 @@ class Log:
         """Closes TensorBoard's file."""
         if self._events:
             self._events.close()
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """What is done within counts as neither training nor evaluation: not in their seconds."""
-        start = time.monotonic()
-        yield
-        passed = time.monotonic() - start
-        self._lap, self._started = self._lap + passed, self._started + passed
 
     def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
         if not self._path:
@@ -197,33 +189,12 @@ class Log:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split} | values) + "\n")
         self.lines += 1
-        self._latest[split] = values
+        self.latest = self.latest | {split: values}
         if self._events:
             tags = {f"{split}/{name}": x for name, x in values.items() if x is not None}
             by_class = {tag: x for tag, x in tags.items() if isinstance(x, list)}
             scalars = {tag: x for tag, x in tags.items() if tag not in by_class}
             self._events.write(step, scalars, by_class)
-
-    def _seconds(self) -> float:
-        """Since the line before this one; the first one's include compilation."""
-        before, self._lap = self._lap, time.monotonic()
-        return self._lap - before
-
-    def _progress(self, step: int) -> str:
-        train = self._latest["train"]
-        parts = [f"step {step:>{len(str(self._train_steps))}}/{self._train_steps}"]
-        parts.append(f"loss {train['loss']:.3f}")
-        if train["mask_rate"] is not None:
-            parts.append(f"pseudo-labels {train['mask_rate']:4.0%} used")
-        if train["pseudo_label_accuracy"] is not None:
-            parts.append(f"{train['pseudo_label_accuracy']:4.0%} right")
-        for split, line in self._latest.items():
-            if split != "train":
-                parts.append(f"{split} {line['accuracy']:.1%}, EMA {line['accuracy_ema']:.1%}")
-        seconds = (time.monotonic() - self._started) / (step - self._start)
-        parts.append(f"{1 / seconds:.1f} steps/s")
-        parts.append(f"{duration((self._train_steps - step) * seconds)} left")
-        return "  ".join(parts)
 
 
 def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
@@ -265,23 +236,22 @@ def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
     return read
 
 
-def cut_back(workdir: epath.Path, count: int) -> None:
-    """Keeps the first `count` lines of metrics.jsonl: those of the time of a checkpoint.
+def cut_back(workdir: epath.Path, count: int, step: int) -> None:
+    """Keeps the lines of metrics.jsonl that were there when a checkpoint was saved.
 
     So that every line is there once however often the run was interrupted.
+
+    Args:
+      workdir: the run's folder.
+      count: how many lines they were; UNKNOWN = those up to `step`.
+      step: of the checkpoint.
 
     Raises:
       InputError: as `read`; nothing was changed.
     """
-    lines = read(workdir, count)
+    lines = read(workdir, None if count == UNKNOWN else count)
+    lines = [line for line in lines if line["step"] <= step]
     files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -296,12 +266,17 @@ def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
       split: 'test' or 'validation', the one that was evaluated.
 
     Returns:
-      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1],
-      'evaluations_in_median': at most 20; 'mask_rate', 'pseudo_label_accuracy' and
-      'pseudo_label_accuracy_all': over all pseudo-labels of the run (None if never known), however
-      its steps were cut into log windows,
-      'wall_seconds': of training and evaluation, over all starts of the run,
-      'images_per_second': views through the backbone in training, median of the log windows}.
+      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1];
+      'evaluations_in_median': at most 20;
+      'mask_rate': over all pseudo-labels of the run; None if it makes none;
+      'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all': over those whose
+      truth is known, as it is of no labelled image; None if there are none. All three are the same
+      however the steps were cut into log windows;
+      'wall_seconds': of training and evaluation, over all starts of the run. Compilation of the
+      train step and of the evaluation is in it, once for each start. Loading the data, checkpoints,
+      layer reports, and steps that were lost and done again are not;
+      'images_per_second': views through the backbone in training, median of the log windows. The
+      first call of the train program of each start is left out; None if there is no other}.
     """
     evaluations = [line for line in lines if line["split"] == split]
     windows = [line for line in lines if line["split"] == "train"]
@@ -313,24 +288,40 @@ def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
             "median20": statistics.median(values[-20:]),
             "best": max(values),
         }
-    # Windows count by their steps, and the accuracy of the used ones by how many were used.
+    # A mean over the run counts each window by what it is a mean of: its pseudo-labels, those of
+    # known truth, or the used ones of known truth. Older versions did not count truths.
     steps = np.diff([0, *(line["step"] for line in windows)])
-    used = [n * (line["mask_rate"] or 0) for n, line in zip(steps, windows, strict=True)]
+    used = [line["mask_rate"] or 0 for line in windows]
+    counts = {
+        "mask_rate": np.ones(len(windows)),
+        "pseudo_label_accuracy": [
+            sum(line.get("class_pseudo_labels") or [x])
+            for line, x in zip(windows, used, strict=True)
+        ],
+        "pseudo_label_accuracy_all": [sum(line.get("class_truths") or [1]) for line in windows],
+    }
     means = {}
-    for name, counts in (
-        ("mask_rate", steps),
-        ("pseudo_label_accuracy", used),
-        ("pseudo_label_accuracy_all", steps),
-    ):
-        values = [line[name] for line in windows]
-        known = [(value, n) for value, n in zip(values, counts, strict=True) if value is not None]
+    for name, by_step in counts.items():
+        known = [
+            (line[name], n)
+            for line, n in zip(windows, steps * by_step, strict=True)
+            if line[name] is not None
+        ]
         means[name] = statistics.fmean(*zip(*known, strict=True)) if known else None
+    speeds = [s for line in windows if (s := line["images_per_second"]) is not None]
     return {
         f"{split}_accuracy": accuracy,
         "evaluations_in_median": min(20, len(evaluations)),
         **means,
         "wall_seconds": round(sum(line["seconds"] for line in lines), 1),
-        "images_per_second": round(
-            statistics.median(line["images_per_second"] for line in windows), 1
-        ),
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
     }
+
+
+def missing_accuracy(results: Iterable[dict[str, Any]]) -> str:
+    """A sentence for a table in which results have pseudo-labels but not their accuracy, or ''."""
+    missing = any(
+        result["mask_rate"] is not None and result["pseudo_label_accuracy_all"] is None
+        for result in results
+    )
+    return f"Accuracies of pseudo-labels are missing where {TRUTH_UNKNOWN}." if missing else ""

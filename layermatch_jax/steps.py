@@ -127,16 +127,19 @@ def train_step(
         policy=answer.state,
     )
 
+    # What a step does not define is left out of the means: a weight of 0.
+    any_labeled = jnp.any(answer.labeled_weights > 0)
+    any_unlabeled = method.layout.mu > 0
     metrics = {
         "loss": (loss_s + strength * sum(terms.values()), 1),
-        "loss_supervised": (loss_s, 1),
-        **{f"loss_{name}": (term, 1) for name, term in terms.items()},
+        "loss_supervised": (loss_s, any_labeled),
+        **{f"loss_{name}": (term, any_unlabeled) for name, term in terms.items()},
         "learning_rate": (method.learning_rate(state.step), 1),
-        "classifier_gradient_cosine": (cosine(*head_gradients), 1),
+        "classifier_gradient_cosine": cosine(*head_gradients),
         "gradient_norm": (optax.tree.norm(gradients), 1),
         "parameter_norm": (optax.tree.norm(new.params), 1),
         **_pseudo_label_metrics(answer, seen.true_labels),
-        **{name: (value, 1) for name, value in answer.diagnostics.items()},
+        **{name: (value, any_unlabeled) for name, value in answer.diagnostics.items()},
     }
     return new, {name: _pair(*pair) for name, pair in metrics.items()}
 
@@ -352,7 +355,10 @@ def _members(
 
 
 def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
-    """Utilisation, accuracy where the truth is known (not −1), and what there is of each class.
+    """Utilisation, accuracy where the truth is known, and what there is of each class.
+
+    Utilisation (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:
+    it is −1 where it is not known, and for labelled images.
 
     By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
     is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
@@ -368,9 +374,12 @@ def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -
         "pseudo_label_accuracy": (jnp.vdot(weights, correct), jnp.vdot(weights, known)),
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
-        "class_pseudo_labels": ((weights * known) @ by_class, 1),
+        "class_pseudo_labels": ((weights * known) @ by_class, weights.size > 0),
         # of −1 there is no class
-        "class_truths": (jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0), 1),
+        "class_truths": (
+            jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0),
+            weights.size > 0,
+        ),
     }
 
 
@@ -416,8 +425,12 @@ def normalize(images: jax.Array, method: Method) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def cosine(a, b) -> jax.Array:
-    """Cosine of two trees seen as vectors; 0 where one of them is 0."""
-    return optax.tree.vdot(a, b) / jnp.maximum(
-        optax.tree.norm(a) * optax.tree.norm(b), jnp.finfo(jnp.float32).tiny
-    )
+def cosine(a, b) -> tuple[jax.Array, jax.Array]:
+    """The cosine of two trees seen as vectors, and the weight that it has in a mean.
+
+    Returns:
+      (cosine, True); (0, False) where one of them is 0, which has no direction.
+    """
+    norms = optax.tree.norm(a) * optax.tree.norm(b)
+    defined = norms > 0
+    return jnp.where(defined, optax.tree.vdot(a, b) / jnp.where(defined, norms, 1), 0), defined

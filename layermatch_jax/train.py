@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,10 +25,12 @@ from layermatch_jax import (
     parallel,
     policies,
     program,
+    progress,
     rules,
     state,
     steps,
 )
+from layermatch_jax import clock as clock_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
@@ -200,7 +203,12 @@ def train_and_evaluate(
         report_layers = layer_report.create(
             config, partition, feed, prepared.resident, prepared.layer_gradients
         )
-    run = {"state": prepared.initial, "window": prepared.empty_window, "lines": np.int32(0)}
+    run = {
+        "state": prepared.initial,
+        "window": prepared.empty_window,
+        "clock": clock_lib.EMPTY,
+        "lines": np.int32(metrics.UNKNOWN),
+    }
 
     with contextlib.ExitStack() as to_the_end:
         # --- Begin, or go on ---------------------------------------------------------------------
@@ -216,17 +224,18 @@ def train_and_evaluate(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
-                metrics.cut_back(workdir, int(run["lines"]))
+                metrics.cut_back(workdir, int(run["lines"]), int(run["state"].step))
                 data_file.write(workdir, prepared.data.description)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
         current, window = run["state"], run["window"]
         start = int(current.step)
+        clock = clock_lib.Clock(start, run["clock"])
         log = metrics.Log(
             workdir if first else None,
             start,
-            config.train_steps,
+            clock,
             prepared.data.images_per_step,
             tensorboard=config.tensorboard,
         )
@@ -234,46 +243,64 @@ def train_and_evaluate(
         if first:
             layer_report.cut_back(workdir, start)
             introduce(config, prepared.data, current, workdir)
+            told = progress.Progress(config, start, clock)
 
         # --- The loop: a call is one train step, or several --------------------------------------
-        pending = collections.deque()  # full windows that the device may still be working on
-        previous, vote = window, False
+        pending = collections.deque()  # full windows that the devices may still be working on
+        before, previous, vote = start, window, False
         try:
             for step, call in feed.calls(range(start, config.train_steps)):
-                current, done = prepared.train_program(current, prepared.resident, place(call))
-                window = metrics.join(window, done)
+                current, of_call = prepared.train_program(current, prepared.resident, place(call))
+                window = metrics.join(window, of_call)
                 # Wait for the call before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
                 stop, vote = bool(vote), hosts.vote(told_to_stop() is not None)
-                previous = window
+                # Several CPU devices make the host wait for this call, too.
+                done = step if window["nonfinite_step"].is_ready() else before
+                clock.done(done)
+                before, previous = step, window
 
                 last = step == config.train_steps
                 evaluate_now = last or step % config.eval_every == 0
                 save_now = last or stop or step % config.checkpoint_every == 0
+                report_now = step in config.layer_report.at_steps
                 if last or step % config.log_every == 0:
                     pending.append((step, window))
                     window = empty_window
-                while pending and (pending[0][0] < step or evaluate_now or save_now):
+                while pending and pending[0][0] <= done:
                     log.train(*pending.popleft())
-                if evaluate_now:
-                    scores = evaluate.evaluate(
-                        prepared.eval_step, current, partition.evaluation, config
-                    )
-                    log.evaluation(step, config.dataset.evaluate_on, scores)
-                if step in config.layer_report.at_steps:
-                    with log.pause():
-                        report = report_layers(current)
-                        if first:
-                            layer_report.add(workdir, report)
-                if save_now:  # before the next call is taken: the state and the step agree
-                    metrics.check_finite(window, current)
-                    if first:
-                        log.to_disk()
-                        lines = np.int32(log.lines)
-                        saved = {"state": current, "window": window, "lines": lines}
-                        checkpoint.save(checkpoints, step, saved)
-                    hosts.from_first(step)  # nobody goes on, or leaves, before it is written
+                if evaluate_now or report_now or save_now:
+                    jax.block_until_ready(previous)
+                    clock.done(step)
+                    with clock.paused():
+                        while pending:
+                            log.train(*pending.popleft())
+                        if evaluate_now:
+                            began = time.monotonic()
+                            scores = evaluate.evaluate(
+                                prepared.eval_step, current, partition.evaluation, config
+                            )
+                            seconds = time.monotonic() - began
+                            log.evaluation(step, config.dataset.evaluate_on, scores, seconds)
+                        if report_now:
+                            report = report_layers(current)
+                            if first:
+                                layer_report.add(workdir, report)
+                        if save_now:  # before the next call is taken: state and step agree
+                            metrics.check_finite(window, current)
+                            if first:
+                                log.to_disk()
+                                saved = {
+                                    "state": current,
+                                    "window": window,
+                                    "clock": clock.window(),
+                                    "lines": np.int32(log.lines),
+                                }
+                                checkpoint.save(checkpoints, step, saved)
+                            hosts.from_first(step)  # nobody goes on, or leaves, before
+                if first:
+                    told.update(step, log.latest)
                 if stop and not last:
                     raise Stopped(
                         f"by {told_to_stop() or 'another process'} at step {step} of "
@@ -312,6 +339,14 @@ def introduce(
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
         *automatic.explained(config),
         *data.notes,
+        *unmeasured(config, partition),
         sep="\n",
         file=sys.stderr,
     )
+
+
+def unmeasured(config: ml_collections.ConfigDict, partition: splits.Partition) -> list[str]:
+    """Says so where the run cannot know how many of its pseudo-labels are right."""
+    if config.unsupervised_weight == 0 or np.any(partition.unlabeled.labels >= 0):
+        return []
+    return [f"accuracy of pseudo-labels: not measured, because {metrics.TRUTH_UNKNOWN}"]

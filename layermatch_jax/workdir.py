@@ -298,10 +298,12 @@ def provenance() -> dict[str, Any]:
 def summary(result: dict[str, Any], workdir: epath.Path) -> str:
     """A result as a person reads it."""
     split = "test" if "test_accuracy" in result else "validation"
+    speed = result["images_per_second"]
+    speed = "" if speed is None else f", {speed:.0f} images/s"
     lines = [
         f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
         f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
-        f"steps in {result['wall_seconds']:.0f} s, {result['images_per_second']:.0f} images/s",
+        f"steps in {result['wall_seconds']:.0f} s{speed}",
         "",
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
@@ -310,11 +312,14 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
     for kind, values in result[f"{split}_accuracy"].items():
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
         lines.append(f"  {kind:<14}{numbers}")
-    if result["pseudo_label_accuracy_all"] is not None:
+    if result["mask_rate"] is not None:
         shown = f"{result['mask_rate']:.1%} used"
         if result["pseudo_label_accuracy"] is not None:
             shown += f", {result['pseudo_label_accuracy']:.1%} of these right"
-        shown += f", {result['pseudo_label_accuracy_all']:.1%} of all right"
+        if result["pseudo_label_accuracy_all"] is not None:
+            shown += f", {result['pseudo_label_accuracy_all']:.1%} of all right"
+        else:
+            shown += f"; how many are right is not known: {metrics.TRUTH_UNKNOWN}"
         lines += ["", f"pseudo-labels over the run: {shown}"]
     written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
     return "\n".join([*lines, "", written])

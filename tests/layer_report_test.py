@@ -497,7 +497,7 @@ def test_what_cannot_be_reported_on(prepared):
     unlabeled = prepared.data.partition.unlabeled
     unknown = unlabeled._replace(labels=np.full_like(unlabeled.labels, -1))
     of_run = (prepared.data.feed, prepared.resident, prepared.layer_gradients)
-    with pytest.raises(InputError, match="of no unlabelled image of fake is one known"):
+    with pytest.raises(InputError, match="but no unlabelled image has a known class"):
         layer_report.create(
             reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run
         )

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from layermatch_jax import metrics
+from layermatch_jax import clock, metrics
 from layermatch_jax.errors import InputError, NonFiniteLossError
 from layermatch_jax.state import TrainState
 
@@ -47,8 +48,10 @@ def folder(tmp_path):
     return epath.Path(tmp_path)
 
 
-def open_log(folder, step=0, train_steps=100, images_per_step=7):
-    return metrics.Log(folder, step, train_steps, images_per_step, tensorboard=False)
+def open_log(folder, step=0, images_per_step=7):
+    """A log, and its clock."""
+    ticking = clock.Clock(step, clock.EMPTY)
+    return metrics.Log(folder, step, ticking, images_per_step, tensorboard=False), ticking
 
 
 # ---- Windows ----
@@ -76,6 +79,8 @@ def test_steps_that_counted_nothing_change_nothing():
 
 def test_means_of_nothing_are_unknown():
     assert metrics.means({"a": (0.0, 0.0), "b": (1.0, 4.0)}) == {"a": None, "b": 0.25}
+    by_class = {"a": np.array([[0.0, 3.0], [0.0, 4.0]]), "b": np.zeros((2, 2))}
+    assert metrics.means(by_class) == {"a": [None, 0.75], "b": None}
 
 
 @pytest.mark.parametrize(
@@ -124,10 +129,12 @@ def test_state_that_is_no_good_checkpoint(spoilt):
 # ---- The log ----
 
 
-def test_log_writes_what_it_is_given(folder, capsys):
-    log = open_log(folder, train_steps=20)
+def test_log_writes_what_it_is_given(folder):
+    log, ticking = open_log(folder)
+    ticking.done(1)
+    ticking.done(10)
     log.train(10, window(10, loss=2.5, mask_rate=0.25))
-    log.evaluation(10, "test", scores(0.5))
+    log.evaluation(10, "test", scores(0.5), 3.5)
     log.train(20, window(10, loss=1.5, mask_rate=0.75, pseudo_label_accuracy=0.9))
     log.close()
 
@@ -138,33 +145,51 @@ def test_log_writes_what_it_is_given(folder, capsys):
         10, "train", 2.5, 0.25,
     )  # fmt: skip
     assert '"pseudo_label_accuracy": null' in text.splitlines()[0]  # nobody knows: not 0
-    assert first["steps_per_second"] == pytest.approx(10 / first["seconds"])
-    assert first["images_per_second"] == pytest.approx(7 * 10 / first["seconds"])
+    assert first["images_per_second"] == pytest.approx(7 * first["steps_per_second"])
     assert set(metrics.TIME_FIELDS) < first.keys()
-    assert evaluation == {"step": 10, "split": "test", "seconds": evaluation["seconds"]} | scores(
-        0.5
-    )
+    assert evaluation == {"step": 10, "split": "test", "seconds": 3.5} | scores(0.5)
     assert last["pseudo_label_accuracy"] == 0.9
+    assert [(split, line["loss"]) for split, line in log.latest.items()] == [
+        ("train", 1.5), ("test", 1.0),
+    ]  # fmt: skip
 
-    shown = capsys.readouterr().err
-    assert "step 20/20  loss 1.500  pseudo-labels  75% used   90% right  test 50.0%" in shown
+
+def test_a_window_that_only_compiled_has_no_speed(folder):
+    log, ticking = open_log(folder)
+    ticking.done(1)
+    log.train(1, window())
+    (line,) = metrics.read(folder)
+    assert line["seconds"] > 0
+    assert line["steps_per_second"] is line["images_per_second"] is None
 
 
-def test_what_is_done_in_a_pause_counts_for_no_speed(folder, monkeypatch, capsys):
-    clock = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    log = open_log(folder, train_steps=20)
-    clock[0] = 5.0
-    with log.pause():
-        clock[0] = 105.0
-    clock[0] = 110.0
+def test_each_line_has_its_own_seconds(folder, monkeypatch):
+    """As the loop does where 20 log steps do not divide 30 evaluation steps."""
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    log, ticking = open_log(folder)
+
+    def train(step, seconds):
+        now[0] += seconds
+        ticking.done(step)
+
+    train(10, 100)  # compiles
+    train(20, 2)
     log.train(20, window(20))
-    assert metrics.read(folder)[0]["seconds"] == 10
-    assert "2.0 steps/s" in capsys.readouterr().err
+    train(30, 3)
+    with ticking.paused():
+        now[0] += 50
+        log.evaluation(30, "test", scores(0.5), 50.0)
+    train(40, 5)
+    log.train(40, window(20))
+    lines = metrics.read(folder)
+    assert [line["seconds"] for line in lines] == [102, 50, 8]
+    assert [line.get("steps_per_second") for line in lines] == [10 / 2, None, 20 / 8]
+    assert [line.get("images_per_second") for line in lines] == [7 * 5, None, 7 * 2.5]
 
 
 def test_log_has_no_word_for_infinity(folder):
-    open_log(folder).train(1, window(norm=math.inf, mask_rate=math.nan))
+    open_log(folder)[0].train(1, window(norm=math.inf, mask_rate=math.nan))
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -176,12 +201,12 @@ def test_log_has_no_word_for_infinity(folder):
 
 
 def test_log_refuses_losses_that_are_not_finite(folder):
-    log = open_log(folder)
+    log, _ = open_log(folder)
     with pytest.raises(NonFiniteLossError, match="the loss is not finite at step 3"):
         log.train(4, window() | {"nonfinite_step": 3})
     for field in ("loss", "loss_ema"):
         with pytest.raises(NonFiniteLossError, match="the test loss is not finite at step 4"):
-            log.evaluation(4, "test", scores(0.1, **{field: math.nan}))
+            log.evaluation(4, "test", scores(0.1, **{field: math.nan}), 1.0)
     assert metrics.read(folder) == []
 
 
@@ -201,9 +226,9 @@ def write_lines(folder, lines=WRITTEN, rest=""):
 @pytest.mark.parametrize("count", range(5))
 def test_log_is_cut_back_to_the_lines_of_a_checkpoint(folder, count):
     write_lines(folder, rest='{"step": 15, "spl')
-    metrics.cut_back(folder, count)
+    metrics.cut_back(folder, count, step=10)
     assert metrics.read(folder) == WRITTEN[:count]
-    log = open_log(folder, step=10)
+    log, _ = open_log(folder, step=10)
     assert log.lines == count
     log.train(20, window())
     assert log.lines == count + 1
@@ -216,7 +241,7 @@ def test_log_is_cut_back_to_the_lines_of_a_checkpoint(folder, count):
 def test_last_line_that_was_cut_off_is_left_out(folder, rest):
     write_lines(folder, rest=rest)
     assert metrics.read(folder) == WRITTEN
-    metrics.cut_back(folder, 4)
+    metrics.cut_back(folder, 4, step=10)
     assert metrics.read(folder) == WRITTEN
     assert (folder / metrics.FILE).read_text().endswith('"split": "train"}\n')
 
@@ -224,12 +249,12 @@ def test_last_line_that_was_cut_off_is_left_out(folder, rest):
 @pytest.mark.parametrize("missing", range(4))
 def test_lines_that_are_missing_are_not_passed_over(folder, missing):
     write_lines(folder, WRITTEN[:missing] + WRITTEN[missing + 1 :])
-    for read in (metrics.read, metrics.cut_back):
+    for read in (metrics.read, functools.partial(metrics.cut_back, step=10)):
         with pytest.raises(InputError, match=r"metrics\.jsonl holds 3 of the 4 lines "):
             read(folder, 4)
     (folder / metrics.FILE).unlink()
     with pytest.raises(InputError, match="holds 0 of the 4 lines"):
-        metrics.cut_back(folder, 4)
+        metrics.cut_back(folder, 4, step=10)
 
 
 @pytest.mark.parametrize("line", ["", '{"step": 5, "sp', "\0" * 40, "\xff"])
@@ -237,12 +262,12 @@ def test_a_damaged_line_is_named(folder, line):
     text = "".join(json.dumps(line) + "\n" for line in WRITTEN[:2])
     (folder / metrics.FILE).write_bytes(f"{text}{line}\n{text}".encode("latin-1"))
     before = (folder / metrics.FILE).read_bytes()
-    for read in (lambda: metrics.read(folder), lambda: metrics.cut_back(folder, 5)):
+    for read in (lambda: metrics.read(folder), lambda: metrics.cut_back(folder, 5, step=15)):
         with pytest.raises(InputError) as caught:
             read()
         assert str(caught.value).startswith(f"{folder / metrics.FILE} is damaged in line 3 (")
     assert (folder / metrics.FILE).read_bytes() == before
-    metrics.cut_back(folder, 2)  # what comes behind the checkpoint is written again
+    metrics.cut_back(folder, 2, step=10)  # what comes behind the checkpoint is written again
     assert metrics.read(folder) == WRITTEN[:2]
 
 
@@ -257,15 +282,6 @@ def test_the_lines_are_on_the_disk_before_a_checkpoint_counts_them(folder, monke
 
 def test_log_of_nothing(folder):
     assert metrics.read(folder) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3725, "1:02:05"),
-     (227_000, "63:03:20")],
-)  # fmt: skip
-def test_duration(seconds, text):
-    assert metrics.duration(seconds) == text
 
 
 # ---- The result ----
@@ -333,8 +349,41 @@ def test_result_leaves_out_what_is_unknown():
     assert got["mask_rate"] is got["pseudo_label_accuracy"] is None
 
 
+def test_result_counts_the_pseudo_labels_whose_truth_is_known():
+    # A step has 100 pseudo-labels. In the first window 4 of them are of known truth and 2 of these
+    # are used, 1 of them right; in the second 40, 20 and 19: 20 of 22 used ones are right.
+    lines = [trained(1, 0.9, 1 / 2, 3 / 4), trained(2, 0.1, 19 / 20, 30 / 40), *evaluated([0.5])]
+    lines[0] |= {"class_pseudo_labels": [2.0, 0.0], "class_truths": [1.0, 3.0]}
+    lines[1] |= {"class_pseudo_labels": [5.0, 15.0], "class_truths": [20.0, 20.0]}
+    got = metrics.result(lines, "test")
+    assert got["pseudo_label_accuracy"] == pytest.approx(20 / 22)
+    assert got["pseudo_label_accuracy_all"] == pytest.approx(33 / 44)
+    assert got["mask_rate"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("results", "missing"),
+    [
+        ([], False),
+        ([(0.5, 0.9)], False),
+        ([(None, None)], False),
+        ([(0.5, 0.9), (0.5, None)], True),
+    ],
+)
+def test_missing_accuracies_of_pseudo_labels_are_told_of(results, missing):
+    names = ("mask_rate", "pseudo_label_accuracy_all")
+    told = metrics.missing_accuracy(dict(zip(names, one, strict=True)) for one in results)
+    assert bool(told) == missing
+    if missing:
+        assert "no unlabelled image has a known class (labelled images do not count)" in told
+
+
 def test_result_times():
     lines = [trained(1, seconds=20, speed=5), trained(2, speed=90), trained(3, speed=100)]
     got = metrics.result(lines + evaluated([0.5, 0.5]), "test")
     assert got["wall_seconds"] == 23.0  # 20 + 1 + 1 + 2 · 0.5
     assert got["images_per_second"] == 90  # the first window compiled
+    unknown = metrics.result([trained(1, speed=None), *evaluated([0.5])], "test")
+    assert unknown["images_per_second"] is None
+    known = metrics.result([trained(1, speed=None), trained(2, speed=7), *evaluated([0.5])], "test")
+    assert known["images_per_second"] == 7

@@ -212,8 +212,9 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     batch = jax.jit(run.data.feed.batch)(run.data.feed.resident("jit"), call)
     np.testing.assert_array_equal(pixels[2], batch.images[:, 4:].reshape(-1, 6, 6, 3)[:8])
     assert np.any(pixels[2] != pixels[1])
-    truths = ["class unknown" if c < 0 else names[c] for c in unlabeled.labels[positions]]
-    assert "class unknown" in truths
+    hidden = "unknown or labelled"
+    truths = [hidden if c < 0 else names[c] for c in unlabeled.labels[positions]]
+    assert hidden in truths
     assert titles == [truths, [""] * 8, [""] * 8]
     assert kinds == ["image", "weak view", "strong view"]
 
@@ -346,6 +347,17 @@ def sweep(tmp_path):
     return folder
 
 
+def test_a_table_says_why_accuracies_of_pseudo_labels_are_missing(tmp_path):
+    unknown = dict.fromkeys(("pseudo_label_accuracy", "pseudo_label_accuracy_all"))
+    for name, fields in (("known", {}), ("unknown", unknown)):
+        write_run(tmp_path / name, config_of("fixmatch"), (0.5,), **fields)
+        (table, _) = tables.results(logs.by_method([logs.read(epath.Path(tmp_path / name))]))
+        told = "are missing where no unlabelled image has a known class" in table.caption
+        assert told == (name == "unknown")
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert (row["used"], row["used right"], row["all right"]) == ("50.0", "", "")
+
+
 def test_several_runs_by_method(sweep):
     path = report.report(str(sweep))
     assert path == epath.Path(sweep) / "report.html"
@@ -463,7 +475,10 @@ def test_classes_over_training(tmp_path, monkeypatch):
     of_all |= {"class_truths": [0.0, 0.0], "class_pseudo_labels": [0.0, 0.0]}
     write_run(tmp_path / "unknown", config_of("fixmatch"), (0.5, 0.5), **of_all)
     note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "unknown")), ["a", "b"])
-    assert note.text.startswith("Of no unlabelled image is the class known")
+    assert note.text == (
+        "How many pseudo-labels are right is not known: no unlabelled image has a known class "
+        "(labelled images do not count)."
+    )
     assert len(alts) == 1
     none = dict.fromkeys(("mask_rate", "pseudo_label_accuracy", "pseudo_label_accuracy_all"))
     none |= {"class_threshold": [0.9, 0.8], "class_truths": [0.0, 0.0]}

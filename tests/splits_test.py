@@ -135,7 +135,11 @@ def test_unlabelled_order_and_membership():
     data = source(extra=4)
     made = splits.partition(data, settings())
     assert numbers(made.unlabeled)[:30].tolist() == list(range(30))
-    assert made.unlabeled.labels.tolist() == [*(np.arange(30) % 3), -1, -1, -1, -1]
+    # No truth to test pseudo-labels by: of labelled images, and of those that came without.
+    expected = [-1 if i in made.record["indices"] else i % 3 for i in range(30)]
+    assert made.unlabeled.labels.tolist() == [*expected, -1, -1, -1, -1]
+    assert expected.count(-1) == 7
+    np.testing.assert_array_equal(data.train.labels, np.arange(30) % 3)  # the source is as it was
     assert (made.unlabeled.read(np.array([29, 30, 33]))[1:] == 99).all()
     assert made.record["num_unlabeled"] == 34
     np.testing.assert_array_equal(numbers(made.evaluation), 1000 + np.arange(6))
@@ -224,6 +228,16 @@ def test_split_file_round_trip(tmp_path):
     splits.write_split(made.record, path)
     assert json.loads(path.read_text()) == made.record
 
+    again = splits.partition(
+        source(), settings(evaluate_on="validation", split_file=str(path))
+    ).record
+    assert again == made.record
+
+
+def test_split_file_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = splits.partition(source(), settings())
+    splits.write_split(made.record, tmp_path / "split.json")
     again = splits.partition(source(), settings(split_file="~/split.json"))
     assert again.record == made.record
 

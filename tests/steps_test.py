@@ -598,6 +598,36 @@ def test_metrics_are_sums_and_weights():
         np.testing.assert_allclose(metrics[name], pair, rtol=1e-6, err_msg=name)
 
 
+def test_a_step_without_accepted_pseudo_labels_has_no_cosine():
+    params, batch = make_params(), make_batch()
+    weights = {}
+    for threshold in (THRESHOLD, 2.0):  # the latter accepts none
+        method = make_method(params, policy__threshold=threshold)
+        _, metrics = steps.train_step(make_state(params, method), batch, method=method)
+        total, weights[threshold] = metrics["classifier_gradient_cosine"]
+        assert (total != 0) == (threshold == THRESHOLD)
+    assert weights == {THRESHOLD: 1, 2.0: 0}
+    assert metrics["loss_unsupervised"][1] == 1  # a mean over all rows: truly 0
+
+
+def test_without_labelled_rows_there_is_no_supervised_loss():
+    params, batch = make_params(), make_batch()
+    method = without_labels(make_method(params))
+    _, metrics = steps.train_step(make_state(params, method), batch, method=method)
+    assert metrics["loss_supervised"][1] == 0
+    assert metrics["classifier_gradient_cosine"][1] == 0
+    assert metrics["loss"][1] == 1
+
+
+def test_supervised_training_knows_nothing_of_pseudo_labels():
+    params = make_params()
+    method = make_method(params, "supervised")
+    state = make_state(params, method)
+    _, metrics = steps.train_step(state, make_batch(mu=0), method=method)
+    known = {name for name, (_, weight) in metrics.items() if np.any(weight > 0)}
+    assert known == {"loss", "loss_supervised", "learning_rate", "gradient_norm", "parameter_norm"}
+
+
 def test_pseudo_labels_of_each_class_are_counted_beside_the_truths():
     # Rows: 0 as 0, right; 2 as 0; 1 as 1 by half a weight; 1 as 2, not accepted; unknown as 2.
     answer = policies.Assignment(
@@ -765,9 +795,9 @@ def test_images_are_normalised_by_channel():
 
 def test_cosine():
     a, b = {"x": jnp.array([3.0, 0.0]), "y": jnp.array(4.0)}, {"x": jnp.array([1.0, 5.0]), "y": 0.0}
-    np.testing.assert_allclose(steps.cosine(a, b), 3 / (5 * 26**0.5))
-    np.testing.assert_allclose(steps.cosine(a, jax.tree.map(lambda x: -2 * x, a)), -1)
-    assert steps.cosine(a, jax.tree.map(lambda x: 0 * x, a)) == 0
+    np.testing.assert_allclose(steps.cosine(a, b), (3 / (5 * 26**0.5), 1))
+    np.testing.assert_allclose(steps.cosine(a, jax.tree.map(lambda x: -2 * x, a)), (-1, 1))
+    assert steps.cosine(a, jax.tree.map(lambda x: 0 * x, a)) == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -134,6 +134,18 @@ def test_the_table(grid):
     assert rows[0]["used right"] == ""
 
 
+def test_a_table_says_why_accuracies_of_pseudo_labels_are_missing(grid):
+    assert grid(FIXMATCH | FREEMATCH) == 0
+    for path in grid.folder.glob("*/result.json"):
+        unknown = json.loads(path.read_text()) | {"pseudo_label_accuracy_all": None}
+        path.write_text(json.dumps(unknown))
+    assert grid(FIXMATCH | FREEMATCH) == 0
+    assert (
+        "\nAccuracies of pseudo-labels are missing where no unlabelled image has a known class "
+        "(labelled images do not count).\n6 of 6 runs."
+    ) in (grid.folder / "table.md").read_text()
+
+
 def test_masks_are_rows(grid, capsys):
     rows = ("fixmatch", "fixmatch+mask=from_stage3")
     scores = {f"{row}-l{seed}": 0.5 + 0.1 * i for i, row in enumerate(rows) for seed in range(2)}

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from layermatch_jax import automatic, checkpoint, config, hosts, metrics, train
+from layermatch_jax import automatic, checkpoint, clock, config, evaluate, hosts, metrics, train
 from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError, Stopped
 
@@ -70,8 +71,10 @@ def test_a_shipped_config_runs(shipped, tmp_path, without_tensorflow):
     assert done.returncode == 0, done.stderr
     assert not (without_tensorflow / "imported").exists()
     assert "median2" in done.stdout
-    assert "step 6/6" in done.stderr
-    assert "steps/s" in done.stderr
+    assert "compiling the train step ..." in done.stderr
+    assert re.search(r"a step takes \S+ s: the remaining [34] steps will take about", done.stderr)
+    progress = [line for line in done.stderr.splitlines() if line.startswith("6/6  loss ")]
+    assert len(progress) == 1
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["split"], line["step"]) for line in lines]
@@ -95,6 +98,7 @@ def test_a_shipped_config_runs(shipped, tmp_path, without_tensorflow):
         "median20": np.median([line["accuracy_ema"] for line in tests]),
         "best": max(line["accuracy_ema"] for line in tests),
     }
+    assert f"test {tests[-1]['accuracy']:.1%} EMA {tests[-1]['accuracy_ema']:.1%}" in progress[0]
     assert list((tmp_path / "tensorboard").glob("events*"))
     kept = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
     assert max(kept) > 100_000, "the train step's program is kept"
@@ -219,9 +223,10 @@ def die():
 
 
 def final_state(workdir):
-    """The newest checkpoint as {path: array}."""
+    """The newest checkpoint as {path: array}, without what depends on the machine."""
     with checkpoint.open_manager(epath.Path(workdir), kept=2) as manager:
         tree = manager.restore(manager.latest_step())["run"]
+    del tree["clock"]
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -350,6 +355,56 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monke
     train.train_and_evaluate(c, tmp_path / "cut")
     train.train_and_evaluate(c, tmp_path / "whole")
     assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("with_clock", [True, False])
+def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, monkeypatch):
+    """Each step takes a second by this clock; evaluations and checkpoints take 1,000."""
+    now = [0.0]
+    for module in (clock, train):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def taking(seconds, function):
+        def slow(*args):
+            now[0] += seconds
+            return function(*args)
+
+        return slow
+
+    monkeypatch.setattr(evaluate, "evaluate", taking(1000, evaluate.evaluate))
+    save = taking(1000, checkpoint.save)
+    for step in range(1, 21):
+        before_step(monkeypatch, step, taking(1, lambda: None))
+    # An evaluation lies within a log window, a checkpoint too, and the stop.
+    periods = {"log_every": 5, "eval_every": 8, "checkpoint_every": 9, "train_steps": 20}
+    c = tiny("supervised", **{"model.name": "linear"}, **periods)
+
+    def save_before_there_was_a_clock(manager, step, tree):
+        save(manager, step, {name: part for name, part in tree.items() if name != "clock"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save if with_clock else save_before_there_was_a_clock)
+        before_step(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="at step 13 of 20"), hosts.signals() as told:
+            train.train_and_evaluate(c, tmp_path, told)
+    monkeypatch.setattr(checkpoint, "save", save)
+    result = train.train_and_evaluate(c, tmp_path)
+
+    logged = metrics.read(epath.Path(tmp_path))
+    assert [(line["step"], line["seconds"]) for line in logged if line["split"] == "test"] == [
+        (8, 1000), (16, 1000), (20, 1000),
+    ]  # fmt: skip
+    trained = [line for line in logged if line["split"] == "train"]
+    assert [line["step"] for line in trained] == [5, 10, 15, 20]
+    lost = 0 if with_clock else 3  # steps 11 to 13
+    assert sum(line["seconds"] for line in trained) == 20 - lost
+    assert result["wall_seconds"] == 3020 - lost
+    for line in trained:
+        # When the loop looks at the devices, they may be done with the step or be a step behind:
+        # by this clock, a second more or less.
+        assert 4 - lost <= line["seconds"] <= 6
+        assert 1 / 2 <= line["steps_per_second"] <= 2
+        assert line["images_per_second"] == c.batch_size * line["steps_per_second"]
 
 
 def test_another_number_of_steps_a_call_goes_on_between_its_multiples(tmp_path, monkeypatch):
@@ -482,3 +537,18 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
     early = np.median([resident for step, (resident, _) in measured.items() if 500 < step <= 800])
     late = np.median([resident for step, (resident, _) in measured.items() if step > 1700])
     assert late - early < 10, f"{early:.0f} MB, then {late:.0f} MB"
+
+
+@pytest.mark.parametrize("num_labels", [20, 400])
+def test_a_run_that_cannot_test_its_pseudo_labels_says_so(num_labels):
+    """All 400 training images are labelled, so the truth of none tests a pseudo-label."""
+    c = tiny(**{"dataset.num_labels": num_labels})
+    told = train.unmeasured(c, train.load(c).partition)
+    assert bool(told) == (num_labels == 400)
+    if told:
+        assert told == [
+            "accuracy of pseudo-labels: not measured, because no unlabelled image has a known "
+            "class (labelled images do not count)"
+        ]
+    c = tiny("supervised", **{"dataset.num_labels": num_labels})
+    assert train.unmeasured(c, train.load(c).partition) == []

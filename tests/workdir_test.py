@@ -377,9 +377,15 @@ def test_summary_leaves_out_what_is_unknown(folder):
         result | {"pseudo_label_accuracy": None}, folder
     )
     unknown = {"mask_rate": None, "pseudo_label_accuracy": None, "pseudo_label_accuracy_all": None}
-    text = workdir.summary(result | unknown, folder)
+    text = workdir.summary(result | unknown | {"images_per_second": None}, folder)
+    assert "steps in 61 s\n" in text
     assert "validation accuracy" in text
     for name in ("mask", "centres"):  # of an older version
         del result[name]
     assert "gradient mask" not in workdir.summary(result | unknown, folder)
     assert "pseudo-labels" not in text
+    text = workdir.summary(result | unknown | {"mask_rate": 0.25}, folder)
+    assert (
+        "pseudo-labels over the run: 25.0% used; how many are right is not known: no unlabelled "
+        "image has a known class (labelled images do not count)\n"
+    ) in text

@@ -31,7 +31,7 @@ class ResidentData(NamedTuple):
     labeled_images: jax.Array  # [N_l, R, R, 3] uint8
     labels: jax.Array  # [N_l] int32
     unlabeled_images: jax.Array  # [N_u, R, R, 3] uint8
-    true_labels: jax.Array  # [N_u] int32; -1 = unknown
+    true_labels: jax.Array  # [N_u] int32; -1 = unknown, or a labelled image
 
 
 def make_batch(

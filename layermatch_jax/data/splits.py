@@ -29,8 +29,9 @@ class Partition(NamedTuple):
     """The images of a run, by use."""
 
     labeled: Images
-    # Training images by position, then the source's extra ones. Labels are the truth where it is
-    # known, for diagnostics alone, and -1 elsewhere.
+    # Training images by position, then the source's extra ones. Labels are the truth, by which
+    # diagnostics test pseudo-labels; -1 where it is not known, and for the labelled images: the
+    # model is taught their labels, so they are no test.
     unlabeled: Images
     evaluation: Images
     class_names: tuple[str, ...]
@@ -91,7 +92,9 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
         in_unlabeled[chosen] = False
     if not dataset.labeled_in_unlabeled:
         in_unlabeled[indices] = False
-    unlabeled = take(source.train, np.flatnonzero(in_unlabeled))
+    truths = source.train.labels.copy()
+    truths[indices] = -1  # see Partition.unlabeled
+    unlabeled = take(source.train._replace(labels=truths), np.flatnonzero(in_unlabeled))
     if source.unlabeled is not None:
         unlabeled = concatenate(unlabeled, source.unlabeled)
     if len(unlabeled.labels) == 0:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layermatch_jax import analysis, figures
+from layermatch_jax import analysis, figures, metrics
 from layermatch_jax.analysis import Curve
 from layermatch_jax.report.logs import Log
 from layermatch_jax.report.pages import Note, Picture, picture
@@ -46,8 +46,9 @@ PANELS = (
             "pseudo_label_accuracy": "right, of those used",
             "pseudo_label_accuracy_all": "right, of all",
         },
-        "How many pseudo-labels count (their mean weight), and how many are right, where the truth "
-        "is known; training does not see it.",
+        "How many pseudo-labels count (their mean weight), and how many are right, of the "
+        "unlabelled images whose class is known. Training does not see these classes; labelled "
+        "images, whose class it sees, are left out.",
         percent=True,
     ),
     Panel(
@@ -93,7 +94,7 @@ PANELS = (
         "pseudo-labels: at 1 they pull the same way, below 0 against each other.",
     ),
 )
-# Of these a run without pseudo-labels logs zeros and settings that mean nothing to it.
+# Of these a run without pseudo-labels logged zeros, in earlier versions.
 _OF_PSEUDO_LABELS = ("loss_unsupervised", "class_threshold", "classifier_gradient_cosine")
 
 
@@ -160,7 +161,8 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
         caption += "wrong. More pseudo-labels than images means that others are taken for it."
         parts.append(picture(figure, alt, caption))
     elif len(truths.steps):
-        parts.append(Note("Of no unlabelled image is the class known: nothing to count against."))
+        unknown = f"How many pseudo-labels are right is not known: {metrics.TRUTH_UNKNOWN}."
+        parts.append(Note(unknown))
     else:
         parts.append(Note("The run is of a version that did not count pseudo-labels by class."))
     for name, title, unit, caption in (

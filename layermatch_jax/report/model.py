@@ -42,7 +42,8 @@ def views(config, data: train.Data, step: int) -> Picture:
         shown = layout.split(made).labeled
     pixels = [_middle(source, positions, config), *(x[:_VIEWS] for x in shown.values())]
     kinds = ["image", *(f"{name.replace('_', ' ')} view" for name in shown)]
-    truths = [names[c] if c >= 0 else "class unknown" for c in source.labels[positions]]
+    hidden = "unknown or labeled"  # see splits.Partition
+    truths = [names[c] if c >= 0 else hidden for c in source.labels[positions]]
     titles = [truths, *([""] * len(truths) for _ in kinds[1:])]
     whose = "unlabelled" if mu else "labelled"
     return picture(

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from layermatch_jax import clock, metrics, workdir
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, workdir
 from layermatch_jax.report import logs
 from layermatch_jax.report.logs import Log
 from layermatch_jax.report.pages import Table
@@ -57,6 +57,8 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         for method, of_method in groups.items()
     }
     compared = dict(finished[baseline])
+    measured = [_measured(log) for of_method in groups.values() for log in of_method]
+    missing = metrics.missing_accuracy(filter(None, measured))
     rows = []
     for method, of_method in finished.items():
         differences = [
@@ -86,7 +88,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
             f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
-            f"images, points, mean ± standard error. {_CAPTION}",
+            f"images, points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
             (
                 "method",
                 "mask",
@@ -131,7 +133,7 @@ def provenance(log: Log) -> Table:
     rows += [("steps", progress(log))]
     if log.lines:
         seconds = sum(line["seconds"] for line in log.lines)
-        rows += [("training and evaluation", metrics.duration(seconds))]
+        rows += [("training and evaluation", clock.duration(seconds))]
     if result:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         rows += [
