@@ -8,8 +8,8 @@ import shlex
 import pytest
 from absl import flags
 
+from layermatch_jax import automatic, main, rules
 from layermatch_jax import config as config_lib
-from layermatch_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,49 +53,14 @@ def test_reference_has_every_field_once():
     [
         ("batch_size", "at least 1"),
         ("parallelism", "`pmap`, `jit`"),
-        ("model.stages", "between 1 and 4"),
+        ("model.stages", "at least 1 and at most 4"),
+        ("optimizer.learning_rate", "above 0"),
+        ("ema_decay", "at least 0 and below 1"),
         ("model.remat", ""),
     ],
 )
 def test_reference_tells_what_is_allowed(field, words):
-    assert generator.allowed(field) == words
-
-
-def test_comments_are_found_wherever_they_stand():
-    comments, defaults = generator.comments_and_defaults(
-        "def base():\n"
-        '    """Fields."""\n'
-        "    c = ConfigDict()\n"
-        "    c.one = 1  # behind it,\n"
-        "    # and below\n"
-        "    c.two = 2  # '#' in it\n"
-        "    # above it\n"
-        "    c.three = (\n"
-        "        3,\n"
-        "    )\n"
-        "    c.four = 2**4\n"
-        "    c.seven = 7  # goes on;\n"
-        "    # here\n"
-        "    c.eight = 8\n"
-        "\n"
-        "    # A heading.\n"
-        "    c.group = g = ConfigDict()\n"
-        "    g.five = '# no comment'  # five\n"
-        "    c.group.six = 6\n"
-    )
-    assert comments == {
-        "one": "behind it, and below",
-        "two": "'#' in it",
-        "three": "above it",
-        "four": "",
-        "seven": "goes on; here",
-        "eight": "",
-        "group": "A heading.",
-        "group.five": "five",
-        "group.six": "",
-    }
-    assert defaults["four"] == "2 ** 4"
-    assert defaults["group.six"] == "6"
+    assert generator.allowed(config_lib.SETTINGS[field]) == words
 
 
 # ---------------------------------------------------------------------------------------------
@@ -153,7 +118,7 @@ def test_main_takes_the_commands(arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = flags.FlagValues()
     assert main.parse_flags(["main", *arguments], values)[1:] == []
-    config_lib.validate(values.config)
+    rules.validate(automatic.resolve(values.config))
 
 
 @pytest.mark.parametrize("arguments", of_program("python", "launch/sweep.py"))
