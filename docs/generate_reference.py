@@ -23,7 +23,7 @@ PATH = ROOT / "docs" / "reference.md"
 HEAD = """\
 # Every setting
 
-<!-- Written by docs/generate_reference.py. Do not edit: change config.SETTINGS, or SETTINGS of a policy. -->
+<!-- Written by docs/generate_reference.py. Do not edit: change SETTINGS in the code. -->
 
 `--config=FILE` chooses a config file of [`configs/`](#shipped-configs). `--config.FIELD=VALUE`
 sets one field, for example `--config.optimizer.learning_rate=0.01`. An unknown field is refused,

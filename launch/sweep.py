@@ -44,20 +44,12 @@ import jax.numpy as jnp  # noqa: E402
 import ml_collections  # noqa: E402
 from absl import flags  # noqa: E402
 
-from layermatch_jax import (  # noqa: E402
-    automatic,
-    clock,
-    config_file,
-    drawing,
-    layerwise,
-    metrics,
-    models,
-    rules,
-    terminal,
-    workdir,
-)
+from layermatch_jax import automatic, config_file, models, rules
 from layermatch_jax import main as run_main  # noqa: E402
+from layermatch_jax.after import drawing
 from layermatch_jax.errors import InputError  # noqa: E402
+from layermatch_jax.method import layerwise
+from layermatch_jax.runtime import clock, metrics, terminal, workdir
 
 PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 

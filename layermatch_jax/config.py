@@ -10,7 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from layermatch_jax.errors import unknown
-from layermatch_jax.policies import POLICIES
+from layermatch_jax.method.policies import POLICIES
 from layermatch_jax.setting import Setting, decay
 
 

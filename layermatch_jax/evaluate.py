@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from layermatch_jax import parallel
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import Images
-from layermatch_jax.metrics import means
-from layermatch_jax.state import TrainState
+from layermatch_jax.method.state import TrainState
+from layermatch_jax.runtime import parallel
+from layermatch_jax.runtime.metrics import means
 
 
 def evaluate(

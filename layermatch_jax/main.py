@@ -11,9 +11,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from layermatch_jax import automatic, config_file, modes, terminal
+from layermatch_jax import automatic, config_file, modes
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
+from layermatch_jax.runtime import terminal
 
 # Data sets that the default config, the digits' demo, does not fit, and the configs that do.
 CONFIGS_FOR = {
@@ -39,7 +40,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in modes.MODES:
             raise unknown("--mode", flag_values.mode, modes.MODES)
-        from layermatch_jax import hosts, parallel, workdir  # JAX: not for a wrong flag
+        from layermatch_jax.runtime import hosts, parallel, workdir  # JAX: not for a wrong flag
 
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)

@@ -15,7 +15,8 @@ from layermatch_jax.errors import InputError
 
 def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Trains, or goes on; a summary of the result."""
-    from layermatch_jax import hosts, train, workdir
+    from layermatch_jax import train
+    from layermatch_jax.runtime import hosts, workdir
 
     with hosts.signals() as told_to_stop:
         result = train.train_and_evaluate(config, folder, told_to_stop)
@@ -24,10 +25,10 @@ def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None
 
 def benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Times the parts of a run; a table."""
-    from layermatch_jax import benchmark
+    from layermatch_jax.benchmark.measure import measure
 
-    report = benchmark.benchmark(config, folder)
-    return report and benchmark.table(report, folder)
+    report = measure.benchmark(config, folder)
+    return report and measure.table(report, folder)
 
 
 def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
@@ -37,7 +38,8 @@ def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str
     """
     from etils import epath
 
-    from layermatch_jax import layer_report, runs, workdir
+    from layermatch_jax.after import layer_report, runs
+    from layermatch_jax.runtime import workdir
 
     _alone("layer_report")
     run = runs.read(folder, data_dir=config.dataset.data_dir)
@@ -50,7 +52,7 @@ def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str
 
 def report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     """Draws the runs in folders, comma-separated; where the pictures are."""
-    from layermatch_jax import report
+    from layermatch_jax.after import report
 
     _alone("report")
     # Each run has its own config; where its data are may have changed since.

@@ -12,7 +12,7 @@ import ml_collections
 
 from layermatch_jax.config import base, fields
 from layermatch_jax.errors import InputError, unknown
-from layermatch_jax.policies import POLICIES
+from layermatch_jax.method.policies import POLICIES
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 

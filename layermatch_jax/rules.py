@@ -11,7 +11,7 @@ import ml_collections
 from layermatch_jax import config as config_lib
 from layermatch_jax import presets
 from layermatch_jax.errors import InputError
-from layermatch_jax.policies import POLICIES
+from layermatch_jax.method.policies import POLICIES
 
 # Between them lie whole calls of the train program.
 _PERIODS = ("train_steps", "log_every", "eval_every", "checkpoint_every")

@@ -14,28 +14,16 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import (
-    automatic,
-    checkpoint,
-    data_file,
-    evaluate,
-    hosts,
-    layer_report,
-    metrics,
-    parallel,
-    policies,
-    program,
-    progress,
-    rules,
-    state,
-    steps,
-)
-from layermatch_jax import clock as clock_lib
-from layermatch_jax import workdir as workdir_lib
+from layermatch_jax import automatic, evaluate, rules
+from layermatch_jax.after import layer_report
+from layermatch_jax.data import description, pipeline, sources, splits
 from layermatch_jax.data import feed as feed_lib
-from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.errors import InputError, NonFiniteLossError, Stopped
+from layermatch_jax.method import policies, program, state, steps
+from layermatch_jax.runtime import checkpoint, hosts, metrics, parallel, progress
+from layermatch_jax.runtime import clock as clock_lib
+from layermatch_jax.runtime import workdir as workdir_lib
 
 
 class Data(NamedTuple):
@@ -97,7 +85,7 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
             feed=feed_lib.create(config, partition, sampler, rows),
             images_per_step=config.batch_size * len(sampler.layout.kinds),
             notes=source.notes,
-            description=data_file.describe(source, config.dataset, statistics),
+            description=description.describe(source, config.dataset, statistics),
         )
 
 
@@ -218,14 +206,14 @@ def train_and_evaluate(
                 to_the_end.enter_context(workdir_lib.lock(workdir))
                 workdir_lib.set_aside(workdir)
                 workdir_lib.check(workdir, config)  # again: another run may have been here since
-                data_file.check(workdir, prepared.data.description)
+                description.check(workdir, prepared.data.description)
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
                 metrics.cut_back(workdir, int(run["lines"]), int(run["state"].step))
-                data_file.write(workdir, prepared.data.description)
+                description.write(workdir, prepared.data.description)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)

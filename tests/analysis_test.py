@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from layermatch_jax import analysis
-from layermatch_jax.analysis import Curve
+from layermatch_jax.after import analysis
+from layermatch_jax.after.analysis import Curve
 
 LINES = [
     {"step": 2, "split": "train", "loss": 4.0, "by_class": [1.0, None]},

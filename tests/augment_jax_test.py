@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from augment_builders import SETS, degenerate, draws, magnitudes, photographs, pillow, pillow_chain
 
-from layermatch_jax import parallel
-from layermatch_jax.data import augment_jax, crop, operations
-from layermatch_jax.data.augment_jax import ResidentData
-from layermatch_jax.data.operations import NAMES
+from layermatch_jax.data.augment import crop, device, operations
+from layermatch_jax.data.augment.device import ResidentData
+from layermatch_jax.data.augment.operations import NAMES
 from layermatch_jax.data.sampler import Sampler
+from layermatch_jax.runtime import parallel
 from layermatch_jax.views import Layout, Views
 
-strong_views = jax.jit(augment_jax.strong_views)
-crop_and_flip = jax.jit(augment_jax.crop_and_flip, static_argnums=(4, 5))
-make_batch = jax.jit(augment_jax.make_batch, static_argnums=(2, 3))
+strong_views = jax.jit(device.strong_views)
+crop_and_flip = jax.jit(device.crop_and_flip, static_argnums=(4, 5))
+make_batch = jax.jit(device.make_batch, static_argnums=(2, 3))
 
 
 def run(images, op, value):
@@ -78,7 +78,7 @@ def test_autocontrast_for_every_range_of_levels():
     def stretched(level):
         planes = jnp.tile(level[:, None], (1, 3, 1))
         chosen = {name: jnp.full((1, 1, 1), name == "autocontrast") for name in NAMES}
-        table = augment_jax._levels(planes, chosen, jnp.zeros((len(level), 1, 1)))
+        table = device._levels(planes, chosen, jnp.zeros((len(level), 1, 1)))
         return jnp.take_along_axis(table, planes, axis=2)
 
     some = slice(None, None, 5)
@@ -199,7 +199,7 @@ def scan(data, draws):
     """All their batches, as in a step that is a scan over steps."""
 
     def step(done, draws):
-        return done + 1, augment_jax.make_batch(data, draws, SAMPLER.layout, 2, SIZE)
+        return done + 1, device.make_batch(data, draws, SAMPLER.layout, 2, SIZE)
 
     return jax.lax.scan(step, 0, draws)[1]
 

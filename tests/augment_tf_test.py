@@ -14,12 +14,13 @@ from augment_builders import (
 )
 from PIL import Image, ImageDraw
 
-from layermatch_jax.data import operations, sampler
-from layermatch_jax.data.operations import GEOMETRIC, NAMES
+from layermatch_jax.data import sampler
+from layermatch_jax.data.augment import operations
+from layermatch_jax.data.augment.operations import GEOMETRIC, NAMES
 
 tf = pytest.importorskip("tensorflow")
 
-from layermatch_jax.data import augment_tf  # noqa: E402
+from layermatch_jax.data.augment import host  # noqa: E402
 
 # On x86-64 nothing differs from Pillow. Elsewhere compilers may fuse a multiplication with an
 # addition in Pillow, or round sines otherwise: one level, or one pixel in 10,000.
@@ -34,7 +35,7 @@ def strong_views(size, n):
     shapes = [(size, size, 3), (n,), (n,), (n, 6), (4,)]
     kinds = [tf.uint8, tf.int32, tf.float32, tf.int32, tf.int32]
     signature = [tf.TensorSpec([None, *x], kind) for x, kind in zip(shapes, kinds, strict=True)]
-    return tf.function(augment_tf.strong_views, input_signature=signature)
+    return tf.function(host.strong_views, input_signature=signature)
 
 
 def run(images, op, value, affine=None, cutout=None):
@@ -197,7 +198,7 @@ def test_inside_a_tf_data_map():
     images = photographs(32, 20)
     arrays = (images, *draws(20, 3, 32, seed=3))
     dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(8)
-    dataset = dataset.map(augment_tf.strong_views, num_parallel_calls=2)
+    dataset = dataset.map(host.strong_views, num_parallel_calls=2)
     assert dataset.element_spec.shape.as_list() == [None, 32, 32, 3]
     got = np.concatenate(list(dataset.as_numpy_iterator()))
     assert got.dtype == np.uint8

@@ -6,18 +6,19 @@ import statistics
 import pytest
 from train_test import tiny
 
-from layermatch_jax import benchmark, config
+from layermatch_jax import config
+from layermatch_jax.benchmark.measure import measure
 
 
 @pytest.mark.parametrize("backend", ["device", "tf_data"])
 def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "ROUNDS", 3)
-    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
     periods = {"train_steps": 8, "log_every": 4, "eval_every": 8, "checkpoint_every": 8}
     c = tiny("layermatch", **{"model.name": "linear", "input.backend": backend}, **periods)
     K = c.input.steps_per_call = 4 if backend == "device" else 1
     c.profile = backend == "device"
-    report = benchmark.benchmark(c, tmp_path / "new")
+    report = measure.benchmark(c, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -50,16 +51,16 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     assert products < report["program"]["flops_per_step"] < 3 * products
     assert report["program"]["peak_share"] is None  # a CPU's is not known
 
-    text = benchmark.table(report, tmp_path / "new")
+    text = measure.table(report, tmp_path / "new")
     assert f"{images} images a step, input by {backend}; 8 x cpu" in text
     for name in parts:
         assert f"\n{name} " in text
 
 
 def test_shares_of_the_peak(monkeypatch):
-    part = benchmark.Part(run=None, steps=2, images=10)
-    monkeypatch.setitem(benchmark.PEAK, "cpu", 4e9)
-    report = benchmark._report(
+    part = measure.Part(run=None, steps=2, images=10)
+    monkeypatch.setitem(measure.PEAK, "cpu", 4e9)
+    report = measure._report(
         config.base(),
         type("Data", (), {"images_per_step": 5}),
         {"flops_per_step": 1e9},

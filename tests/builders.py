@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from layermatch_jax import automatic, policies, presets, steps
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.state import TrainState
+from layermatch_jax.method import policies, steps
+from layermatch_jax.method.state import TrainState
 from layermatch_jax.views import ByView
 
 B, MU, K, D = 4, 3, 3, 4

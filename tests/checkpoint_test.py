@@ -10,8 +10,8 @@ import pytest
 from absl import logging
 from etils import epath
 
-from layermatch_jax import checkpoint
 from layermatch_jax.errors import InputError, StorageError
+from layermatch_jax.runtime import checkpoint
 
 
 def tree(step):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layermatch_jax import clock
+from layermatch_jax.runtime import clock
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from builders import (
     views,
 )
 
-from layermatch_jax import policies, steps
+from layermatch_jax.method import policies, steps
 
 MASKS = (
     (),

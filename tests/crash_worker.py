@@ -12,8 +12,9 @@ import time
 
 from train_test import tiny
 
-from layermatch_jax import checkpoint, evaluate, train
+from layermatch_jax import evaluate, train
 from layermatch_jax.data import feed
+from layermatch_jax.runtime import checkpoint
 
 FIELDS = {
     "train_steps": 16,

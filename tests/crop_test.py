@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from layermatch_jax.data import crop
+from layermatch_jax.data.augment import crop
 
 
 def noise(*shape):

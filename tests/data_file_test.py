@@ -9,8 +9,7 @@ import pytest
 from etils import epath
 from image_builders import noise, npz_arrays, settings, write
 
-from layermatch_jax import data_file
-from layermatch_jax.data import sources
+from layermatch_jax.data import description, sources
 from layermatch_jax.errors import InputError
 
 CLASSES = ("ant", "bear", "cat")
@@ -22,7 +21,7 @@ def dataset(name, data_dir, **changed):
 
 def described(config):
     source = sources.load(config)
-    return data_file.describe(source, config, sources.channel_statistics(source.train))
+    return description.describe(source, config, sources.channel_statistics(source.train))
 
 
 def write_noise(path):
@@ -67,7 +66,7 @@ def test_what_is_kept_of_arrays(tmp_path):
     pixels = data["train_images"] / 255
     np.testing.assert_allclose(kept["channel_mean"], pixels.mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(kept["channel_std"], pixels.std(axis=(0, 1, 2)))
-    assert data_file.statistics(kept)[1] == tuple(kept["channel_std"])
+    assert description.statistics(kept)[1] == tuple(kept["channel_std"])
     some = b"".join(data["train_images"][i * 600 // 256].tobytes() for i in range(256))
     assert kept["train"]["content_sha256"] == hashlib.sha256(some).hexdigest()
     assert kept["train"]["names_sha256"] is None
@@ -126,15 +125,15 @@ def make_grey(root, part):
 )
 def test_a_run_is_not_opened_on_other_data(root, tmp_path, change, told):
     config, workdir = dataset("folder", root), epath.Path(tmp_path)
-    data_file.write(workdir, described(config))
-    data_file.check(workdir, described(config))
+    description.write(workdir, described(config))
+    description.check(workdir, described(config))
     change(root)
     other = described(config)
     with pytest.raises(InputError, match=f"holds a run on other data:\n(.*\n)*  {told}"):
-        data_file.check(workdir, other)
-    data_file.write(workdir, other)  # what the run was begun with stays
+        description.check(workdir, other)
+    description.write(workdir, other)  # what the run was begun with stays
     with pytest.raises(InputError, match="holds a run on other data"):
-        data_file.check(workdir, other)
+        description.check(workdir, other)
 
 
 def test_test_images_that_are_not_used_may_change(root):
@@ -149,7 +148,7 @@ def test_arrays_that_were_replaced(tmp_path):
     data, workdir = npz_arrays(class_names=["a", "b", "c"]), epath.Path(tmp_path)
     config = dataset("npz", tmp_path / "data.npz")
     np.savez(tmp_path / "data.npz", **data)
-    data_file.write(workdir, described(config))
+    description.write(workdir, described(config))
     for changed, told in (
         ({"test_images": noise(5, 8, 8, 3)}, "test: .* others"),
         ({"train_labels": data["train_labels"][::-1]}, "train: .* other labels"),
@@ -157,23 +156,23 @@ def test_arrays_that_were_replaced(tmp_path):
     ):
         np.savez(tmp_path / "data.npz", **data | changed)
         with pytest.raises(InputError, match=told):
-            data_file.check(workdir, described(config))
+            description.check(workdir, described(config))
 
 
 def test_statistics_are_kept_and_not_compared(tmp_path):
     """Decoders of other versions give pixels that differ by a little."""
     np.savez(tmp_path / "data.npz", **npz_arrays())
     kept = described(dataset("npz", tmp_path / "data.npz"))
-    data_file.write(epath.Path(tmp_path), kept)
-    data_file.check(epath.Path(tmp_path), kept | {"channel_mean": [0.1, 0.2, 0.3]})
+    description.write(epath.Path(tmp_path), kept)
+    description.check(epath.Path(tmp_path), kept | {"channel_mean": [0.1, 0.2, 0.3]})
 
 
 def test_a_run_of_an_earlier_version_is_accepted_with_a_warning(tmp_path, caplog):
     workdir = epath.Path(tmp_path)
-    data_file.check(workdir, {})
+    description.check(workdir, {})
     assert not caplog.text  # a folder without a run
     (workdir / "config.json").write_text("{}")
-    data_file.check(workdir, {})
+    description.check(workdir, {})
     assert "holds no data.json" in caplog.text
 
 
@@ -181,7 +180,7 @@ def test_a_run_of_an_earlier_version_is_accepted_with_a_warning(tmp_path, caplog
 def test_damaged(tmp_path, content):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(InputError, match=r"data\.json is damaged: .*Delete it"):
-        data_file.read(epath.Path(tmp_path))
+        description.read(epath.Path(tmp_path))
 
 
 def test_a_file_that_is_gone(root):
@@ -189,4 +188,4 @@ def test_a_file_that_is_gone(root):
     source = sources.load(config)
     (root / "test/cat/1.png").unlink()
     with pytest.raises(InputError, match=r"Cannot read the image .*test/cat/1\.png"):
-        data_file.describe(source, config, ((0.0,) * 3, (1.0,) * 3))
+        description.describe(source, config, ((0.0,) * 3, (1.0,) * 3))

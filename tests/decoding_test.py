@@ -5,7 +5,7 @@ import pytest
 from image_builders import noise, write
 from PIL import Image, ImageCms
 
-from layermatch_jax.data import decoding
+from layermatch_jax.data.sources import decoding
 from layermatch_jax.errors import InputError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from layermatch_jax import events
+from layermatch_jax.runtime import events
 
 # The one that TensorBoard's own pages read with.
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")

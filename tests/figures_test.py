@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from layermatch_jax import figures
+from layermatch_jax.after import figures
 from layermatch_jax.errors import InputError
 
 pytest.importorskip("matplotlib")

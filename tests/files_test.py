@@ -4,8 +4,8 @@ import os
 import pytest
 from etils import epath
 
-from layermatch_jax import files
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import files
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 from image_builders import all_of, noise, settings, write
 from PIL import Image
 
-from layermatch_jax import files
-from layermatch_jax.data import checking, sources, splits
+from layermatch_jax.data import sources, splits
+from layermatch_jax.data.sources import checking
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import files
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 

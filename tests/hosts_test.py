@@ -18,8 +18,9 @@ import pytest
 from train_test import final_state, lines
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import hosts, train
+from layermatch_jax import train
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import hosts
 
 TESTS = pathlib.Path(__file__).parent
 

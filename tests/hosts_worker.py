@@ -18,9 +18,11 @@ import parallel_test
 import pytest
 from train_test import before_step, tiny
 
-from layermatch_jax import checkpoint, evaluate, hosts, parallel, steps, train
+from layermatch_jax import evaluate, train
 from layermatch_jax.data import images, pipeline
 from layermatch_jax.errors import InputError, Stopped, StorageError
+from layermatch_jax.method import steps
+from layermatch_jax.runtime import checkpoint, hosts, parallel
 
 # Policy and centres: FixMatch's, LayerMatch's, and such as keep state by sample.
 COMBINATIONS = {

@@ -29,9 +29,11 @@ from steps_test import (
 )
 from train_test import KilledError, assert_same, tiny
 
-from layermatch_jax import checkpoint, layer_report, main, modes, rules, runs, train
 from layermatch_jax import config as config_lib
+from layermatch_jax import main, modes, rules, train
+from layermatch_jax.after import layer_report, runs
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import checkpoint
 
 # ---------------------------------------------------------------------------------------------
 # Layers.

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, layerwise, models, presets
+from layermatch_jax import automatic, models, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
+from layermatch_jax.method import layerwise
 
 PARAMS = {
     "backbone": {"stem": {"kernel": 0.0, "bias": 0.0}, "block1": {"kernel": 0.0}},

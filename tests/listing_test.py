@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from layermatch_jax.data import listing
+from layermatch_jax.data.sources import listing
 
 
 def touch(root, *paths):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from layermatch_jax import losses
+from layermatch_jax.method import losses
 
 LOGITS = np.log([1.0, 2.0, 5.0]).astype(np.float32)  # probabilities 1/8, 2/8, 5/8
 

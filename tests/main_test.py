@@ -21,8 +21,10 @@ from PIL import Image
 from train_test import before_step
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import main, metrics, train
-from layermatch_jax.data import checking, pipeline, sources, splits
+from layermatch_jax import main, train
+from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data.sources import checking
+from layermatch_jax.runtime import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from layermatch_jax import clock, metrics
 from layermatch_jax.errors import InputError, NonFiniteLossError
-from layermatch_jax.state import TrainState
+from layermatch_jax.method.state import TrainState
+from layermatch_jax.runtime import clock, metrics
 
 RNG = np.random.RandomState(0)
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from layermatch_jax.data import names
+from layermatch_jax.data.sources import names
 from layermatch_jax.errors import InputError
 
 

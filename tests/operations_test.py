@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from layermatch_jax.data import operations
-from layermatch_jax.data.operations import GEOMETRIC, NAMES
+from layermatch_jax.data.augment import operations
+from layermatch_jax.data.augment.operations import GEOMETRIC, NAMES
 
 ONE = 2**16
 IDENTITY = [ONE, 0, ONE // 2, 0, ONE, ONE // 2]  # at the pixels' centres

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import optimizer
+from layermatch_jax.method import optimizer
 
 
 def make_config(train_steps=2**20, **fields):

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, parallel, presets, state, steps
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.errors import InputError
+from layermatch_jax.method import state, steps
+from layermatch_jax.runtime import parallel
 
 CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
 # Policies that begin by accepting (nearly) every row; Mean Teacher goes on so.

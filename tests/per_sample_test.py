@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from layermatch_jax import per_sample
+from layermatch_jax.method import per_sample
 
 INDICES = jnp.array([4, 2, 4, 0, 2, 4])
 

@@ -10,8 +10,9 @@ from PIL import ImageOps
 from layermatch_jax import config as config_lib
 from layermatch_jax import train
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.data import augment_jax, pipeline, sources, splits
-from layermatch_jax.data.operations import NAMES
+from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data.augment import device
+from layermatch_jax.data.augment.operations import NAMES
 
 
 def prepared(**fields):
@@ -103,14 +104,14 @@ def test_hosts_share_one_batch_and_any_step_can_be_the_first():
 def test_the_devices_batches_are_the_same(weight):
     fields = {"unsupervised_weight": weight, "augment.randaugment_ops": 3, "batch_size": 16}
     _, _, partition, sampler = prepared(**fields)
-    data = augment_jax.ResidentData(
+    data = device.ResidentData(
         *(all_of(partition.labeled), partition.labeled.labels),
         *(all_of(partition.unlabeled), partition.unlabeled.labels),
     )
 
     @jax.jit
     def make_batch(data, draws):
-        return augment_jax.make_batch(data, draws, sampler.layout, 1, 8)
+        return device.make_batch(data, draws, sampler.layout, 1, 8)
 
     for step, expected in zip(range(3, 6), batches(partition, sampler, range(3, 6)), strict=True):
         batch = make_batch(data, sampler.draw(step))

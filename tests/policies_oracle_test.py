@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, policies
+from layermatch_jax import automatic
 from layermatch_jax import config as config_lib
+from layermatch_jax.method import policies
 
 STEPS, TRAIN_STEPS = 24, 40
 ROWS, LABELED, NUM_UNLABELED = 48, 16, 60

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, policies, presets
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
+from layermatch_jax.method import policies
 
 
 def make_policy(name="fixed_threshold", **fields):

@@ -9,8 +9,9 @@ import optax
 import pytest
 from parallel_test import assert_equal_within, configuration, make_batch, start
 
-from layermatch_jax import metrics, parallel, program, steps
 from layermatch_jax.batch import TrainBatch
+from layermatch_jax.method import program, steps
+from layermatch_jax.runtime import metrics, parallel
 
 K = 3
 

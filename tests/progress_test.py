@@ -7,8 +7,8 @@ import pytest
 from absl import logging
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import progress
-from layermatch_jax.clock import EMPTY, Clock
+from layermatch_jax.runtime import progress
+from layermatch_jax.runtime.clock import EMPTY, Clock
 
 DAY = 86400
 

@@ -15,22 +15,14 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
-from layermatch_jax import (
-    automatic,
-    figures,
-    main,
-    metrics,
-    predict,
-    presets,
-    report,
-    runs,
-    train,
-    workdir,
-)
+from layermatch_jax import automatic, main, presets, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import crop, pipeline
+from layermatch_jax.after import figures, predict, report, runs
+from layermatch_jax.after.report import curves, logs, model, pages, tables
+from layermatch_jax.data import pipeline
+from layermatch_jax.data.augment import crop
 from layermatch_jax.errors import InputError
-from layermatch_jax.report import curves, logs, model, pages, tables
+from layermatch_jax.runtime import metrics, workdir
 
 pytest.importorskip("matplotlib")
 

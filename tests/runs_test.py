@@ -9,11 +9,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from layermatch_jax import automatic, metrics, modes, predict, runs, train
+from layermatch_jax import automatic, modes, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import folder
+from layermatch_jax.after import predict, runs
 from layermatch_jax.data import images as images_lib
+from layermatch_jax.data.sources import folder
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import metrics
 
 
 def make_config():

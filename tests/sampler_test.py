@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from layermatch_jax.data import operations
 from layermatch_jax.data import sampler as sampler_lib
+from layermatch_jax.data.augment import operations
 from layermatch_jax.data.sampler import Draws, Sampler
 from layermatch_jax.views import Layout, Views
 

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, parallel, presets, state, steps
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
+from layermatch_jax.method import state, steps
+from layermatch_jax.runtime import parallel
 
 TURNS = 150
 CONV4 = {"model.name": "conv4", "model.width": 16, "dataset.image_size": 16}

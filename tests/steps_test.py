@@ -27,8 +27,8 @@ from builders import (
     views,
 )
 
-from layermatch_jax import losses, optimizer, policies, state, steps
 from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.method import losses, optimizer, policies, state, steps
 from layermatch_jax.views import Layout, Views
 
 GRAD_RELU = (("classifier/.*", 0.0),)

@@ -15,7 +15,9 @@ import time
 import numpy as np
 import pytest
 
-from layermatch_jax import automatic, drawing, main, workdir
+from layermatch_jax import automatic, main
+from layermatch_jax.after import drawing
+from layermatch_jax.runtime import workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from layermatch_jax import terminal
+from layermatch_jax.runtime import terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
 

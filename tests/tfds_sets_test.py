@@ -14,7 +14,8 @@ import pytest
 from image_builders import all_of, noise, settings
 from PIL import Image
 
-from layermatch_jax.data import sources, tfds_sets
+from layermatch_jax.data import sources
+from layermatch_jax.data.sources import tfds_sets
 from layermatch_jax.errors import InputError
 
 

@@ -16,9 +16,10 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from layermatch_jax import automatic, checkpoint, clock, config, evaluate, hosts, metrics, train
+from layermatch_jax import automatic, config, evaluate, train
 from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError, Stopped
+from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATA = os.environ.get("TFDS_DATA_DIR", "")

@@ -7,9 +7,10 @@ from absl import logging
 from etils import epath
 
 import layermatch_jax
-from layermatch_jax import automatic, presets, workdir
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import workdir
 
 RECORD = {"data_set": "toy", "num_labels": 2, "num_train": 9, "sha256": "ab", "indices": [3, 5]}
 MEASURED = {

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from layermatch_jax.batch import EvalBatch, TrainBatch
-from layermatch_jax.data import crop
+from layermatch_jax.data.augment import crop
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.data.splits import Partition
@@ -111,7 +111,7 @@ def train_batches(
     """
     import tensorflow as tf
 
-    from layermatch_jax.data import augment_tf
+    from layermatch_jax.data.augment import host
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
     layout, size, n = sampler.layout, sampler.image_size, sampler.randaugment_ops
@@ -140,7 +140,7 @@ def train_batches(
     def augment(images, *others):
         *others, op, value, affine, cutout = others
         ground = tf.concat(layout.only_augmented(images), axis=1)
-        strong = augment_tf.strong_views(
+        strong = host.strong_views(
             tf.reshape(ground, [-1, size, size, 3]),
             tf.reshape(op, [-1, n]),
             tf.reshape(value, [-1, n]),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from layermatch_jax.data import operations
+from layermatch_jax.data.augment import operations
 from layermatch_jax.views import Layout
 
 CUTOUT_MAX_SIDE = 0.5  # of the image's side
