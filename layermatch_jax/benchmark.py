@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -24,7 +23,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from layermatch_jax import automatic, evaluate, hosts, metrics, parallel, steps, train
+from layermatch_jax import automatic, evaluate, files, hosts, metrics, parallel, steps, train
 from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import pipeline
@@ -79,6 +78,7 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     """
     config = automatic.resolve(config)
     config_lib.validate(config, jax.device_count())
+    folder = epath.Path(workdir).expanduser()
     data = train.load(config)
     main = train.prepare(config, data)
     program = _analyse(main, config)
@@ -99,14 +99,13 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
         parts["evaluation"] = _evaluation(main, config)
         seconds = _take_turns(parts)
         if config.profile:
-            with jax.profiler.trace(str(epath.Path(workdir) / PROFILE)):
+            with jax.profiler.trace(str(folder / PROFILE)):
                 parts["whole loop"].run(1)
     if not hosts.is_first():
         return None
     report = _report(config, data, program, parts, seconds)
-    folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(report, indent=2) + "\n")
+    files.write_json(folder / FILE, report)
     return report
 
 

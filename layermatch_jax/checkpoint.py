@@ -5,9 +5,14 @@ tells the others what it read (`hosts.from_first`).
 """
 
 import contextlib
+import errno
 import functools
+import os
+import re
 import sys
+import tempfile
 import zlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -16,10 +21,13 @@ from absl import logging
 from etils import epath
 from flax import serialization
 
-from layermatch_jax.errors import InputError, StorageError, refusal
+from layermatch_jax.errors import InputError, StorageError, os_error_number, refusal
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
 _SHOWN = 10  # leaves that do not fit
+# In a path, Orbax reads these as patterns; a backslash, tensorstore cannot read.
+NO_NAME = re.compile(r"[*?\[\\]")
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class DamagedError(Exception):
@@ -37,34 +45,55 @@ def open_manager(workdir: epath.Path, kept: int):
     )
     several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
     _silence_latecomers()
-    manager = ocp.CheckpointManager(
-        _folder(workdir),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=kept,
-            create=not several,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=False,
-            **several,
-        ),
-        item_handlers=ocp.StandardCheckpointHandler(),
-    )
-    try:
-        yield manager
-    finally:
-        manager.close()
+    with _folder(workdir) as folder:
+        manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=kept,
+                create=not several,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                **several,
+            ),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
+        with contextlib.closing(manager):
+            yield manager
 
 
-def _folder(workdir: epath.Path) -> epath.Path:
-    folder = workdir / FOLDER
-    # Orbax takes no relative path; resolve() would make a local one of a bucket's.
-    return folder if "://" in str(folder) else folder.resolve()
+@contextlib.contextmanager
+def _folder(workdir: epath.Path) -> Iterator[epath.Path]:
+    """workdir/checkpoints by a name that Orbax can use, which holds within the `with` only."""
+    if "://" in str(workdir):  # resolve() would make a local path of it
+        yield workdir / FOLDER
+        return
+    workdir = workdir.resolve()  # Orbax takes no relative path
+    if not NO_NAME.search(str(workdir)):
+        yield workdir / FOLDER
+        return
+    with tempfile.TemporaryDirectory() as other:
+        link = epath.Path(other) / "workdir"
+        os.symlink(workdir, link)
+        yield link / FOLDER
+
+
+def _name(manager: ocp.CheckpointManager) -> str:
+    """The folder of the checkpoints as the user knows it."""
+    folder = str(manager.directory)
+    return folder if "://" in folder else os.path.realpath(folder)
+
+
+def recorded(workdir: epath.Path) -> bool:
+    """Whether a checkpoint of a run was ever saved, be it damaged now."""
+    folders = [workdir / name for name in (FOLDER, DAMAGED)]
+    return any(step.name.isdigit() for f in folders if f.exists() for step in f.iterdir())
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
     """Saves a tree of arrays as the checkpoint of `step`; the tree may be donated afterwards.
 
     Raises:
-      StorageError: it could not be written.
+      StorageError: it could not be written, or what was written cannot be opened.
     """
     saved = jax.device_get(serialization.to_state_dict(tree))
     saved = {"run": saved, "checksum": np.array(_checksum(saved), np.uint32)}
@@ -72,8 +101,18 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
         written = manager.save(step, args=ocp.args.StandardSave(saved))
     if not written:
         raise StorageError(
-            f"the checkpoint of step {step} was not written: {manager.directory} holds a later one "
+            f"the checkpoint of step {step} was not written: {_name(manager)} holds a later one "
             f"({manager.latest_step()}). Move it away; the same command goes on"
+        )
+    try:
+        with _orbax_silent():
+            lost = _differences(manager.item_metadata(step).tree, saved)
+    except Exception as error:  # of any kind
+        lost = [_line(error)]
+    if lost:
+        raise StorageError(
+            f"the checkpoint of step {step} was written to {_name(manager)}, but cannot be opened: "
+            f"{lost[0]}. Take another --workdir, on another disk if you can"
         )
 
 
@@ -100,12 +139,9 @@ def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
             misfit = misfit or InputError(f"{workdir / FOLDER / str(step)} {error}")
             damaged[step] = "its state does not fit"
             continue
-        except (MemoryError, PermissionError):
-            raise
         except Exception as error:  # of any kind: the file may hold anything
-            if refusal(error):  # it may be whole, and there again later
-                raise
-            damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
+            _raise_unless_damage(error, manager, step)
+            damaged[step] = _line(error)
             continue
         _set_aside(manager, workdir, damaged, f"Going on from step {step}.")
         return serialization.from_state_dict(tree, restored)
@@ -134,17 +170,20 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     Raises:
       InputError: there is no such checkpoint, or none that is whole and of this form.
     """
-    folder = _folder(workdir)
-    if not folder.exists():
+    if not (workdir / FOLDER).exists():
         raise InputError(f"{workdir} has no checkpoint yet")
     template = jax.tree.map(np.asarray, serialization.to_state_dict(state))
-    with _orbax_silent():  # it warns of everything that read_only means
-        manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(read_only=True),
-            item_handlers=ocp.StandardCheckpointHandler(),
-        )
-    with contextlib.closing(manager):
+    _silence_latecomers()
+    with contextlib.ExitStack() as opened:
+        folder = opened.enter_context(_folder(workdir))
+        with _orbax_silent():  # it warns of everything that read_only means
+            manager = ocp.CheckpointManager(
+                folder,
+                options=ocp.CheckpointManagerOptions(read_only=True),
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
+        opened.callback(manager.close)
+        folder = _name(manager)
         there = sorted(manager.all_steps(), reverse=True)
         if step is not None and step not in there:
             listed = ", ".join(map(str, sorted(there))) or "none yet"
@@ -152,15 +191,13 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
         reasons = []
         for wanted in there if step is None else [step]:
             try:
+                _check_rights(manager.directory / str(wanted))
                 saved = manager.item_metadata(wanted).tree["run"]
                 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(saved))
                 restored = _restore(manager, wanted, zeros | {"state": template})
                 return serialization.from_state_dict(state, restored["state"])
-            except (MemoryError, PermissionError):
-                raise
             except Exception as error:  # of any kind: the file may hold anything
-                if refusal(error):
-                    raise
+                _raise_unless_damage(error, manager, wanted)
                 reasons.append(f"\n  step {wanted}: {error}")
                 logging.warning("Checkpoint of step %d in %s cannot be read", wanted, folder)
     raise InputError(
@@ -168,7 +205,25 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     )
 
 
+def _raise_unless_damage(error: Exception, manager: ocp.CheckpointManager, step: int) -> None:
+    """Raises where a checkpoint may be whole: it is not allowed, or cannot, be read just now."""
+    if isinstance(error, MemoryError) or refusal(error):
+        raise error
+    number = os_error_number(error)
+    if number and number not in _NOT_THERE:
+        raise StorageError(
+            f"the checkpoint of step {step} in {_name(manager)} cannot be read: "
+            f"{os.strerror(number)}. Mend this, by giving yourself the right to read it for "
+            f"example, and start again. Or move the folder {step} away, to go on from an older one"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, template):
+    _check_rights(manager.directory / str(step))
     expected = {"run": template, "checksum": np.zeros((), np.uint32)}
     differences = _differences(manager.item_metadata(step).tree, expected)
     if differences:
@@ -183,6 +238,17 @@ def _restore(manager: ocp.CheckpointManager, step: int, template):
     if int(restored["checksum"]) != _checksum(restored["run"]):
         raise DamagedError("the checksum is not that of the arrays")
     return restored["run"]
+
+
+def _check_rights(folder: epath.Path) -> None:
+    """Raises PermissionError for a folder below that may not be read: Orbax calls it empty."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if "://" not in str(folder):
+        for _ in os.walk(folder, onerror=refuse):
+            pass
 
 
 def _differences(saved, expected) -> list[str]:
@@ -235,12 +301,12 @@ def _explained(manager: ocp.CheckpointManager):
             yield
     except Exception as error:
         reason = refusal(error)
-        if not (reason or isinstance(error, OSError) or "os_error_code" in str(error)):
+        if not (reason or os_error_number(error)):
             raise
         reason = reason or ": ".join(str(error).split(" [tensorstore_spec")[0].split(": ")[-2:])
         kept = ", ".join(map(str, manager.all_steps())) or "none"
         raise StorageError(
-            f"a checkpoint could not be written to {manager.directory}: {reason}. Earlier ones are "
+            f"a checkpoint could not be written to {_name(manager)}: {reason}. Earlier ones are "
             f"kept (steps: {kept}). Mend it, by making room there for example; the same command "
             "goes on from the last one."
         ) from error

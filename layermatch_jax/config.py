@@ -84,6 +84,7 @@ RESULT_NEUTRAL = (
     "applied_method",  # says again what `method` says
     "parallelism",
     "dataset.data_dir",
+    "dataset.on_broken",  # images left out make another data set, which is refused as such
     "input.backend",
     "input.prefetch",
     "input.steps_per_call",
@@ -134,6 +135,10 @@ def base() -> ml_collections.ConfigDict:
     d.padding = 4  # reflected border before the random crop, pixels
     d.flip = True  # mirror left-right at random
     d.class_list = ""  # image folder: text file of the class folders to use, one a line
+    d.on_broken = "error"  # image folder: broken images end the start, all named ('error'), or are
+    # left out and named ('skip')
+    d.alpha = "white"  # image folder: transparent images are put on white ('white'), or their alpha
+    # channel is dropped ('drop')
     d.drop_test_duplicates = False  # leave out unlabelled images that equal a test image
     d.num_classes = 10  # fake data only
 
@@ -446,6 +451,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     for name, allowed in {
         "parallelism": ("pmap", "jit"),
         "dataset.evaluate_on": ("test", "validation"),
+        "dataset.on_broken": ("error", "skip"),
+        "dataset.alpha": ("white", "drop"),
         "input.backend": ("tf_data", "device"),
         "model.dtype": ("float32", "bfloat16"),
         "policy.name": POLICIES,

@@ -1,6 +1,8 @@
 """The ways a run ends early on purpose."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -9,6 +11,25 @@ _REFUSED = re.compile(
     "(ValueError: )?(permission_?denied|unauthenticated|unavailable|aborted|deadline_?exceeded)",
     re.IGNORECASE,
 )
+_OUT_OF_MEMORY = re.compile("resource_?exhausted|out of memory", re.IGNORECASE)
+
+# What the user can do about an error of the operating system, by its number.
+_OTHER_PLACE = "or take another place for it, such as another --workdir"
+_MEND = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room",
+    errno.EACCES: f"Give yourself the right to read and write it, {_OTHER_PLACE}",
+    errno.EPERM: f"Give yourself the right to read and write it, {_OTHER_PLACE}",
+    errno.EROFS: f"Make its file system writable, {_OTHER_PLACE}",
+    errno.ENAMETOOLONG: "Take a shorter name",
+    errno.ENOTDIR: "A file is in the place of a folder. Move it away",
+    errno.EISDIR: "A folder is in the place of a file. Move it away",
+    errno.ENOENT: "Bring it back",
+    errno.EMFILE: "Allow more open files (ulimit -n)",
+    errno.ENFILE: "Allow more open files (ulimit -n)",
+    errno.EIO: "The disk, or the connection to it, failed. Mend that",
+    errno.ESTALE: "The disk, or the connection to it, failed. Mend that",
+}
 
 
 class EarlyEnd(Exception):  # noqa: N818
@@ -56,6 +77,45 @@ def refusal(error: Exception) -> str | None:
     google = kind.__module__.startswith("google.")
     if google or ("gs://" in said and _REFUSED.match(f"{kind.__name__}: {said}")):
         return said[:500]
+    return None
+
+
+def os_error_number(error: Exception) -> int | None:
+    """The `errno` of an OSError, or the one in tensorstore's text; None for other errors."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(told[1]) if told else None
+
+
+def explained(error: Exception) -> str | None:
+    """A sentence for an error that is no mistake of the program; None for all others.
+
+    These are: a file or a bucket that cannot be used, and no memory left on a device or the host.
+    """
+    if said := refusal(error):
+        return f"StorageError: {said}. Mend it; the same command goes on"
+    kind, first_line = type(error).__name__, str(error).split("\n")[0][:300].rstrip(". ")
+    if isinstance(error, MemoryError):
+        return (
+            f"OutOfMemory: this machine has no memory left ({first_line or kind}). Take "
+            "data with fewer images, a smaller --config.dataset.stored_size or "
+            "--config.input.prefetch, or a machine with more memory"
+        )
+    # By their names: nothing here imports JAX. The last one is TensorFlow's.
+    devices = kind in ("JaxRuntimeError", "XlaRuntimeError", "ResourceExhaustedError")
+    if devices and _OUT_OF_MEMORY.search(f"{kind} {error}"):
+        return (
+            f"OutOfMemory: this run needs more memory than the device has ({first_line}). Lower "
+            "--config.batch_size, --config.unlabeled_ratio or --config.eval_batch_size. Or keep "
+            "these, and take --config.model.remat=True or --config.model.dtype=bfloat16; with "
+            "--config.input.backend=device also --config.input.backend=tf_data or a smaller "
+            "--config.dataset.stored_size"
+        )
+    if isinstance(error, OSError) and (error.filename or error.errno in _MEND):
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        mend = _MEND.get(error.errno, "Mend it")
+        return f"StorageError: {where}{error.strerror}. {mend}; the same command goes on"
     return None
 
 

@@ -41,20 +41,25 @@ def write_json(path: epath.Path, content: Any) -> epath.Path:
     return write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: epath.Path, mend: str) -> Any:
+def read_json(path: epath.Path, mend: str, kind: type = dict) -> Any:
     """What a JSON file holds.
 
     Args:
       path: local or gs://.
       mend: what the user can do if the file is damaged: one or more whole sentences.
+      kind: of what the file holds, dict or list.
 
     Raises:
-      InputError: the file is empty, cut off or no JSON; names it and says `mend`.
+      InputError: the file is empty, cut off, no JSON or of another kind; names it and says `mend`.
     """
     try:
-        return json.loads(epath.Path(path).read_text(encoding="utf-8"))
+        content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise InputError(f"{path} is damaged: it is no whole JSON file ({error}). {mend}") from None
+    if not isinstance(content, kind):
+        said = f"it holds no {kind.__name__} but {content!r:.40}"
+        raise InputError(f"{path} is damaged: {said}. {mend}")
+    return content
 
 
 def _sync_folder(folder: epath.Path) -> None:

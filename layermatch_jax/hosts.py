@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -86,14 +87,14 @@ def from_first(tree: T) -> T:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """What every process must get through: where one raises an InputError, all do.
+    """What every process must get through: where one raises, all do (the others an InputError).
 
     Otherwise the others would wait for it until a timeout.
     """
     error = None
     try:
         yield
-    except InputError as mine:
+    except Exception as mine:  # of any kind: a mistake, a full disk
         error = mine
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.bool_(error is not None))
@@ -112,32 +113,61 @@ def all_or_none() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
-    """Catches SIGTERM and the first Ctrl-C; the second Ctrl-C acts at once.
+    """Catches SIGTERM and the first Ctrl-C; the second Ctrl-C ends the process at once.
 
     Yields:
       () -> the name of the signal that came to this process first, None before.
     """
-    received = []
-
-    def receive(number, frame):
-        del frame
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-        if len(received) == 1:
-            # Not by print: it may have been interrupted itself, and would raise here.
-            said = f"{signal.Signals(number).name}: the run saves and stops within its next steps\n"
-            os.write(2, said.encode())
-
-    caught = (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
-        caught = ()  # Python lets only the main thread do this
-    before = {number: signal.signal(number, receive) for number in caught}
+        yield lambda: None  # Python lets only the main thread catch signals
+        return
+    received = []
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    # Python calls these handlers between two of its own instructions: not while the main thread
+    # compiles, for up to a minute. The number of a signal reaches a socket at once.
+    to_watcher, numbers = socket.socketpair()
+    to_watcher.setblocking(False)
+    wakeup = signal.set_wakeup_fd(to_watcher.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(numbers, tuple(before)), daemon=True)
+    watcher.start()
     try:
         yield lambda: signal.Signals(received[0]).name if received else None
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        to_watcher.close()
+        watcher.join()
+        numbers.close()
+
+
+def _watch(numbers: socket.socket, watched: tuple[int, ...]) -> None:
+    """Answers the first signal, and ends the process at the second Ctrl-C."""
+    seen = []
+    while byte := numbers.recv(1):
+        number = byte[0]
+        if number not in watched:
+            continue
+        if number == signal.SIGINT and number in seen:
+            # Without Python's clean-up, which can crash while XLA compiles. Nothing is lost by
+            # that: a checkpoint, like every small file, is there whole or not at all.
+            _say("Interrupted: what was done since the last checkpoint is lost")
+            os._exit(130)
+        if not seen:
+            name = signal.Signals(number).name
+            _say(
+                f"{name}: the run finishes the steps under way, saves a checkpoint and stops. "
+                f"Ctrl-C{' again' if number == signal.SIGINT else ' twice'} ends it at once"
+            )
+        seen.append(number)
+
+
+def _say(text: str) -> None:
+    # Not by print: the main thread may be in the middle of one.
+    os.write(2, f"{text}\n".encode())
 
 
 def vote(stop: bool) -> bool | jax.Array:

@@ -345,7 +345,7 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     data = run.data
     method = steps.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
-    resident = parallel.replicate(data.feed.resident(), config.parallelism)
+    resident = data.feed.resident(config.parallelism)
     program = compile_gradients(config, data.feed, method)
     report = create(config, data.partition, data.feed, resident, program)
     return report(parallel.replicate(run.state, config.parallelism))
@@ -358,7 +358,8 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
     """The reports of a run so far, by step; none if there is no file."""
     path = workdir / FILE
-    return json.loads(path.read_text()) if path.exists() else []
+    mend = "Delete it, which costs the layer reports so far, or bring it back from a backup."
+    return files.read_json(path, mend, list) if path.exists() else []
 
 
 def add(workdir: epath.Path, report: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 python -m layermatch_jax.main is the same program.
 """
 
-import errno
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from ml_collections import config_flags
 
 from layermatch_jax import automatic, config_file, modes, terminal
 from layermatch_jax import config as config_lib
-from layermatch_jax.errors import EarlyEnd, InputError, refusal, unknown
+from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
 
 # Data sets that the default config, the digits' demo, does not fit, and the configs that do.
 CONFIGS_FOR = {
@@ -49,19 +48,15 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         return end.status
-    except OSError as error:  # of the small files; checkpoint.py tells of the large ones
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"StorageError: {error}. Make room; the same command goes on", file=sys.stderr)
-        return 1
     except Exception as error:
-        said = refusal(error)
-        if not said:
+        said = explained(error)
+        if not said:  # a mistake of ours: its traceback is needed
             raise
-        print(f"StorageError: {said}. Mend it; the same command goes on", file=sys.stderr)
+        print(said, file=sys.stderr)
+        logging.debug("Its traceback:", exc_info=True)  # --verbosity=1
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: what is done since the last checkpoint is lost", file=sys.stderr)
+        print("Interrupted", file=sys.stderr)
         return 130
     return 0
 

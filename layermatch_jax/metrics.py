@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -16,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from layermatch_jax import events, files
-from layermatch_jax.errors import NonFiniteLossError
+from layermatch_jax.errors import InputError, NonFiniteLossError
 
 FILE = "metrics.jsonl"
 NEVER = np.iinfo(np.int32).max
@@ -107,9 +108,12 @@ def means(sums: dict) -> dict[str, float | list[float | None] | None]:
 class Log:
     """metrics.jsonl, TensorBoard events and the progress lines of one run.
 
-    Opening it cuts metrics.jsonl back to the step that the run goes on from, so that every line is
-    there once however often the run was interrupted. Without a workdir it only checks what it is
-    given: of several processes one writes, and all notice that the run has diverged.
+    It adds to metrics.jsonl, which `cut_back` has brought to the step that the run goes on from.
+    Without a workdir it only checks what it is given: of several processes one writes, and all
+    notice that the run has diverged.
+
+    Attributes:
+      lines: how many metrics.jsonl has; 0 without a workdir.
     """
 
     def __init__(
@@ -120,7 +124,8 @@ class Log:
         images_per_step: int,
         tensorboard: bool,
     ):
-        self._path = _cut_back(workdir, step) if workdir else None
+        self._path = workdir / FILE if workdir else None
+        self.lines = len(read(workdir)) if workdir else 0
         self._events = _event_file(workdir, step) if workdir and tensorboard else None
         self._train_steps, self._images_per_step = train_steps, images_per_step
         self._latest = {}  # the newest line of each split
@@ -161,6 +166,12 @@ class Log:
             raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
         self._write(step, split, scores | {"seconds": self._seconds()})
 
+    def to_disk(self) -> None:
+        """Returns when a power cut can take nothing from metrics.jsonl: for a checkpoint."""
+        if self._path and self._path.exists() and "://" not in str(self._path):
+            with open(self._path, "ab") as file:
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes TensorBoard's file."""
         if self._events:
@@ -185,6 +196,7 @@ class Log:
         }
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split} | values) + "\n")
+        self.lines += 1
         self._latest[split] = values
         if self._events:
             tags = {f"{split}/{name}": x for name, x in values.items() if x is not None}
@@ -214,12 +226,6 @@ class Log:
         return "  ".join(parts)
 
 
-def _cut_back(workdir: epath.Path, step: int) -> epath.Path:
-    """Removes what metrics.jsonl holds of later steps; returns its path."""
-    kept = [line for line in read(workdir) if line["step"] <= step]
-    return files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
-
-
 def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
     try:
         return events.EventFile(workdir / "tensorboard", first_step=step + 1)
@@ -228,13 +234,47 @@ def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
         return None
 
 
-def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if it is not there. A line that was cut off is left out."""
+def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Args:
+      workdir: the run's folder.
+      count: how many lines there must be; more are left out. None = all: none if the file is not
+        there, and without a last line that was cut off, as of a run that is under way.
+
+    Raises:
+      InputError: a line is damaged, or there are fewer than `count`.
+    """
     path = workdir / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1][:count] if path.exists() else []
+    read = []
+    for number, line in enumerate(lines, 1):
+        try:
+            read.append(json.loads(line))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise InputError(
+                f"{path} is damaged in line {number} ({error}). Bring the file back from a backup. "
+                "Without it the run has no result: take another --workdir to start anew."
+            ) from None
+    if count is not None and len(read) < count:
+        raise InputError(
+            f"{path} holds {len(read)} of the {count} lines that the run wrote: the result would "
+            "leave out the others. Bring the file back from a backup, or take another --workdir "
+            "to start anew."
+        )
+    return read
+
+
+def cut_back(workdir: epath.Path, count: int) -> None:
+    """Keeps the first `count` lines of metrics.jsonl: those of the time of a checkpoint.
+
+    So that every line is there once however often the run was interrupted.
+
+    Raises:
+      InputError: as `read`; nothing was changed.
+    """
+    lines = read(workdir, count)
+    files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def duration(seconds: float) -> str:

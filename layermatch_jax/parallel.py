@@ -8,9 +8,10 @@ sees the global batch, `axis_name` is None, and the compiler cuts it up. Both gi
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -146,30 +147,68 @@ def replicate(tree, parallelism: str):
     return jax.tree.map(place, tree)
 
 
+def fill(shape: tuple[int, ...], parts: Iterable[np.ndarray], parallelism: str) -> jax.Array:
+    """Puts the same large array on every device, part by part: no second copy of it is held.
+
+    Args:
+      shape: of the whole array.
+      parts: uint8, what the whole is made of, in order along the first axis; alike in all
+        processes.
+      parallelism: 'pmap' or 'jit'.
+
+    Returns:
+      The array, uint8, on the devices of `replicated`.
+    """
+    sharding, start = replicated(parallelism), 0
+    copies = [jnp.zeros(shape, jnp.uint8, device=d) for d in sharding.addressable_devices]
+    for part in parts:
+        copies = [_put(copy, part, start) for copy in copies]
+        jax.block_until_ready(copies)  # or more parts would be held than the one under way
+        start += len(part)
+    return jax.make_array_from_single_device_arrays(shape, sharding, copies)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(whole: jax.Array, part: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
+
+
 def check_room(size: int) -> None:
     """Refuses what each device is to keep if it has no memory for that.
 
+    `fill` holds no more than this and the part under way. What training needs beside it is not
+    known here.
+
     Args:
-      size: bytes.
+      size: bytes on each device.
 
     Raises:
       InputError: says how much there is, and what to do.
     """
-    for device in jax.local_devices():
+    devices = jax.local_devices()
+    for device in devices:
         memory = device.memory_stats() or {}
-        free = memory.get("bytes_limit", _memory_of_host()) - memory.get("bytes_in_use", 0)
-        if size > free:
+        if "bytes_limit" in memory:
+            need, free, where = size, memory["bytes_limit"] - memory["bytes_in_use"], str(device)
+        else:  # CPU devices share the memory of the host
+            need, free, where = len(devices) * size, _free_memory_of_host(), "this machine"
+        if need > free:
+            copies = f", {len(devices)} copies" if need > size else ""
             raise InputError(
-                f"--config.input.backend=device keeps all images on each device: {size / 1e9:.1f} "
-                f"GB, and {device} has {free / 1e9:.1f} GB. Take --config.input.backend=tf_data, "
-                "or images of a smaller --config.dataset.stored_size"
+                f"--config.input.backend=device keeps all images on each device: {need / 1e9:.1f} "
+                f"GB{copies}, and {where} has {free / 1e9:.1f} GB free. Take "
+                "--config.input.backend=tf_data, or images of a smaller "
+                "--config.dataset.stored_size"
             )
 
 
-def _memory_of_host() -> float:
+def _free_memory_of_host() -> float:
+    """Bytes that programs can still take without swapping; infinite where that is not known."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":") for line in file)
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):  # no Linux
         return float("inf")
 
 

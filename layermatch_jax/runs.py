@@ -5,7 +5,7 @@ from typing import NamedTuple
 import ml_collections
 from etils import epath
 
-from layermatch_jax import checkpoint, state, train
+from layermatch_jax import checkpoint, data_file, state, train
 from layermatch_jax import workdir as workdir_lib
 
 
@@ -33,7 +33,7 @@ def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
     Raises:
       InputError: no run, no such checkpoint, no data, or other data than the run had.
     """
-    folder = epath.Path(workdir)
+    folder = epath.Path(workdir).expanduser()
     config = read_config(folder, data_dir)
     data = read_data(folder, config)
     return Run(config, data, read_state(folder, config, data, step))
@@ -48,10 +48,18 @@ def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.Config
 
 
 def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> train.Data:
-    """The images of a run, found to be those that it had."""
-    data = train.load(config)
+    """The images of a run, found to be those that it had; with the statistics that it kept."""
+    kept = data_file.read(folder)
+    data = train.load(config, kept and data_file.statistics(kept))
+    data_file.check(folder, data.description)
     workdir_lib.check_split(folder, data.partition.record)
     return data
+
+
+def read_class_names(folder: epath.Path) -> tuple[str, ...] | None:
+    """The names of a run's classes, for which its data are not needed; None if it kept none."""
+    kept = data_file.read(folder)
+    return kept and tuple(kept["class_names"])
 
 
 def read_state(

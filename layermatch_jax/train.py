@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 
 from layermatch_jax import (
     automatic,
     checkpoint,
+    data_file,
     evaluate,
     hosts,
     layer_report,
@@ -28,7 +30,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data import pipeline, sources, splits
-from layermatch_jax.errors import NonFiniteLossError, Stopped
+from layermatch_jax.errors import InputError, NonFiniteLossError, Stopped
 
 
 class Data(NamedTuple):
@@ -39,6 +41,7 @@ class Data(NamedTuple):
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
     notes: tuple[str, ...]  # of the source: what the user is told at the start
+    description: dict  # of data_file.describe
 
 
 class Prepared(NamedTuple):
@@ -54,11 +57,13 @@ class Prepared(NamedTuple):
     empty_window: dict
 
 
-def load(config: ml_collections.ConfigDict) -> Data:
+def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
     """Source -> split -> the draws of every step -> a feed of the steps.
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
+      statistics: what a run that is opened again kept of `channel_statistics`; None = taken of the
+        training images.
 
     Raises:
       InputError: the data cannot be used.
@@ -70,15 +75,24 @@ def load(config: ml_collections.ConfigDict) -> Data:
     with hosts.all_or_none():
         # The others after the first: it may have had to download the set to a folder they share.
         source = source or sources.load(config.dataset)
+    with hosts.all_or_none():
+        mine = sources.digest(source)
+        if (hosts.from_first(mine) != mine).any():
+            raise InputError(
+                "this process found other images or classes than the first one. Give all processes "
+                "the same files; an image that only one of them cannot read is a difference, too"
+            )
         partition = splits.partition(source, config.dataset)
         sampler = pipeline.create_sampler(config, partition)
         rows = parallel.host_rows(config.batch_size)
+        statistics = statistics or sources.channel_statistics(source.train)
         return Data(
-            statistics=sources.channel_statistics(source.train),
+            statistics=statistics,
             partition=partition,
             feed=feed_lib.create(config, partition, sampler, rows),
             images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
             notes=source.notes,
+            description=data_file.describe(source, config.dataset, statistics),
         )
 
 
@@ -107,7 +121,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         method = steps.create_method(config, initial.params, data.statistics)
         if resident is None:
             parallel.check_room(feed.resident_bytes)
-            images = feed.resident()
+            resident = feed.resident(config.parallelism)
     train_program = parallel.compile_step(
         functools.partial(program.train_steps, batch=feed.batch, method=method),
         config.parallelism,
@@ -117,8 +131,6 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
     )
     layer_gradients = layer_report.compile_gradients(config, feed, method)
-    if resident is None:
-        resident = parallel.replicate(images, config.parallelism)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = metrics.empty_window(window)
@@ -135,7 +147,8 @@ def train_and_evaluate(
 ) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
-    With several processes (`hosts.connect`) all of them call it, with the same config.
+    If that start saved no checkpoint, its files are moved aside (`workdir.set_aside`). With several
+    processes (`hosts.connect`) all of them call it, with the same config.
 
     Args:
       config: the whole config.
@@ -155,7 +168,7 @@ def train_and_evaluate(
       Stopped: a process was told to stop; there is a checkpoint of the last step.
     """
     # --- Can this run be made? Until all of it is known, nothing is written ----------------------
-    workdir, first, result = epath.Path(workdir), hosts.is_first(), None
+    workdir, first, result = epath.Path(workdir).expanduser(), hosts.is_first(), None
     with hosts.all_or_none():
         config = automatic.resolve(config)
         config_lib.validate(config, jax.device_count())
@@ -177,7 +190,7 @@ def train_and_evaluate(
         report_layers = layer_report.create(
             config, partition, feed, prepared.resident, prepared.layer_gradients
         )
-    run = {"state": prepared.initial, "window": prepared.empty_window}
+    run = {"state": prepared.initial, "window": prepared.empty_window, "lines": np.int32(0)}
 
     with contextlib.ExitStack() as to_the_end:
         # --- Begin, or go on ---------------------------------------------------------------------
@@ -185,12 +198,16 @@ def train_and_evaluate(
             if first:
                 workdir.mkdir(parents=True, exist_ok=True)
                 to_the_end.enter_context(workdir_lib.lock(workdir))
+                workdir_lib.set_aside(workdir)
                 workdir_lib.check(workdir, config)  # again: another run may have been here since
+                data_file.check(workdir, prepared.data.description)
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
+                metrics.cut_back(workdir, int(run["lines"]))
+                data_file.write(workdir, prepared.data.description)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
@@ -242,7 +259,10 @@ def train_and_evaluate(
                 if save_now:  # before the next call is taken: the state and the step agree
                     metrics.check_finite(window, current)
                     if first:
-                        checkpoint.save(checkpoints, step, {"state": current, "window": window})
+                        log.to_disk()
+                        lines = np.int32(log.lines)
+                        saved = {"state": current, "window": window, "lines": lines}
+                        checkpoint.save(checkpoints, step, saved)
                     hosts.from_first(step)  # nobody goes on, or leaves, before it is written
                 if stop and not last:
                     raise Stopped(
@@ -260,7 +280,8 @@ def train_and_evaluate(
         # --- The end -----------------------------------------------------------------------------
         if not first:
             return None
-        measured = metrics.result(metrics.read(workdir), config.dataset.evaluate_on)
+        written = metrics.read(workdir, log.lines)
+        measured = metrics.result(written, config.dataset.evaluate_on)
         return workdir_lib.write_result(workdir, config, partition.record, measured)
 
 

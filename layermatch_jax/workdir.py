@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,7 @@ from absl import logging
 from etils import epath
 
 import layermatch_jax
-from layermatch_jax import automatic, files, metrics
+from layermatch_jax import automatic, checkpoint, files, layer_report, metrics
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 
@@ -26,7 +28,15 @@ except ImportError:  # Windows
     fcntl = None
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
+DATA = "data.json"  # of data_file.py
 LOCK = ".lock"
+# What a run writes beside its checkpoints and its result. The config is the last to be moved.
+_WRITTEN = (SPLIT, DATA, metrics.FILE, "tensorboard", *layer_report.FILES, CONFIG)
+_FROM_BACKUP = "Bring it back from a backup"
+_AT_YOUR_RISK = (
+    "Or delete it: the same command writes it anew, but cannot check then whether the {} are "
+    "those that the run began with."
+)
 
 
 def default(config: ml_collections.ConfigDict) -> str:
@@ -39,20 +49,16 @@ def default(config: ml_collections.ConfigDict) -> str:
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a folder that cannot be written to, or holds a run that would end in another result.
 
+    A run without progress is in nobody's way: see `set_aside`.
+
     Raises:
       InputError: names what is in the way, or lists the fields that differ.
     """
-    if "://" in str(workdir):
-        _check_bucket(workdir)
-    else:
-        there = next(path for path in (workdir, *workdir.parents) if path.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise InputError(
-                f"--workdir={workdir}: {there} is no folder that can be written to. Take another."
-            )
+    _check_place(workdir)
     path = workdir / CONFIG
-    if path.exists():
-        before, now = _resolved(json.loads(path.read_text())), _plain(config)
+    if has_progress(workdir) and path.exists():
+        mend = f"{_FROM_BACKUP}. {_AT_YOUR_RISK.format('settings')}"
+        before, now = _resolved(files.read_json(path, mend)), _plain(config)
         for name in config_lib.RESULT_NEUTRAL:
             before.pop(name, None)
             now.pop(name)
@@ -67,8 +73,51 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
             )
 
 
+def has_progress(workdir: epath.Path) -> bool:
+    """Whether a run in this folder ever saved a checkpoint, be it damaged now, or a result."""
+    return checkpoint.recorded(workdir) or (workdir / RESULT).exists()
+
+
+def set_aside(workdir: epath.Path) -> None:
+    """Moves the files of a run without progress to workdir/before-1, or -2 and so on; says so.
+
+    To be called under the lock: the run may be at work.
+    """
+    if has_progress(workdir) or not (workdir / CONFIG).exists():
+        return
+    number = next(n for n in itertools.count(1) if not (workdir / f"before-{n}").exists())
+    to = workdir / f"before-{number}"
+    to.mkdir()
+    for name in _WRITTEN:
+        if (workdir / name).exists():
+            (workdir / name).rename(to / name)
+    said = f"{workdir} holds a run that ended before its first checkpoint: its files are now in"
+    print(f"{said} {to}, and this run begins anew.", file=sys.stderr)
+
+
+def _check_place(workdir: epath.Path) -> None:
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(str(workdir))
+        raise InputError(f"--workdir={name}: this path is not in UTF-8. Take another.") from None
+    if "://" in str(workdir):
+        _check_bucket(workdir)
+        return
+    there = next(path for path in (workdir, *workdir.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(
+            f"--workdir={workdir}: {there} is no folder that can be written to. Take another."
+        )
+
+
 def _check_bucket(workdir: epath.Path) -> None:
     # Whether it can be written to, only writing tells.
+    if checkpoint.NO_NAME.search(str(workdir)):
+        raise InputError(
+            f"--workdir={workdir}: a path in a bucket must be without *, ?, [ and backslashes, "
+            "which Orbax reads as patterns. Take another."
+        )
     try:
         from google.cloud import storage  # as Orbax does
     except ImportError:
@@ -88,6 +137,16 @@ def _check_bucket(workdir: epath.Path) -> None:
         raise InputError(f"--workdir={workdir}: there is no {bucket}. Make it, or take another.")
 
 
+def read_split(workdir: epath.Path) -> dict[str, Any]:
+    """What labeled_split.json holds; {} if it is not there.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path, mend = workdir / SPLIT, f"{_FROM_BACKUP}. {_AT_YOUR_RISK.format('images')}"
+    return files.read_json(path, mend) if path.exists() else {}
+
+
 def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
     """Refuses to go on with a run whose images are others now, under the same settings.
 
@@ -98,10 +157,13 @@ def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
     Raises:
       InputError: lists what differs.
     """
-    path = workdir / SPLIT
-    if not path.exists():
+    before = read_split(workdir)
+    if not before:
+        if has_progress(workdir):
+            said = "%s is missing: the images may be others than the run had."
+            logging.warning(said, workdir / SPLIT)
         return
-    differences = _differences(json.loads(path.read_text()), json.loads(json.dumps(record)))
+    differences = _differences(before, json.loads(json.dumps(record)))
     if differences:
         differences.pop("indices", None)  # too many to read; the sha256 differs with them
         raise InputError(
@@ -142,6 +204,10 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Writes every field under its dotted name."""
+    if has_progress(workdir) and not (workdir / CONFIG).exists():
+        logging.warning(
+            "%s was missing: the settings may be others than the run had.", workdir / CONFIG
+        )
     files.write_json(workdir / CONFIG, _plain(config))
 
 
@@ -154,16 +220,24 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     path = workdir / CONFIG
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run: there is no {path}")
+    values = files.read_json(path, f"{_FROM_BACKUP}.")
     try:
-        return automatic.resolve(config_lib.from_fields(json.loads(path.read_text())))
+        return automatic.resolve(config_lib.from_fields(values))
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path} is of another version, or damaged: {error}") from None
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
-    """What a finished run wrote; None if it is not finished."""
+    """What a finished run wrote; None if it is not finished.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     path = workdir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    again = f"Delete it: the command of the run writes it again, from {metrics.FILE}."
+    return files.read_json(path, again)
 
 
 def write_result(

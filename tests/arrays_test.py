@@ -106,6 +106,20 @@ def test_npz_grey_and_resized(tmp_path):
         ({"test_labels": np.array([0, 1, 3, 0, 0])}, r"up to 3, and there are 3.*0\.\.2"),
         ({"class_names": ["a", "b"]}, r"train_labels goes up to 2.*by class_names.*0\.\.1"),
         ({"train_labels": np.array([None] * 12)}, r"cannot be read as \.npz"),
+        (
+            {"train_labels": np.arange(12) % 3 + 1},
+            r"from 1 to 3.*no image of 0\. .*0\.\.K-1",
+        ),
+        ({"train_labels": np.arange(12) % 2 * 4}, r"from 0 to 4, and has no image of 1, 2, 3\."),
+        ({"train_labels": np.arange(12) * 9}, r"no image of 1, 2, 3, 4, 5 and more\."),
+        ({"train_labels": np.arange(12) + 2**60}, r"no image of 0, 1, 2, 3, 4 and more\."),
+        ({"unlabeled_imges": noise(5, 8, 8, 3)}, "'unlabeled_imges'.*mean 'unlabeled_images'"),
+        ({"unlabelled-images": noise(5, 8, 8, 3)}, "'unlabelled-images'.*mean 'unlabeled_images'"),
+        ({"classnames": ["a", "b", "c"]}, "'classnames'.*Did you mean 'class_names'"),
+        (
+            {"unlabeled_images": noise(5, 8, 8, 3), "Unlabelled_images": noise(5, 8, 8, 3)},
+            "unlabeled_images in two spellings",
+        ),
     ],
 )
 def test_npz_malformed(tmp_path, changed, message):
@@ -113,6 +127,37 @@ def test_npz_malformed(tmp_path, changed, message):
     with pytest.raises(InputError, match=message) as error:
         sources.load(settings("npz", tmp_path / "data.npz"))
     assert str(tmp_path / "data.npz") in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["unlabelled_images", "Unlabeled_Images"])
+def test_npz_unlabeled_images_in_other_spellings_are_used(tmp_path, key):
+    extra = noise(4, 8, 8, 3)
+    np.savez(tmp_path / "data.npz", **npz_arrays(**{key: extra}))
+    made = sources.load(settings("npz", tmp_path / "data.npz"))
+    np.testing.assert_array_equal(all_of(made.unlabeled), extra)
+    assert made.notes == ()
+
+
+def test_npz_keys_that_are_passed_over_are_named(tmp_path):
+    others = {"val_images": noise(2, 8, 8, 3), "val_labels": np.zeros(2, int)}
+    np.savez(tmp_path / "data.npz", **npz_arrays(**others))
+    made = sources.load(settings("npz", tmp_path / "data.npz"))
+    assert made.notes == (f"{tmp_path / 'data.npz'}: passed over: val_images, val_labels.",)
+
+
+def test_npz_class_names_may_name_a_class_without_training_images(tmp_path):
+    names = ["none", "a", "b", "c"]
+    data = npz_arrays(train_labels=np.arange(12) % 3 + 1, class_names=names)
+    np.savez(tmp_path / "data.npz", **data)
+    made = sources.load(settings("npz", tmp_path / "data.npz"))
+    assert made.class_names == tuple(names)
+    assert made.train.labels.tolist() == [1, 2, 3] * 4
+
+
+def test_npz_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "data.npz", **npz_arrays())
+    assert len(sources.load(settings("npz", "~/data.npz")).train.labels) == 12
 
 
 def test_npz_no_such_file(tmp_path):

@@ -67,6 +67,96 @@ def test_the_saved_tree_may_be_overwritten(tmp_path):
     assert_is(restore(workdir), 6)
 
 
+NAMES = ["exp[1]", "[!a]", "a*b", "**", "a?b", "a\\b", "a%20b#", "a{b}", " a\n", "Äß", "x" * 255]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_comes_back_whatever_the_folder_is_called(name, tmp_path):
+    decoy = tmp_path / "axb" / "checkpoints" / "2.orbax-checkpoint-tmp" / "ocdbt.process_0"
+    decoy.mkdir(parents=True)  # what the pattern a*b fits, too
+    workdir = epath.Path(tmp_path) / name / "run"
+    workdir.mkdir(parents=True)
+    assert not checkpoint.recorded(workdir)
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        checkpoint.save(manager, 2, tree(2))
+    assert checkpoint.recorded(workdir)
+    assert_is(restore(workdir), 2)
+    assert_is({"state": checkpoint.read_state(workdir, tree(0)["state"]), "step": 2}, 2)
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_relative_folder_with_such_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = epath.Path("exp[1]")
+    workdir.mkdir()
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        checkpoint.save(manager, 2, tree(2))
+        with pytest.raises(StorageError) as caught:
+            checkpoint.save(manager, 1, tree(1))
+    assert f"{tmp_path}/exp[1]/checkpoints holds a later one (2)" in str(caught.value)
+    assert_is(restore(workdir), 2)
+
+
+def test_what_was_written_is_known_to_open(workdir, monkeypatch):
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        save = manager.save
+
+        def save_and_lose(step, **arguments):
+            saved = save(step, **arguments)
+            remove_arrays(workdir, step)
+            (workdir / "checkpoints" / str(step) / "default" / "_METADATA").unlink()
+            return saved
+
+        monkeypatch.setattr(manager, "save", save_and_lose)
+        with pytest.raises(StorageError) as caught:
+            checkpoint.save(manager, 6, tree(6))
+    said = f"the checkpoint of step 6 was written to {workdir}/checkpoints, but cannot be opened: "
+    assert str(caught.value).startswith(said)
+
+
+NOT_ALLOWED = [  # as Python and tensorstore word it
+    (PermissionError(13, "Permission denied"), "Permission denied"),
+    (OSError(24, "Too many open files"), "Too many open files"),
+    (
+        ValueError(
+            'PERMISSION_DENIED: Error opening "zarr" driver: Failed to open: Permission denied '
+            "[tensorstore_spec='{}'] [os_error_code='13']"
+        ),
+        "Permission denied",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), NOT_ALLOWED)
+def test_what_cannot_be_read_just_now_is_not_damaged(error, said, workdir, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    with checkpoint.open_manager(workdir, kept=5) as manager:
+        monkeypatch.setattr(manager, "restore", refuse)
+        with pytest.raises(StorageError) as caught:
+            checkpoint.restore_latest(manager, workdir, tree(0))
+    assert str(caught.value).startswith(
+        f"the checkpoint of step 4 in {workdir}/checkpoints cannot be read: {said}. "
+    )
+    assert not (workdir / "checkpoints_damaged").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_not_damaged(workdir, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/checkpoints/4/default"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for read in (restore, lambda workdir: checkpoint.read_state(workdir, tree(0)["state"])):
+        with pytest.raises(StorageError, match=r"step 4 in .* cannot be read: Permission denied"):
+            read(workdir)
+    assert not (workdir / "checkpoints_damaged").exists()
+
+
 def delete(path):
     path.unlink()
 

@@ -1,5 +1,7 @@
 """What the two backends give to the train program."""
 
+import os
+import subprocess
 import sys
 
 import jax
@@ -68,7 +70,7 @@ def test_both_backends_make_the_same_batches(ops):
         fields = {"input.backend": backend, "input.steps_per_call": K}
         config, partition, sampler = prepared(**fields, **{"augment.randaugment_ops": ops})
         created = feed.create(config, partition, sampler, slice(None))
-        resident, batch = created.resident(), jax.jit(created.batch)
+        resident, batch = created.resident("jit"), jax.jit(created.batch)
         calls[backend] = [
             batch(resident, type(call)(*(x[:, k] for x in call)))
             for _, call in created.calls(range(3, 8))
@@ -86,7 +88,7 @@ def test_both_backends_make_the_same_batches(ops):
 def test_what_stays_on_the_devices():
     config, partition, sampler = prepared()
     created = feed.create(config, partition, sampler, slice(None))
-    resident = created.resident()
+    resident = created.resident("jit")
     everything = partition.unlabeled.read(np.arange(400))
     np.testing.assert_array_equal(resident.unlabeled_images, everything)
     labeled = everything[partition.record["indices"]]
@@ -95,12 +97,78 @@ def test_what_stays_on_the_devices():
     assert created.resident_bytes == (400 + 20) * 12 * 12 * 3
 
 
+# Of images that are made when they are read, as files are decoded: how far the process's memory
+# rises while they are placed, in multiples of their size.
+MEMORY = """
+import re
+import numpy as np
+from layermatch_jax import config as config_lib
+from layermatch_jax.data import feed, images, pipeline, splits
+
+def of(count):
+    read = lambda positions: np.ones((len(positions), 64, 64, 3), np.uint8)
+    train = images.Images(np.arange(count) % 10, read)
+    source = images.Source(tuple("abcdefghij"), train, None, train)
+    config = config_lib.base()
+    config.dataset.stored_size, config.input.backend = 64, "device"
+    partition = splits.partition(source, config.dataset)
+    sampler = pipeline.create_sampler(config, partition)
+    return feed.create(config, partition, sampler, slice(8))
+
+def peak():  # of this program alone; getrusage's begins at that of the process that started it
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+
+of(1000).resident("jit")
+before, large = peak(), of(20_000)
+kept = large.resident("jit")
+print((peak() - before) / large.resident_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is read")
+def test_one_copy_of_the_images_is_held_while_they_are_placed():
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, check=True, capture_output=True, text=True
+    )
+    assert 0.8 < float(done.stdout) < 1.2
+
+
+@pytest.mark.parametrize("backend", ["tf_data", "device"])
+@pytest.mark.parametrize("method", ["fixmatch", "supervised"])
+def test_one_step_reads_its_own_images_alone(backend, method):
+    fields = {"input.backend": backend, "input.steps_per_call": 1}
+    if method == "supervised":
+        fields |= {"unsupervised_weight": 0.0, "method": method, "applied_method": method}
+    config, partition, sampler = prepared(**fields)
+    whole = feed.create(config, partition, sampler, slice(None))
+    resident = whole.resident("jit")
+    _, call = next(whole.calls(range(7, 8)))
+    expected = jax.jit(whole.batch)(resident, type(call)(*(x[:, 0] for x in call)))
+
+    asked = []
+
+    def counted(part):
+        return part._replace(read=lambda i: (asked.extend(i), part.read(i))[1])
+
+    few = partition._replace(
+        labeled=counted(partition.labeled), unlabeled=counted(partition.unlabeled)
+    )
+    made = feed.create(config, few, sampler, slice(None))
+    asked.clear()  # the example's
+    for actual, wanted in zip(made.one_step(7), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+    assert len(asked) == 4 + (
+        8 if method == "fixmatch" else 0
+    )  # 4 labelled and 2 unlabelled ones for each
+
+
 def test_supervised_training_keeps_no_unlabelled_image():
     config, partition, sampler = prepared(
         unsupervised_weight=0.0, method="supervised", applied_method="supervised"
     )
     created = feed.create(config, partition, sampler, slice(None))
-    resident = created.resident()
+    resident = created.resident("jit")
     assert resident.unlabeled_images.shape == (0, 12, 12, 3)
     assert created.resident_bytes == 20 * 12 * 12 * 3
     _, call = next(created.calls(range(4)))

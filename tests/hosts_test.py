@@ -17,6 +17,7 @@ import parallel_test
 import pytest
 from train_test import final_state, lines
 
+from layermatch_jax import config as config_lib
 from layermatch_jax import hosts, train
 from layermatch_jax.errors import InputError
 
@@ -200,8 +201,9 @@ def test_of_one_process():
     assert hosts.from_first(tree) is tree
     with hosts.all_or_none():
         pass
-    with pytest.raises(InputError, match="mine"), hosts.all_or_none():
-        raise InputError("mine")
+    for kind in (InputError, PermissionError):
+        with pytest.raises(kind, match="mine"), hosts.all_or_none():
+            raise kind("mine")
     assert hosts.vote(True) is True
     assert hosts.vote(False) is False
 
@@ -216,14 +218,44 @@ def test_a_signal_is_caught_and_told(number):
     assert signal.getsignal(number) == before
 
 
-def test_the_second_interrupt_acts_at_once():
+def test_the_second_interrupt_ends_a_process_that_compiles(tmp_path):
+    """That is: whose main thread does not come back to Python."""
+    code = (
+        "import hashlib; from layermatch_jax import hosts\n"
+        "with hosts.signals():\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000_000)\n"  # a minute within C
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == (
+            "SIGTERM: the run finishes the steps under way, saves a checkpoint and stops. Ctrl-C "
+            "twice ends it at once\n"
+        )
+        process.send_signal(signal.SIGTERM)  # as Slurm sends it again at the end
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert process.poll() is None
+        before = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(timeout=20) == 130
+        assert time.monotonic() - before < 5
+    assert said == "Interrupted: what was done since the last checkpoint is lost\n"
+
+
+def test_the_first_signal_is_told_of_at_once(capfd):
     with hosts.signals() as received:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # as Slurm sends it again at the end
         os.kill(os.getpid(), signal.SIGINT)
-        assert received() == "SIGTERM"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        assert received() == "SIGINT"
+    assert capfd.readouterr().err == (
+        "SIGINT: the run finishes the steps under way, saves a checkpoint and stops. Ctrl-C again "
+        "ends it at once\n"
+    )
 
 
 def test_signals_are_left_alone_outside_the_main_thread():
@@ -237,3 +269,12 @@ def test_signals_are_left_alone_outside_the_main_thread():
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+def test_a_process_with_other_images_than_the_first_is_refused(monkeypatch):
+    config = config_lib.base()
+    config.dataset.name = "digits"
+    config.dataset.stored_size = 16
+    monkeypatch.setattr(hosts, "from_first", lambda digest: digest ^ 1)
+    with pytest.raises(InputError, match="other images or classes than the first one"):
+        train.load(config)

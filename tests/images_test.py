@@ -40,3 +40,21 @@ def test_channel_statistics_of_constant_images_can_be_divided_by():
     assert std == (1 / 255,) * 3
     with pytest.raises(ValueError, match="needs an image"):
         sources.channel_statistics(sources.from_array(pixels[:0], None))
+
+
+def test_digest_tells_sources_apart():
+    def source(classes=("a", "b"), labels=(0, 1), files=("x/1.png", "x/2.png"), more=None):
+        images = sources.from_array(noise(2, 4, 4, 3), np.array(labels))
+        return sources.Source(classes, images._replace(files=np.array(files, object)), more, images)
+
+    same = sources.digest(source())
+    np.testing.assert_array_equal(sources.digest(source()), same)
+    moved = source(files=("/mnt/x/1.png", "/mnt/x/2.png"))
+    np.testing.assert_array_equal(sources.digest(moved), same)
+    others = [
+        source(classes=("a", "c")),
+        source(labels=(1, 0)),
+        source(files=("x/1.png", "x/3.png")),
+        source(more=sources.from_array(noise(1, 4, 4, 3), None)),
+    ]
+    assert all((sources.digest(other) != same).any() for other in others)

@@ -20,8 +20,9 @@ from absl import flags, logging
 from PIL import Image
 from train_test import before_step
 
+from layermatch_jax import config as config_lib
 from layermatch_jax import main, metrics
-from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data import checking, pipeline, sources, splits
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -121,6 +122,19 @@ def test_config_with_argument_and_fields(form, monkeypatch):
     assert config.avg_clustering.momentum == 0.9
     assert config.layerwise.gradient_mask == (("backbone/stem/.*", 0.5), ("classifier/.*", 0.0))
     assert config.is_locked
+
+
+@pytest.mark.parametrize("field", ["compilation_cache", "avg_clustering.momentum"])
+def test_none_is_none(field):
+    for form in ([f"--config.{field}=None"], [f"--config.{field}", "None"]):
+        value = parsed(f"--config={DIGITS}", *form, "--config.seed=3")
+        assert config_lib.fields(value)[field] is None
+        assert value.seed == 3
+    # What a config file sets can be taken back; and 'None' is a name where a text is wanted.
+    assert (
+        config_lib.fields(parsed(f"--config.{field}=0.5", f"--config.{field}=None"))[field] is None
+    )
+    assert parsed("--config.dataset.split_file=None").dataset.split_file == "None"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +289,8 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert "supervised on fake, 20 labels (label seed 0, seed 0): 4 steps" in out
     assert f" {last:.2f} %" in out
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl", "result.json",
+        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
+        "result.json",
     }  # fmt: skip
 
     def contents():
@@ -325,13 +340,15 @@ def signals_before_step(monkeypatch, step, *numbers):
 
 
 def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
-    args = [*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=9"]
+    workdir = tmp_path / "exp[1]"  # which Orbax reads as a pattern
+    args = [*SUPERVISED, f"--workdir={workdir}", "--config.train_steps=9"]
     with monkeypatch.context() as patch:
         signals_before_step(patch, 3, signal.SIGINT)
         status, out, err = call(*args)
     assert (status, out) == (0, "")
     stopped = re.fullmatch(
-        rf"Stopped: by SIGINT at step (\d) of 9, and saved in {tmp_path}: the same command goes on",
+        rf"Stopped: by SIGINT at step (\d) of 9, and saved in {re.escape(str(workdir))}: the same "
+        "command goes on",
         err.splitlines()[-1],
     )
     assert 3 <= int(stopped[1]) <= 3 + 5
@@ -339,14 +356,6 @@ def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
     assert status == 0
     assert f"step {stopped[1]} of 9" in err
     assert "9 steps" in out
-
-
-def test_the_second_ctrl_c_ends_it_at_once(call, tmp_path, monkeypatch):
-    signals_before_step(monkeypatch, 3, signal.SIGINT, signal.SIGINT)
-    status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=9")
-    assert (status, out) == (130, "")
-    assert err.endswith("Interrupted: what is done since the last checkpoint is lost\n")
-    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_folder_in_use_is_refused(call, tmp_path):
@@ -379,10 +388,32 @@ def test_a_full_disk_is_no_traceback(call, tmp_path, monkeypatch):
     status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2")
     assert (status, out) == (1, "")
     assert err.splitlines()[-1] == (
-        f"StorageError: [Errno 28] No space left on device: '{tmp_path}/metrics.jsonl'. Make room; "
-        "the same command goes on"
+        f"StorageError: {tmp_path}/metrics.jsonl: No space left on device. Make room; the same "
+        "command goes on"
     )
     assert "Traceback" not in err
+
+
+def test_no_memory_says_what_to_turn_and_the_mended_command_begins_anew(
+    call, tmp_path, monkeypatch
+):
+    def no_memory():
+        # As a GPU says it.
+        said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 21474836480 bytes."
+        raise jax.errors.JaxRuntimeError(said)
+
+    args = [*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2"]
+    with monkeypatch.context() as patch:
+        before_step(patch, 1, no_memory)
+        status, out, err = call(*args, "--config.batch_size=16")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith("OutOfMemory: this run needs more memory than the ")
+    assert "Lower --config.batch_size, " in err.splitlines()[-1]
+    assert "Traceback" not in err
+    status, out, err = call(*args)
+    assert status == 0, err
+    assert f"its files are now in {tmp_path}/before-1, and this run begins anew.\n" in err
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
@@ -464,7 +495,9 @@ def damage(path):
     return lambda: path.write_bytes(whole)
 
 
-def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, tmp_path):
+def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
+    call, tmp_path, monkeypatch
+):
     data, workdir = tmp_path / "data", tmp_path / "run"
     extra = image_folder(data)
     args = [
@@ -474,12 +507,17 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
         "--config.checkpoint_every=2", "--config.input.backend=tf_data",
     ]  # fmt: skip
 
-    # An image of the first batch: nothing has been written yet.
-    mend = damage(data / "train/b/3.png")
-    message = f"InputError: Cannot decode the image {data / 'train/b/3.png'} ("
-    assert_refused(call(*args), message, workdir)
-    mend()
+    # At the start all are found, those for the evaluation, too; nothing has been written yet.
+    broken = [data / "train/b/3.png", data / "test/b/3.png", extra[7]]
+    mend = [damage(path) for path in broken]
+    done = call(*args)
+    assert_refused(done, "InputError: 3 of 64 images cannot be decoded:\n", workdir, lines=5)
+    assert [line.split(" (")[0] for line in done[2].splitlines()[1:4]] == [f"  {x}" for x in broken]
+    for mend_it in mend:
+        mend_it()
 
+    # From here on images break after they were checked.
+    monkeypatch.setattr(checking, "check", lambda *_: checking.Findings({}, ()))
     # An unlabelled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
@@ -498,13 +536,14 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     assert "Traceback" not in err
     # What is there is whole, and enough to go on.
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "labeled_split.json", "metrics.jsonl",
+        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
     }  # fmt: skip
     # A line is written when the step after it is under way: the third may be missing.
     assert [line["step"] for line in metrics.read(workdir)] in ([1, 2], [1, 2, 3])
     assert json.loads((workdir / "config.json").read_text())["train_steps"] == 8
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
     mend()
+    (workdir / "data.json").unlink()  # of the data set with the broken image
 
     # Removed instead of mended, it makes another data set.
     image = extra[index - 16].read_bytes()
@@ -525,6 +564,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(call, 
     )
     assert not (workdir / "result.json").exists()
     mend()
+    (workdir / "data.json").unlink()
 
     status, out, err = call(*args)
     assert status == 0

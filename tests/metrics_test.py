@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from etils import epath
 
 from layermatch_jax import metrics
-from layermatch_jax.errors import NonFiniteLossError
+from layermatch_jax.errors import InputError, NonFiniteLossError
 from layermatch_jax.state import TrainState
 
 RNG = np.random.RandomState(0)
@@ -184,26 +185,74 @@ def test_log_refuses_losses_that_are_not_finite(folder):
     assert metrics.read(folder) == []
 
 
-@pytest.mark.parametrize(("step", "kept"), [(0, 0), (4, 1), (5, 3), (9, 3), (10, 4)])
-def test_log_is_cut_back_to_the_restored_step(folder, step, kept):
-    written = [{"step": s, "split": "train"} for s in (4, 5)] + [{"step": 5, "split": "test"}]
-    written += [{"step": 10, "split": "train"}, {"step": 15, "split": "train"}]
-    path = folder / metrics.FILE
-    path.write_text("".join(json.dumps(line) + "\n" for line in written))
-    log = open_log(folder, step)
-    assert metrics.read(folder) == written[:kept]
+WRITTEN = [
+    {"step": 4, "split": "train"},
+    {"step": 5, "split": "train"},
+    {"step": 5, "split": "test"},
+    {"step": 10, "split": "train"},
+]
+
+
+def write_lines(folder, lines=WRITTEN, rest=""):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    return (folder / metrics.FILE).write_text(text + rest)
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_log_is_cut_back_to_the_lines_of_a_checkpoint(folder, count):
+    write_lines(folder, rest='{"step": 15, "spl')
+    metrics.cut_back(folder, count)
+    assert metrics.read(folder) == WRITTEN[:count]
+    log = open_log(folder, step=10)
+    assert log.lines == count
     log.train(20, window())
-    steps = [line["step"] for line in metrics.read(folder)]
-    assert steps == [line["step"] for line in written[:kept]] + [20]
+    assert log.lines == count + 1
+    assert metrics.read(folder)[:-1] == WRITTEN[:count]
+    assert metrics.read(folder)[-1]["step"] == 20
     assert [p.name for p in folder.iterdir()] == [metrics.FILE]
 
 
-@pytest.mark.parametrize("rest", ['{"step": 6, "spl', '{"step": 6}', "{", ""])
+@pytest.mark.parametrize("rest", ['{"step": 6, "spl', '{"step": 6}', "{", "", "\0\0\0"])
 def test_last_line_that_was_cut_off_is_left_out(folder, rest):
-    (folder / metrics.FILE).write_text('{"step": 5}\n' + rest)
-    assert metrics.read(folder) == [{"step": 5}]
-    open_log(folder, step=100)
-    assert (folder / metrics.FILE).read_text() == '{"step": 5}\n'
+    write_lines(folder, rest=rest)
+    assert metrics.read(folder) == WRITTEN
+    metrics.cut_back(folder, 4)
+    assert metrics.read(folder) == WRITTEN
+    assert (folder / metrics.FILE).read_text().endswith('"split": "train"}\n')
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_lines_that_are_missing_are_not_passed_over(folder, missing):
+    write_lines(folder, WRITTEN[:missing] + WRITTEN[missing + 1 :])
+    for read in (metrics.read, metrics.cut_back):
+        with pytest.raises(InputError, match=r"metrics\.jsonl holds 3 of the 4 lines "):
+            read(folder, 4)
+    (folder / metrics.FILE).unlink()
+    with pytest.raises(InputError, match="holds 0 of the 4 lines"):
+        metrics.cut_back(folder, 4)
+
+
+@pytest.mark.parametrize("line", ["", '{"step": 5, "sp', "\0" * 40, "\xff"])
+def test_a_damaged_line_is_named(folder, line):
+    text = "".join(json.dumps(line) + "\n" for line in WRITTEN[:2])
+    (folder / metrics.FILE).write_bytes(f"{text}{line}\n{text}".encode("latin-1"))
+    before = (folder / metrics.FILE).read_bytes()
+    for read in (lambda: metrics.read(folder), lambda: metrics.cut_back(folder, 5)):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{folder / metrics.FILE} is damaged in line 3 (")
+    assert (folder / metrics.FILE).read_bytes() == before
+    metrics.cut_back(folder, 2)  # what comes behind the checkpoint is written again
+    assert metrics.read(folder) == WRITTEN[:2]
+
+
+def test_the_lines_are_on_the_disk_before_a_checkpoint_counts_them(folder, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda d: synced.append(os.readlink(f"/proc/self/fd/{d}")))
+    log = open_log(folder)
+    log.train(1, window())
+    log.to_disk()
+    assert synced == [str(folder / metrics.FILE)]
 
 
 def test_log_of_nothing(folder):

@@ -252,16 +252,29 @@ def test_replicated_state_is_a_copy():
     np.testing.assert_array_equal(value, [0, 1, 2])  # donated, it would be gone
 
 
+@pytest.mark.parametrize("devices", ["pmap", "jit"])
+def test_an_array_is_put_on_every_device_part_by_part(devices):
+    whole = np.random.RandomState(0).randint(0, 256, (10, 3, 2)).astype(np.uint8)
+    filled = parallel.fill(whole.shape, (whole[i : i + 4] for i in (0, 4, 8)), devices)
+    assert filled.sharding == parallel.replicated(devices)
+    assert filled.dtype == np.uint8
+    assert len(filled.addressable_shards) == 8
+    for shard in filled.addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole)
+    assert parallel.fill((0, 3, 2), iter(()), devices).shape == (0, 3, 2)
+
+
 @pytest.mark.parametrize(
-    ("memory", "size", "fits"),
+    ("memory", "count", "size", "told"),
     [
-        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 6e9, True),
-        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 6.1e9, False),
-        (None, 1e6, True),  # a CPU's memory is the host's
-        (None, 1e15, False),
+        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 2, 6e9, None),
+        ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 2, 6.1e9, "6.1 GB, and GPU:0 has 6.0 GB free"),
+        (None, 1, 5e9, None),  # a CPU's memory is the host's
+        (None, 1, 5.1e9, "5.1 GB, and this machine has 5.0 GB free"),
+        (None, 2, 2.6e9, "5.2 GB, 2 copies, and this machine has 5.0 GB free"),
     ],
 )
-def test_what_a_device_has_no_memory_for_is_refused(memory, size, fits, monkeypatch):
+def test_what_a_device_has_no_memory_for_is_refused(memory, count, size, told, monkeypatch):
     class Device:
         def memory_stats(self):
             return memory
@@ -269,14 +282,23 @@ def test_what_a_device_has_no_memory_for_is_refused(memory, size, fits, monkeypa
         def __str__(self):
             return "GPU:0"
 
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    if fits:
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()] * count)
+    monkeypatch.setattr(parallel, "_free_memory_of_host", lambda: 5e9)
+    if told is None:
         parallel.check_room(size)
         return
     with pytest.raises(InputError) as caught:
         parallel.check_room(size)
-    assert f"device: {size / 1e9:.1f} GB, and GPU:0 has" in str(caught.value)
+    assert f"on each device: {told}" in str(caught.value)
     assert "--config.input.backend=tf_data" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="known on Linux alone")
+def test_free_memory_of_the_host():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    # What programs can take is at least half of what lies idle, and less than all there is.
+    assert free / 2 < parallel._free_memory_of_host() < total
 
 
 # ---------------------------------------------------------------- convolutions on all cores

@@ -140,3 +140,19 @@ def test_evaluation_batches_cover_the_split_once(size):
     np.testing.assert_array_equal(
         np.concatenate([batch.labels for batch in seen])[kept], images.labels
     )
+
+
+def test_any_error_of_reading_is_raised_as_it_is():
+    # As at the end of a process, when the threads that decode images are gone. TensorFlow would
+    # print pages of traceback, and raise an error of its own.
+    _, _, partition, sampler = prepared()
+    wanted = np.unique(sampler.draw(2).unlabeled)[-1]
+
+    def read(indices):
+        if wanted in indices:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        return partition.unlabeled.read(indices)
+
+    broken = partition._replace(unlabeled=partition.unlabeled._replace(read=read))
+    with pytest.raises(RuntimeError, match="cannot schedule new futures"):
+        batches(broken, sampler, range(5))

@@ -198,7 +198,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     np.testing.assert_array_equal(pixels[1], weak.images[:, 1:4].reshape(-1, 6, 6, 3)[:8])
     _, call = next(iter(run.data.feed.calls(range(11, 12))))
     call = jax.tree.map(lambda x: x[:, 0], call)
-    batch = jax.jit(run.data.feed.batch)(run.data.feed.resident(), call)
+    batch = jax.jit(run.data.feed.batch)(run.data.feed.resident("jit"), call)
     np.testing.assert_array_equal(pixels[2], batch.images[:, 4:].reshape(-1, 6, 6, 3)[:8])
     assert np.any(pixels[2] != pixels[1])
     truths = ["class unknown" if c < 0 else names[c] for c in unlabeled.labels[positions]]

@@ -12,6 +12,7 @@ from PIL import Image
 from layermatch_jax import automatic, metrics, modes, predict, runs, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.data import folder
+from layermatch_jax.data import images as images_lib
 from layermatch_jax.errors import InputError
 
 
@@ -89,6 +90,57 @@ def test_predictions_of_files(made, tmp_path):
     np.testing.assert_allclose(answer.probabilities, expected.probabilities[:3], rtol=1e-5)
 
 
+def test_predictions_compile_once_for_any_number_of_images(made):
+    run = runs.read(str(made))
+    everything = run.data.partition.evaluation
+    whole = predict.predict(run, everything)
+    compiled = predict._forward._cache_size()
+    for count in (0, 1, 24, 25, 99):
+        some = predict.predict(run, images_lib.take(everything, np.arange(count)))
+        assert some.features.shape == (count, 4)
+        assert some.probabilities.shape == (count, 10)
+        assert (some.features.dtype, some.probabilities.dtype) == (np.float32, np.float32)
+        np.testing.assert_allclose(some.probabilities, whole.probabilities[:count], rtol=1e-5)
+    assert predict._forward._cache_size() == compiled
+
+
+def test_padding_is_read_once(made):
+    """Images may be files: the last one is not decoded again for each row of padding."""
+    run = runs.read(str(made))
+    asked = []
+
+    def read(positions):
+        asked.extend(positions.tolist())
+        return run.data.partition.evaluation.read(positions)
+
+    predict.predict(run, images_lib.Images(np.full(30, -1), read))
+    assert asked == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((3, 12, 12, 3), np.uint8), r"uint8 \[N, 12, 12, 3\]\. .*\[N, 8, 8, 3\]"),
+        (np.zeros((3, 6, 6, 3), np.uint8), r"uint8 \[N, 6, 6, 3\]\. .*from_files\(paths, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[N, 8, 8\]\. .*uint8 \(0\.\.255\)"),
+        (np.zeros((3, 8, 8, 3), np.float32), r"float32 \[N, 8, 8, 3\]\. .*uint8 \(0\.\.255\)"),
+    ],
+)
+def test_predictions_of_images_of_another_form_are_refused(made, pixels, told):
+    run = runs.read(str(made))
+    with pytest.raises(InputError, match=told):
+        predict.predict(run, images_lib.from_array(pixels, None))
+
+
+def test_predictions_of_broken_files(made, tmp_path):
+    run = runs.read(str(made))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            predict.predict(run, folder.from_files([tmp_path / name], 8))
+    assert predict.predict(run, folder.from_files([], 8)).probabilities.shape == (0, 10)
+
+
 def test_what_cannot_be_opened(workdir, tmp_path):
     with pytest.raises(InputError, match=r"holds no run: there is no .*config.json"):
         runs.read(str(tmp_path / "elsewhere"))
@@ -109,6 +161,31 @@ def test_what_cannot_be_opened(workdir, tmp_path):
     (workdir / "config.json").write_text(json.dumps(config | {"colour": "red"}))
     with pytest.raises(InputError, match="is of another version, or damaged: unknown config field"):
         runs.read(str(workdir))
+
+
+def test_a_run_knows_its_data(workdir, caplog):
+    path = workdir / "data.json"
+    kept = json.loads(path.read_text())
+    assert runs.read_class_names(epath.Path(workdir)) == tuple(f"class {c}" for c in range(10))
+    # Its statistics count, not those of how images are decoded today.
+    path.write_text(json.dumps(kept | {"channel_mean": [0.25, 0.5, 0.75]}))
+    assert runs.read(str(workdir)).data.statistics[0] == (0.25, 0.5, 0.75)
+
+    other = kept | {"class_names": ["cat", *kept["class_names"][1:]]}
+    path.write_text(json.dumps(other))
+    (workdir / "result.json").unlink()  # as in a run that is to go on
+    told = r"on other data:\n  classes: no longer there: 'cat'; new: 'class 0'"
+    with pytest.raises(InputError, match=told):
+        runs.read(str(workdir))
+    with pytest.raises(InputError, match=told):
+        train.train_and_evaluate(make_config(), str(workdir))
+
+    path.unlink()  # as an earlier version left it
+    runs.read(str(workdir))
+    assert "holds no data.json" in caplog.text
+    assert not path.exists()
+    train.train_and_evaluate(make_config(), str(workdir))
+    assert json.loads(path.read_text()) == kept
 
 
 def test_newest_checkpoint_damaged(workdir):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from layermatch_jax.data import operations
+from layermatch_jax.data import sampler as sampler_lib
 from layermatch_jax.data.sampler import Draws, Sampler
 
 SAMPLER = Sampler(
@@ -86,6 +87,40 @@ def test_a_stream_does_not_depend_on_how_it_is_cut():
     parts = [sampler(batch_size=6).draw(step) for step in range(4)]
     np.testing.assert_array_equal(whole.labeled, np.concatenate([d.labeled for d in parts]))
     np.testing.assert_array_equal(whole.unlabeled, np.concatenate([d.unlabeled for d in parts]))
+
+
+def permutations(seed, stream, size, first, last):
+    """One after another, each of a generator of its own, with nothing kept."""
+    words = [(seed, stream, epoch) for epoch in range(first, last)]
+    generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(w))) for w in words]
+    return np.concatenate([g.permutation(size) for g in generators])
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 64), (10, 20), (7, 3), (500, 64)])
+def test_streams_are_those_of_their_generators(size, batch):
+    s = sampler(num_labeled=size, num_unlabeled=size, batch_size=batch)
+    for step in (4, 5, 3):
+        draws = s.draw(step)
+        for stream, drawn in ((0, draws.labeled), (1, draws.unlabeled.reshape(-1))):
+            start, stop = step * len(drawn), (step + 1) * len(drawn)
+            first = start // size
+            expected = permutations(3, stream, size, first, (stop - 1) // size + 1)
+            expected = expected[start - first * size : stop - first * size]
+            np.testing.assert_array_equal(drawn, expected)
+
+
+def test_the_long_permutation_is_made_once_however_few_labels_there_are(monkeypatch):
+    made, original = [], sampler_lib._generator
+    monkeypatch.setattr(
+        sampler_lib, "_generator", lambda *key: made.append(key[1:]) or original(*key)
+    )
+    sampler_lib._kept_permutation.cache_clear()
+    s = sampler(seed=11, num_labeled=10, num_unlabeled=126_689, batch_size=64, unlabeled_ratio=7)
+    for step in range(20):  # 20 · 64 · 7 = 8,960 of the 126,689 unlabelled images
+        s.draw(step)
+    labeled, unlabeled = ([epoch for stream, epoch in made if stream == n] for n in (0, 1))
+    assert unlabeled == [0]
+    assert sorted(labeled) == list(range(128))  # 20 · 64 of 10 images: 128 epochs, each made once
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

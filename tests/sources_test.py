@@ -49,3 +49,17 @@ def test_the_rest_does_not_import_tensorflow():
         " assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_paths_may_begin_in_the_home_folder(tmp_path, monkeypatch):
+    seen = []
+
+    def load(dataset):
+        seen.append((dataset.data_dir, dataset.class_list))
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sources.LOADERS, "npz", load)
+    given = settings("npz", "~/a.npz", class_list="~/classes")
+    sources.load(given)
+    assert seen == [(f"{tmp_path}/a.npz", f"{tmp_path}/classes")]
+    assert given.data_dir == "~/a.npz"  # a run's config says what was given

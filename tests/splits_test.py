@@ -197,8 +197,25 @@ def test_settings_that_cannot_be(changed, message):
 
 def test_class_with_too_few_images():
     data = source()._replace(train=numbered(np.repeat([0, 1, 2], [20, 2, 20])))
-    with pytest.raises(InputError, match=r"class 'b' has 2 training images, and 3.*label_fraction"):
-        splits.partition(data, settings(num_labels=9))
+    message = (
+        r"class 'b' has 2 training images, and .*Allowed are 3\.\.6 .*42 \(all.*label_fraction"
+    )
+    for number in (9, 41):
+        with pytest.raises(InputError, match=message):
+            splits.partition(data, settings(num_labels=number))
+    with pytest.raises(InputError, match=r"num_labels=43.*Allowed are 3\.\.6 .*and 42 \(all"):
+        splits.partition(data, settings(num_labels=43))
+    for seed in range(5):  # what the message allows can be drawn, whatever the seed
+        for number in range(3, 7):
+            record = splits.partition(data, settings(num_labels=number, label_seed=seed)).record
+            assert sum(record["class_counts"]) == number
+
+
+def test_all_images_of_uneven_classes_may_be_labelled():
+    data = source()._replace(train=numbered(np.repeat([0, 1, 2], [3, 17, 5])))
+    record = splits.partition(data, settings(num_labels=25)).record
+    assert record["class_counts"] == [3, 17, 5]
+    assert record["indices"] == list(range(25))
 
 
 def test_split_file_round_trip(tmp_path):
@@ -207,10 +224,8 @@ def test_split_file_round_trip(tmp_path):
     splits.write_split(made.record, path)
     assert json.loads(path.read_text()) == made.record
 
-    again = splits.partition(
-        source(), settings(evaluate_on="validation", split_file=str(path))
-    ).record
-    assert again == made.record
+    again = splits.partition(source(), settings(split_file="~/split.json"))
+    assert again.record == made.record
 
 
 def test_split_of_ones_own(tmp_path):

@@ -102,7 +102,7 @@ def test_tfds_damaged(tmp_path):
     path = tmp_path / "cifar10/3.0.2/cifar10-train.tfrecord-00000-of-00001"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
-    with pytest.raises(InputError, match=r"'train' of .*cifar10/3\.0\.2 is damaged.*Delete"):
+    with pytest.raises(InputError, match=r"cifar10/3\.0\.2 is damaged: split 'train': .*Delete"):
         sources.load(settings("cifar10", tmp_path, stored_size=32))
     path.write_bytes(whole)
     for count in (89, 91):
@@ -110,8 +110,31 @@ def test_tfds_damaged(tmp_path):
         data = json.loads(info.read_text())
         data["splits"][0]["shardLengths"] = [str(count)]
         info.write_text(json.dumps(data))
-        with pytest.raises(InputError, match=r"'train' of .* is damaged"):
+        with pytest.raises(InputError, match=r"is damaged: split 'train': "):
             sources.load(settings("cifar10", tmp_path, stored_size=32))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_info.json", b"", r"cannot be opened by tfds \(.*{}/cifar10 is damaged.*delete"),
+        ("dataset_info.json", b'{"name": "cif', r"cannot be opened by tfds \("),
+        ("dataset_info.json", b"\xff\xfe", r"cannot be opened by tfds \("),
+        ("dataset_info.json", b"{}", r"cannot be opened by tfds \("),
+        ("label.labels.txt", b"name 0\nname 1", "it names 2 classes and has the label 9"),
+    ],
+)
+def test_tfds_damaged_description(tmp_path, file, content, message):
+    prepare(tmp_path, "cifar10", "3.0.2", cifar())
+    (tmp_path / "cifar10/3.0.2" / file).write_bytes(content)
+    with pytest.raises(InputError, match="(?s)" + message.replace("{}", str(tmp_path))):
+        sources.load(settings("cifar10", tmp_path, stored_size=32))
+
+
+def test_tfds_split_missing(tmp_path):
+    prepare(tmp_path, "cifar10", "3.0.2", {"train": cifar()["train"]})
+    with pytest.raises(InputError, match="is damaged: it has no split test"):
+        sources.load(settings("cifar10", tmp_path, stored_size=32))
 
 
 @pytest.mark.parametrize(
@@ -215,3 +238,13 @@ def test_without_tfds(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"cannot be imported.*pip install.*'npz'"):
         sources.load(settings("cifar10"))
+
+
+@pytest.mark.parametrize("character", "*?[")
+def test_a_folder_that_tfds_would_read_as_a_pattern_is_refused(character, tmp_path, monkeypatch):
+    place = f"{tmp_path}/a{character}b"
+    with pytest.raises(InputError, match=r"as a pattern\. Rename the folder, or make a link"):
+        tfds_sets.load(settings("cifar10", place))
+    monkeypatch.setenv("TFDS_DATA_DIR", place)
+    with pytest.raises(InputError, match="as a pattern"):
+        tfds_sets.load(settings("cifar10"))

@@ -280,6 +280,53 @@ def assert_same(whole, other):
         np.testing.assert_array_equal(actual[path], value, err_msg=path)
 
 
+def test_a_run_that_died_before_its_first_checkpoint_gives_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))  # of a Python caller, ~ is a folder, too
+    c = tiny("supervised", **{"model.name": "linear"})
+    with monkeypatch.context() as patch:
+        before_step(patch, 4, die)
+        with pytest.raises(KilledError):
+            train.train_and_evaluate(c, "~/cut")
+    before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    c.optimizer.learning_rate = 0.01
+    train.train_and_evaluate(c, "~/cut")
+    assert f"its files are now in {tmp_path}/cut/before-1" in capsys.readouterr().err
+    assert (tmp_path / "cut" / "before-1" / "metrics.jsonl").read_bytes() == before
+    old = json.loads((tmp_path / "cut" / "before-1" / "config.json").read_text())
+    assert old["optimizer.learning_rate"] == 0.03
+    steps = [(line["step"], line["split"]) for line in lines(tmp_path / "cut")]
+    assert steps == [(3, "train"), (4, "test"), (6, "train"), (8, "train"), (8, "test")]
+
+
+def test_missing_lines_and_a_damaged_result_are_told_and_mended(tmp_path, monkeypatch):
+    c = tiny("supervised", **{"model.name": "linear"})
+    with monkeypatch.context() as patch:
+        before_step(patch, 8, die)
+        with pytest.raises(KilledError):
+            train.train_and_evaluate(c, tmp_path)
+    # The checkpoint of step 4 knows of the lines of steps 3 and 4.
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[1:2]))
+    config_before = (tmp_path / "config.json").read_bytes()
+    c.checkpoint_every = 2
+    with pytest.raises(InputError, match=r"metrics\.jsonl holds 1 of the 2 lines"):
+        train.train_and_evaluate(c, tmp_path)
+    assert path.read_text() == whole[1]
+    assert (tmp_path / "config.json").read_bytes() == config_before
+    path.write_text("".join(whole[:2]))
+    result = train.train_and_evaluate(c, tmp_path)
+    assert [(x["step"], x["split"]) for x in lines(tmp_path)] == [
+        (3, "train"), (4, "test"), (6, "train"), (8, "train"), (8, "test"),
+    ]  # fmt: skip
+
+    (tmp_path / "result.json").write_text("")
+    with pytest.raises(InputError, match=r"result\.json is damaged: .*Delete it"):
+        train.train_and_evaluate(c, tmp_path)
+    (tmp_path / "result.json").unlink()
+    assert train.train_and_evaluate(c, tmp_path) == result
+
+
 # Several steps a call: it stops between two calls.
 @pytest.mark.parametrize(("number", "K"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (15, 3)])
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monkeypatch):

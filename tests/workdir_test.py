@@ -31,6 +31,13 @@ def folder(tmp_path):
     return epath.Path(tmp_path)
 
 
+@pytest.fixture
+def begun(folder):
+    """A run's folder in which a checkpoint was saved."""
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+    return folder
+
+
 def configured(method="layermatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
     config = config_lib.apply_method(config_lib.base(), method)
@@ -66,6 +73,8 @@ def test_folder_that_cannot_be(folder):
         assert f"--workdir={folder / bad}: {folder / 'file'} is no folder" in str(caught.value)
     workdir.check(folder, configured())
     workdir.check(folder / "new" / "run", configured())
+    with pytest.raises(InputError, match=r"b'.*\\xe4': this path is not in UTF-8"):
+        workdir.check(folder / os.fsdecode(b"\xe4"), configured())
     assert [p.name for p in folder.iterdir()] == ["file"]  # a check leaves nothing behind
 
 
@@ -85,29 +94,29 @@ def test_config_comes_back_as_it_was(folder):
     assert [p.name for p in folder.iterdir()] == ["config.json"]
 
 
-def test_lists_and_tuples_are_one(folder):
-    workdir.write_config(folder, configured(layerwise__gradient_mask=(("a", 0.0), ("b", 0.5))))
-    workdir.check(folder, configured(layerwise__gradient_mask=(["a", 0], ["b", 0.5])))
+def test_lists_and_tuples_are_one(begun):
+    workdir.write_config(begun, configured(layerwise__gradient_mask=(("a", 0.0), ("b", 0.5))))
+    workdir.check(begun, configured(layerwise__gradient_mask=(["a", 0], ["b", 0.5])))
     with pytest.raises(InputError, match=r"gradient_mask: \[\['a', 0.0\], \['b', 0.5\]\] before"):
-        workdir.check(folder, configured(layerwise__gradient_mask=(("b", 0.5), ("a", 0.0))))
+        workdir.check(begun, configured(layerwise__gradient_mask=(("b", 0.5), ("a", 0.0))))
 
 
-def test_fields_that_change_the_result_are_told(folder):
-    workdir.write_config(folder, configured())
+def test_fields_that_change_the_result_are_told(begun):
+    workdir.write_config(begun, configured())
     with pytest.raises(InputError) as caught:
-        workdir.check(folder, configured(seed=1, optimizer__learning_rate=0.1, log_every=5))
+        workdir.check(begun, configured(seed=1, optimizer__learning_rate=0.1, log_every=5))
     assert str(caught.value).split("\n") == [
-        f"{folder} holds a run with other settings:",
+        f"{begun} holds a run with other settings:",
         "  optimizer.learning_rate: 0.03 before, 0.1 now",
         "  seed: 0 before, 1 now",
         "Take the same settings to go on with it, or another --workdir to start anew.",
     ]
 
 
-def test_another_method_is_told_with_what_it_changes(folder):
-    workdir.write_config(folder, configured("layermatch"))
+def test_another_method_is_told_with_what_it_changes(begun):
+    workdir.write_config(begun, configured("layermatch"))
     with pytest.raises(InputError) as caught:
-        workdir.check(folder, configured("fixmatch"))
+        workdir.check(begun, configured("fixmatch"))
     assert str(caught.value).split("\n")[1:-1] == [
         "  avg_clustering.centres: 'classifier' before, 'none' now",
         "  avg_clustering.momentum: 0.999 before, None now",
@@ -117,68 +126,69 @@ def test_another_method_is_told_with_what_it_changes(folder):
 
 
 @pytest.mark.parametrize("name", sorted(set(config_lib.RESULT_NEUTRAL) - {"applied_method"}))
-def test_fields_that_change_nothing_may_change(folder, name):
+def test_fields_that_change_nothing_may_change(begun, name):
     config = configured()
     value = config_lib.fields(config)[name]
     value = "" if value is None else value
-    workdir.write_config(folder, config)
+    workdir.write_config(begun, config)
     other = {
         bool: lambda x: not x,
         int: lambda x: x + 1,
         str: lambda x: x + "x",
         tuple: lambda x: (*x, 1),
     }[type(value)]
-    workdir.check(folder, configured(**{name: other(value)}))
+    workdir.check(begun, configured(**{name: other(value)}))
 
 
-def test_every_other_field_counts(folder):
+def test_every_other_field_counts(begun):
     # Written out, so that a field that joins the neutral ones does it knowingly.
     assert set(config_lib.RESULT_NEUTRAL) == {
-        "applied_method", "parallelism", "dataset.data_dir", "input.backend", "input.prefetch",
-        "input.steps_per_call", "log_every", "checkpoint_every", "checkpoints_kept",
-        "compilation_cache", "tensorboard", "profile",
+        "applied_method", "parallelism", "dataset.data_dir", "dataset.on_broken", "input.backend",
+        "input.prefetch", "input.steps_per_call", "log_every", "checkpoint_every",
+        "checkpoints_kept", "compilation_cache", "tensorboard", "profile",
         "layer_report.at_steps", "layer_report.batches",
     }  # fmt: skip
     config = configured()
-    workdir.write_config(folder, config)
-    before = json.loads((folder / "config.json").read_text())
+    workdir.write_config(begun, config)
+    before = json.loads((begun / "config.json").read_text())
     for name in before.keys() - set(config_lib.RESULT_NEUTRAL):
-        (folder / "config.json").write_text(json.dumps(before | {name: "other"}))
+        (begun / "config.json").write_text(json.dumps(before | {name: "other"}))
         with pytest.raises(InputError, match=f"  {name}: 'other' before"):
-            workdir.check(folder, config)
+            workdir.check(begun, config)
 
 
-def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(folder, caplog):
+def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(begun, caplog):
     logging.set_verbosity(logging.WARNING)
     config = configured()
-    workdir.write_config(folder, config)
-    before = json.loads((folder / "config.json").read_text())
+    workdir.write_config(begun, config)
+    before = json.loads((begun / "config.json").read_text())
     del before["avg_clustering.warm_up"]
-    (folder / "config.json").write_text(json.dumps(before))
-    workdir.check(folder, config)
-    said = f"{folder} is from a version without these settings: avg_clustering.warm_up=10.0"
+    (begun / "config.json").write_text(json.dumps(before))
+    caplog.clear()
+    workdir.check(begun, config)
+    said = f"{begun} is from a version without these settings: avg_clustering.warm_up=10.0"
     assert [record.getMessage() for record in caplog.records] == [said]
     # What this version does not know any more cannot be gone on with.
-    (folder / "config.json").write_text(json.dumps(before | {"policy.mood": "good"}))
+    (begun / "config.json").write_text(json.dumps(before | {"policy.mood": "good"}))
     with pytest.raises(InputError, match=r"policy\.mood: 'good' before, None now"):
-        workdir.check(folder, config)
+        workdir.check(begun, config)
 
 
-def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(folder):
+def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(begun):
     """Older versions wrote None and the method as the user had."""
     now = configured("layermatch", train_steps=1000)
     written = json.loads(json.dumps(config_lib.fields(now))) | {
         "method": "fixmatch+layerwise", "applied_method": "fixmatch+layerwise",
         "avg_clustering.momentum": None, "ema_decay": 0.99, "model.bn_decay": 0.99,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(written))
-    workdir.check(folder, now)
-    assert config_lib.fields(workdir.read_config(folder)) == config_lib.fields(now)
+    (begun / "config.json").write_text(json.dumps(written))
+    workdir.check(begun, now)
+    assert config_lib.fields(workdir.read_config(begun)) == config_lib.fields(now)
     # The classic decay in a short run: this version would take another one, and says so.
-    (folder / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
+    (begun / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
     with pytest.raises(InputError, match=r"\n  ema_decay: 0\.999 before, 0\.99 now\n"):
-        workdir.check(folder, now)
-    workdir.check(folder, configured("layermatch", train_steps=1000, ema_decay=0.999))
+        workdir.check(begun, now)
+    workdir.check(begun, configured("layermatch", train_steps=1000, ema_decay=0.999))
 
 
 def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):
@@ -192,6 +202,98 @@ def test_config_is_written_whole_or_not_at_all(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         workdir.write_config(folder, configured(seed=1))
     assert (folder / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0,', "\0\0\0", "[1]"])
+def test_a_damaged_file_is_named_and_can_be_mended(begun, content):
+    config = configured()
+    path = begun / "config.json"
+    path.write_text(content)
+    for read in (lambda: workdir.check(begun, config), lambda: workdir.read_config(begun)):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path} is damaged: ")
+        assert "Bring it back from a backup" in str(caught.value)
+    path = begun / "labeled_split.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        workdir.check_split(begun, RECORD)
+    assert str(caught.value).startswith(f"{path} is damaged: ")
+    assert "Or delete it: " in str(caught.value)
+    path = begun / "result.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        workdir.read_result(begun)
+    assert str(caught.value).startswith(f"{path} is damaged: ")
+    assert "Delete it: the command of the run writes it again" in str(caught.value)
+
+
+def test_what_cannot_be_checked_is_said(begun, caplog):
+    logging.set_verbosity(logging.WARNING)
+    workdir.check_split(begun, RECORD)
+    workdir.write_config(begun, configured())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{begun}/labeled_split.json is missing: the images may be others than the run had.",
+        f"{begun}/config.json was missing: the settings may be others than the run had.",
+    ]
+
+
+# ---- Nothing is lost by starting anew ----
+
+
+def start_in(folder, **fields):
+    """What a run leaves that ends before its first checkpoint."""
+    workdir.write_config(folder, configured(**fields))
+    (folder / "labeled_split.json").write_text(json.dumps(RECORD))
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").write_text("")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / ".lock").write_text("")
+    (folder / "notes.txt").write_text("the user's")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_without_a_checkpoint_gives_way(folder, capsys):
+    for number in (1, 2):
+        start_in(folder, seed=number)
+        workdir.check(folder, configured(seed=7))
+        workdir.set_aside(folder)
+        to = folder / f"before-{number}"
+        assert names(to) == ["config.json", "labeled_split.json", "metrics.jsonl", "tensorboard"]
+        assert json.loads((to / "config.json").read_text())["seed"] == number
+        assert capsys.readouterr().err == (
+            f"{folder} holds a run that ended before its first checkpoint: its files are now in "
+            f"{to}, and this run begins anew.\n"
+        )
+    left = [".lock", "before-1", "before-2", "checkpoints", "notes.txt"]
+    assert names(folder) == left
+    workdir.set_aside(folder)  # nothing is left to be moved
+    assert names(folder) == left
+
+
+@pytest.mark.parametrize("what", ["checkpoints/4", "checkpoints_damaged/4", "result.json"])
+def test_a_run_with_progress_is_never_moved(folder, what):
+    start_in(folder)
+    if what == "result.json":
+        (folder / what).write_text("{}")
+    else:
+        (folder / what).mkdir(parents=True)
+    before = names(folder)
+    with pytest.raises(InputError, match="seed: 0 before, 7 now"):
+        workdir.check(folder, configured(seed=7))
+    workdir.set_aside(folder)
+    assert names(folder) == before
+
+
+def test_a_half_written_checkpoint_is_none(folder):
+    start_in(folder)
+    (folder / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
+    workdir.set_aside(folder)
+    assert "before-1" in names(folder)
 
 
 # ---- On what ----

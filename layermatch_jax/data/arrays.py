@@ -1,5 +1,7 @@
 """Data sets that need no download and fit in memory: one's own arrays, digits, made-up images."""
 
+import difflib
+import os
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,9 @@ _NPZ_HELP = (
     " test_labels=...): images uint8 [N, R, R, 3] or [N, R, R], labels integers [N] from 0."
     " Optional: unlabeled_images, class_names."
 )
+_REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
+_OPTIONAL = ("unlabeled_images", "class_names")
+_SHOWN = 5  # absent classes that a message names
 _DIGITS_TEST_PER_CLASS = 50
 _FAKE_TRAIN, _FAKE_TEST = 400, 100
 
@@ -24,31 +29,33 @@ def load_npz(dataset: ConfigDict) -> Source:
 
     Keys: train_images, test_images and optionally unlabeled_images, uint8 [N, R, R, 3] or
     [N, R, R] (grey, repeated to three channels); train_labels and test_labels, integers [N];
-    optionally class_names, strings [classes] (default: '0', '1', ...).
+    optionally class_names, strings [classes] (default: '0', '1', ...). Capitals and the spelling
+    `unlabelled` count as these keys. What else is in the file is passed over, and a note says so.
+    Without class_names every class from 0 to the largest label needs a training image.
 
     Raises:
       InputError: no such file, or not of this form.
     """
-    path = dataset.data_dir
+    path = os.path.expanduser(dataset.data_dir)
     if not path or not Path(path).is_file():
         raise InputError(
             f"Data set 'npz': --config.dataset.data_dir={path!r} is not a file. {_NPZ_HELP}"
         )
-    data = _read_npz(path)
-    wanted = ("train_images", "train_labels", "test_images", "test_labels")
-    missing = [key for key in wanted if key not in data]
+    data, others = _known_keys(path, _read_npz(path))
+    missing = [key for key in _REQUIRED if key not in data]
     if missing:
-        raise InputError(
-            f"{path} lacks {', '.join(missing)}; it has {', '.join(data) or 'nothing'}. {_NPZ_HELP}"
-        )
+        there = ", ".join([*data, *others]) or "nothing"
+        raise InputError(f"{path} lacks {', '.join(missing)}; it has {there}. {_NPZ_HELP}")
     for part in ("train", "test"):
         _check_images(path, f"{part}_images", data[f"{part}_images"])
         _check_labels(path, part, data[f"{part}_labels"], len(data[f"{part}_images"]))
     if "unlabeled_images" in data:
         _check_images(path, "unlabeled_images", data["unlabeled_images"])
 
-    names = tuple(str(name) for name in data.get("class_names", np.zeros(0, str)).ravel())
-    names = names or tuple(str(c) for c in range(int(data["train_labels"].max()) + 1))
+    if "class_names" in data:
+        names = tuple(str(name) for name in data["class_names"].ravel())
+    else:
+        names = _numbered_classes(path, data["train_labels"])
     for part in ("train", "test"):
         labels = data[f"{part}_labels"]
         if labels.max() >= len(names):
@@ -69,6 +76,7 @@ def load_npz(dataset: ConfigDict) -> Source:
         train=images("train", data["train_labels"]),
         unlabeled=images("unlabeled", None) if "unlabeled_images" in data else None,
         test=images("test", data["test_labels"]),
+        notes=(f"{path}: passed over: {', '.join(others)}.",) if others else (),
     )
 
 
@@ -133,6 +141,52 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     # AttributeError and TypeError: a .npy file, which is one array and no archive.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read as .npz ({error}). {_NPZ_HELP}") from error
+
+
+def _known_keys(path: str, data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays by the names of `load_npz`, and the keys that are none of these.
+
+    Raises:
+      InputError: a key is there in two spellings, or seems to be a misspelled one.
+    """
+    known, others = {}, []
+    for key, array in data.items():
+        name = key.lower().replace("unlabelled", "unlabeled")
+        if name not in _REQUIRED + _OPTIONAL:
+            others.append(key)
+        elif name in known:
+            raise InputError(f"{path} has {name} in two spellings. Keep one. {_NPZ_HELP}")
+        else:
+            known[name] = array
+    absent = [name for name in _REQUIRED + _OPTIONAL if name not in known]
+    for key in others:
+        for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
+            raise InputError(
+                f"{path} has the key {key!r}, which is none of the data set's. Did you mean"
+                f" {meant!r}? Rename it, or take it out. {_NPZ_HELP}"
+            )
+    return known, others
+
+
+def _numbered_classes(path: str, labels: np.ndarray) -> tuple[str, ...]:
+    """The names '0', '1', ... of the classes in train_labels, of which none may be without images.
+
+    Raises:
+      InputError: a number between 0 and the largest label does not occur.
+    """
+    used, count = np.unique(labels), int(labels.max()) + 1
+    if len(used) < count:
+        # The beginning suffices: a wrong label may be as large as an int64 can be.
+        absent = np.setdiff1d(np.arange(min(count, len(used) + _SHOWN + 1)), used)
+        some = ", ".join(map(str, absent[:_SHOWN])) + (" and more" * (count - len(used) > _SHOWN))
+        raise InputError(
+            f"{path}: train_labels goes from {used[0]} to {used[-1]}, and has no image of {some}."
+            " Classes are numbered 0, 1, ... without gaps: write np.unique(labels,"
+            " return_inverse=True)[1] for the labels of training and test images together (labels"
+            " 1..K become 0..K-1). If a class is meant to have no training image, add class_names,"
+            " one for each number."
+        )
+    return tuple(map(str, range(count)))
 
 
 def _check_images(path: str, key: str, pixels: np.ndarray) -> None:

@@ -4,9 +4,11 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
+from layermatch_jax import parallel
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data import augment_jax, pipeline
 from layermatch_jax.data.images import Images
@@ -14,7 +16,7 @@ from layermatch_jax.data.sampler import Draws, Sampler
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
 
-_CHUNK = 256  # images read at a time
+_CHUNK = 256  # images read and placed at a time
 
 
 class Feed(NamedTuple):
@@ -23,8 +25,9 @@ class Feed(NamedTuple):
     Its arrays are NumPy, [rows, K, ...]: this host's rows of every one of the global batches.
     """
 
-    # () -> arrays that every device keeps while the run lasts, and their size; () for none
-    resident: Callable[[], Any]
+    # Parallelism -> arrays that every device keeps while the run lasts, placed there as
+    # `parallel.replicate` places them; and their size on each device. () and 0 for none.
+    resident: Callable[[str], Any]
     resident_bytes: int
     # A call of the first steps, for its shapes
     example: Any
@@ -32,6 +35,8 @@ class Feed(NamedTuple):
     calls: Callable[[range], Iterator[tuple[int, Any]]]
     # (resident, one step of a call: [rows, ...]) -> TrainBatch; runs inside the program
     batch: Callable[[Any, Any], TrainBatch]
+    # A step, 0-based -> the TrainBatch that `batch` makes of it; reads the images of its rows alone
+    one_step: Callable[[int], TrainBatch]
 
 
 def create(
@@ -75,8 +80,12 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
         for step, batch in enumerate(batches, steps.start + 1):
             yield step, call(batch)
 
+    def one_step(step: int) -> TrainBatch:
+        _, made = next(calls(range(step, step + 1)))
+        return TrainBatch(*(x[:, 0] for x in made))
+
     example, _ = pipeline.weak_views(partition, sampler, padding, 0, rows)
-    return Feed(tuple, 0, call(example), calls, lambda resident, batch: batch)
+    return Feed(lambda _: (), 0, call(example), calls, lambda resident, batch: batch, one_step)
 
 
 def _device(config, partition, sampler, rows) -> Feed:
@@ -100,25 +109,40 @@ def _device(config, partition, sampler, rows) -> Feed:
     labeled, unlabeled = partition.labeled, partition.unlabeled
     counts = len(labeled.labels), len(unlabeled.labels) if sampler.unlabeled_ratio else 0
 
-    def resident() -> augment_jax.ResidentData:
+    def resident(parallelism: str) -> augment_jax.ResidentData:
+        def pixels(images: Images, count: int) -> jax.Array:
+            shape = (count, *[config.dataset.stored_size] * 2, 3)
+            parts = (
+                images.read(np.arange(start, min(start + _CHUNK, count)))
+                for start in range(0, count, _CHUNK)
+            )
+            return parallel.fill(shape, parts, parallelism)
+
         return augment_jax.ResidentData(
-            labeled_images=_pixels(labeled, counts[0]),
-            labels=labeled.labels,
-            unlabeled_images=_pixels(unlabeled, counts[1]),
-            true_labels=unlabeled.labels,
+            labeled_images=pixels(labeled, counts[0]),
+            labels=parallel.replicate(labeled.labels, parallelism),
+            unlabeled_images=pixels(unlabeled, counts[1]),
+            true_labels=parallel.replicate(unlabeled.labels, parallelism),
         )
 
+    def one_step(step: int) -> TrainBatch:
+        draws = sampler.draw(step).rows(rows)
+        few = augment_jax.ResidentData(
+            labeled_images=labeled.read(draws.labeled),
+            labels=labeled.labels[draws.labeled],
+            unlabeled_images=unlabeled.read(draws.unlabeled.reshape(-1)),
+            true_labels=unlabeled.labels[draws.unlabeled.reshape(-1)],
+        )
+        among_few = draws._replace(
+            labeled=np.arange(draws.labeled.size, dtype=np.int32),
+            unlabeled=np.arange(draws.unlabeled.size, dtype=np.int32).reshape(
+                draws.unlabeled.shape
+            ),
+        )
+        return jax.jit(batch)(few, among_few)._replace(indices=draws.unlabeled)
+
     resident_bytes = sum(counts) * 3 * config.dataset.stored_size**2
-    return Feed(resident, resident_bytes, call(range(K)), calls, batch)
-
-
-def _pixels(images: Images, count: int) -> np.ndarray:
-    """The first images of a set, uint8 [count, R, R, 3]."""
-    pixels = np.empty((count, *images.read(np.arange(1)).shape[1:]), np.uint8)
-    for start in range(0, count, _CHUNK):  # all at once, a folder's images would be held twice
-        part = pixels[start : start + _CHUNK]
-        part[...] = images.read(np.arange(start, start + len(part)))
-    return pixels
+    return Feed(resident, resident_bytes, call(range(K)), calls, batch, one_step)
 
 
 _BACKENDS = {"tf_data": _tf_data, "device": _device}

@@ -1,187 +1,144 @@
 """A data set as a folder of image files (ImageNet-100, one's own photographs).
 
-The files are listed at the start and decoded when they are read.
+The files are listed and checked at the start, and decoded again whenever they are read.
 """
 
-import concurrent.futures
-import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
-from layermatch_jax.data.images import Images, Source, square
+from layermatch_jax.data import checking, decoding, layout, listing, names
+from layermatch_jax.data.images import Images, Source
 from layermatch_jax.errors import InputError
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_LAYOUT = (
-    "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or ROOT/val/...), at any depth"
-    " below CLASS, and if you like ROOT/unlabeled/*.jpg; image files end in "
-    + ", ".join(EXTENSIONS)
-    + ". Set --config.dataset.data_dir to ROOT."
-)
+
+class _File(NamedTuple):
+    part: str  # 'train', 'test' or 'unlabeled'
+    label: int  # -1 in 'unlabeled'
+    path: str
 
 
 def load(dataset: ConfigDict) -> Source:
     """The images below dataset.data_dir, each cut to its central square of dataset.stored_size.
 
-    ROOT/train/CLASS/ and ROOT/test/CLASS/ (ROOT/val/ where there is no ROOT/test/) hold the images
-    of a class, at any depth; ROOT/unlabeled/, if there, holds more, at any depth. Classes are the
-    folders of train sorted by name, or those named in dataset.class_list, in its order (one a line;
-    empty lines and lines that begin with # are skipped; other folders are ignored). The images of a
-    class come sorted by path. Hidden files and folders are passed over.
+    ROOT/train/CLASS/ and ROOT/test/CLASS/ (ROOT/val/ where ROOT/test/ has no class folders) hold
+    the images of a class, at any depth; ROOT/unlabeled/, if there, holds more, at any depth.
+    Classes are the folders of train sorted by name, or those named in dataset.class_list, in its
+    order (one a line; empty lines and lines that begin with # are skipped; other folders are not
+    used). The images of a class come sorted by path. Names are compared as `names.text`.
 
-    Images are turned as their EXIF orientation says, as a photograph is meant to be seen; an alpha
-    channel is dropped; of an animation the first frame counts.
+    Every image is decoded once, as `decoding.decode` does, to know that it is whole. Broken images
+    are an error, or are left out if dataset.on_broken is 'skip'. The Source's notes say what was
+    passed over, left out or changed.
+
+    Test images are read if dataset.evaluate_on is 'test' or dataset.drop_test_duplicates is set;
+    otherwise the test set is empty.
 
     Raises:
-      InputError: the folder is not of this form. Reading a broken image raises it too, with the
-        file's name.
+      InputError: the folder is not of this form, has fewer than two classes, or holds broken images
+        (all are named). Reading an image that broke later raises it, too.
     """
-    root = Path(dataset.data_dir).expanduser()
-    if not dataset.data_dir or not root.is_dir():
-        raise InputError(
-            f"Data set 'folder': --config.dataset.data_dir={dataset.data_dir!r} is not a folder."
-            f" {_LAYOUT}"
+    where = layout.read(dataset)
+    places = [("train", *place) for place in enumerate(where.train)]
+    places += [("test", *place) for place in enumerate(where.test) if place[1] is not None]
+    places += [("unlabeled", -1, where.unlabeled)] if where.unlabeled else []
+    files, passed_over = [], [where.passed_over]
+    for part, label, folder in places:
+        found = listing.find(folder)
+        files += [_File(part, label, path) for path in found.files]
+        passed_over.append(found.passed_over)
+    passed_over = listing.passed_over(listing.merge(passed_over), where.root)
+    _refuse_gaps(files, where, passed_over)
+
+    findings = checking.check([file.path for file in files], dataset.stored_size, dataset.alpha)
+    notes = [*where.notes, passed_over, *findings.remarks]
+    if shared := _trained_on(files):
+        first = listing.relative(shared[0], where.root)
+        notes.append(
+            f"{len(shared):,} test images are files that are also trained on (first: {first})"
         )
-    train, test = root / "train", root / "test"
-    if not test.is_dir():
-        test = root / "val"
-    for folder in (train, test):
-        if not folder.is_dir() or not _subfolders(folder):
-            state = "has no class folders" if folder.is_dir() else "is missing"
-            raise InputError(f"{folder} {state}. {_LAYOUT}")
+    if findings.broken:
+        broken = f"{len(findings.broken):,} of {len(files):,} images cannot be decoded"
+        if dataset.on_broken == "error":
+            raise InputError(
+                f"{broken}:\n{checking.listing(findings.broken)}\nPut whole images in their place,"
+                " remove them, or leave them out with --config.dataset.on_broken=skip."
+            )
+        files = [file for file in files if file.path not in findings.broken]
+        notes.append(f"left out: {broken}:\n{checking.listing(findings.broken)}")
+        _refuse_gaps(files, where, notes[-1])
+    without = set(where.class_names) - {
+        where.class_names[f.label] for f in files if f.part == "test"
+    }
+    if where.test and without:
+        logging.warning("No test images for: %s.", names.some(sorted(without)))
 
-    if dataset.class_list:
-        names = _read_class_list(dataset.class_list)
-        there = set(_subfolders(train))
-        missing = [name for name in names if name not in there]
-        source = f"named in {dataset.class_list}"
-    else:
-        names = _subfolders(train)
-        missing = [name for name in _subfolders(test) if name not in names]
-        source = f"found in {test}"
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the classes {source} have no folder in {train}:"
-            f" {_some(missing)}. Every class needs training images: add them, or take the class"
-            f" out of {'the list' if dataset.class_list else test}."
-        )
+    def images(part: str) -> Images:
+        mine = [file for file in files if file.part == part]
+        labels = np.array([file.label for file in mine], np.int32)
+        return _images([file.path for file in mine], labels, dataset.stored_size, dataset.alpha)
 
-    size = dataset.stored_size
-    files = [_files(train / name) for name in names]
-    empty = [name for name, found in zip(names, files, strict=True) if not found]
-    if empty:
-        raise InputError(f"No images in these folders of {train}: {_some(empty)}. {_LAYOUT}")
-    test_files = [_files(test / name) for name in names]
-    empty = [name for name, found in zip(names, test_files, strict=True) if not found]
-    if len(empty) == len(names):
-        raise InputError(f"No images of these classes in {test}: {_some(names)}. {_LAYOUT}")
-    if empty:
-        logging.warning("No test images in %s for: %s.", test, _some(empty))
-
-    unlabeled = None
-    if (root / "unlabeled").is_dir():
-        found = _files(root / "unlabeled")
-        if not found:
-            raise InputError(f"{root / 'unlabeled'} has no images: fill or remove it. {_LAYOUT}")
-        unlabeled = _images(found, np.full(len(found), -1), size)
     return Source(
-        class_names=tuple(names),
-        train=_images(*_flat(files), size),
-        unlabeled=unlabeled,
-        test=_images(*_flat(test_files), size),
+        class_names=where.class_names,
+        train=images("train"),
+        unlabeled=images("unlabeled") if where.unlabeled else None,
+        test=images("test"),
+        notes=tuple(filter(None, notes)),
     )
 
 
-def decode(path: str, side: int) -> np.ndarray:
-    """One image file as uint8 [side, side, 3]; see `load`. InputError if it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; twice what
-            # is needed is left, so that the resizing after it still decides the quality.
-            image.draft("RGB", (2 * side, 2 * side))
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip to white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode == "P":  # by way of RGBA: a palette may hold transparency
-                image = image.convert("RGBA")
-            return np.asarray(square(image.convert("RGB"), side))
-    # Decoders raise whatever the broken bytes lead them to: OSError, SyntaxError, struct.error...
-    except Exception as error:
-        raise InputError(
-            f"Cannot decode the image {path} ({type(error).__name__}: {error}). Remove or replace"
-            " it. (Replaced, a run that has begun goes on; removed, a new one is needed: the"
-            " positions in the data set shift.)"
-        ) from error
+def from_files(paths: Sequence[str | os.PathLike], side: int, alpha: str = "white") -> Images:
+    """Image files without known classes, in this order, cut and resized to `side` pixels.
+
+    Args:
+      paths: of the files.
+      side: of the images, pixels.
+      alpha: of `decoding.decode`; for a run's model, its dataset.alpha.
+    """
+    return _images(list(map(os.fspath, paths)), np.full(len(paths), -1, np.int32), side, alpha)
 
 
-def from_files(paths: Sequence[str | os.PathLike], side: int) -> Images:
-    """Image files without known classes, in this order, cut and resized to `side` pixels."""
-    return _images(list(map(os.fspath, paths)), np.full(len(paths), -1), side)
-
-
-def _images(files: list[str], labels: np.ndarray, side: int) -> Images:
+def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Images:
     def read(indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), side, side, 3), np.uint8)
-        decoded = _pool().map(lambda i: decode(files[i], side), indices)
+        decoded = decoding.pool().map(lambda i: decoding.decode(files[i], side, alpha), indices)
         for row, image in zip(out, decoded, strict=True):
             row[:] = image
         return out
 
-    return Images(np.asarray(labels, np.int32), read, np.array(files, object))
+    return Images(labels, read, np.array(files, object))
 
 
-@functools.cache
-def _pool() -> concurrent.futures.Executor:
-    # Pillow decodes without the GIL, so threads are enough.
-    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
+def _trained_on(files: list[_File]) -> list[str]:
+    """The test images that are, by links, the same files as images of another part."""
+
+    def identity(file):
+        try:
+            found = os.stat(file.path)
+        except OSError:  # the check tells of it
+            return file.path
+        return (found.st_dev, found.st_ino) if found.st_ino else file.path
+
+    known = list(zip(files, decoding.pool().map(identity, files), strict=True))
+    others = {one for file, one in known if file.part != "test"}
+    return [file.path for file, one in known if file.part == "test" and one in others]
 
 
-def _flat(files: list[list[str]]) -> tuple[list[str], np.ndarray]:
-    labels = np.repeat(np.arange(len(files)), [len(f) for f in files])
-    return [path for found in files for path in found], labels
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(folder: Path) -> list[str]:
-    """Paths of the images at any depth, sorted by their path below the folder."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(where).relative_to(folder)
-        found += [
-            (below / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return [str(folder / path) for path in sorted(found)]
-
-
-def _read_class_list(path: str) -> list[str]:
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--config.dataset.class_list={path!r} cannot be read ({error}). It must be a text"
-            " file with the name of one class folder a line; '' takes all folders."
-        ) from error
-    names = [line.strip() for line in lines]
-    names = [name for name in names if name and not name.startswith("#")]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        wrong = f"names these twice: {_some(twice)}" if twice else "names no class"
-        raise InputError(f"The class list {path} {wrong}. It must name each class folder once.")
-    return names
-
-
-def _some(names: list[str]) -> str:
-    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def _refuse_gaps(files: list[_File], where: layout.Layout, why: str) -> None:
+    """InputError where a class has no training image, or another part has no image at all."""
+    there = {(file.part, file.label) for file in files}
+    parts = {part for part, _ in there}
+    empty = [name for label, name in enumerate(where.class_names) if ("train", label) not in there]
+    if empty:
+        wrong = f"No training images in {where.root} of: {names.some(empty)}"
+    elif where.test and "test" not in parts:
+        wrong = f"No test images in {where.root} of: {names.some(where.class_names)}"
+    elif where.unlabeled and "unlabeled" not in parts:
+        wrong = f"{where.unlabeled} has no images: fill or remove it"
+    else:
+        return
+    raise InputError(f"{wrong}. {why}{'. ' if why else ''}{layout.EXPECTED}")

@@ -1,5 +1,7 @@
 """What a data set is to the rest of the program: labels in memory, pixels on request."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +35,22 @@ class Source(NamedTuple):
     unlabeled: Images | None  # extra images that come without labels (STL-10); all labels -1
     test: Images
     notes: tuple[str, ...] = ()  # what the user is told at the start: what was passed over, assumed
+
+
+def digest(source: Source) -> np.ndarray:
+    """Uint8 [32], other for sources that differ in classes, labels, or names of files.
+
+    Two processes that read a data set compare it; file names count without their folders, which may
+    be mounted elsewhere.
+    """
+    of_source = hashlib.sha256(repr(source.class_names).encode())
+    for images in (source.train, source.unlabeled, source.test):
+        if images is not None:
+            files = () if images.files is None else map(os.path.basename, images.files)
+            of_source.update(images.labels.tobytes())
+            of_source.update(repr(list(files)).encode())
+        of_source.update(b"|")
+    return np.frombuffer(of_source.digest(), np.uint8)
 
 
 def from_array(pixels: np.ndarray, labels: np.ndarray | None) -> Images:

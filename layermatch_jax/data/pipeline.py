@@ -10,7 +10,6 @@ from layermatch_jax.data import crop
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.data.splits import Partition
-from layermatch_jax.errors import InputError
 
 
 def create_sampler(config: ml_collections.ConfigDict, partition: Partition) -> Sampler:
@@ -101,7 +100,9 @@ def train_batches(
     def read(step):
         try:
             batch, draws = weak_views(partition, sampler, padding, int(step), rows)
-        except InputError as error:  # raised here, TensorFlow would print a page of traceback
+        # Raised here, TensorFlow would print pages of traceback. That holds for every error: when
+        # the process ends, batches made ahead find the threads that decode images gone.
+        except Exception as error:
             failures[int(step)] = error
             batch, draws = weak_views(partition, sampler, padding, int(step), slice(0))
         return *batch, draws.op, draws.value, draws.affine, draws.cutout
@@ -158,8 +159,9 @@ def eval_batches(
     for start in range(0, total, batch_size):
         positions = np.arange(start, start + batch_size)[rows]
         inside = np.minimum(positions, total - 1)
+        once, row = np.unique(inside, return_inverse=True)  # the padding repeats the last image
         yield EvalBatch(
-            images=crop.center_crop(images.read(inside), image_size),
+            images=crop.center_crop(images.read(once), image_size)[row],
             labels=images.labels[inside],
             mask=(positions < total).astype(np.float32),
         )

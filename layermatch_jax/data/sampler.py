@@ -83,9 +83,11 @@ def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, count))))
 
 
-@functools.lru_cache(maxsize=8)
 def _permutation(seed: int, stream: int, size: int, epoch: int) -> np.ndarray:
     return _generator(seed, stream, epoch).permutation(size).astype(np.int32)
+
+
+_kept_permutation = functools.lru_cache(maxsize=8)(_permutation)
 
 
 def _stream(seed: int, stream: int, size: int, start: int, count: int) -> np.ndarray:
@@ -96,7 +98,12 @@ def _stream(seed: int, stream: int, size: int, start: int, count: int) -> np.nda
     if count == 0:
         return np.zeros(0, np.int32)
     first, last = start // size, (start + count - 1) // size
-    epochs = [_permutation(seed, stream, size, e) for e in range(first, last + 1)]
+    # Only the first and the last epoch reach into other steps. With few labels a step has many
+    # epochs between them; kept, they would push the long permutations out of the cache.
+    epochs = [
+        (_kept_permutation if e in (first, last) else _permutation)(seed, stream, size, e)
+        for e in range(first, last + 1)
+    ]
     return np.concatenate(epochs)[start - first * size :][:count]
 
 

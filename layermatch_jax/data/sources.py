@@ -1,6 +1,7 @@
 """From the name of a data set to its images: the one entrance of the data wing."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from layermatch_jax.data.images import (
     Source,
     channel_statistics,
     concatenate,
+    digest,
     from_array,
     take,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "Source",
     "channel_statistics",
     "concatenate",
+    "digest",
     "drop_test_duplicates",
     "from_array",
     "load",
@@ -54,14 +57,16 @@ def load(dataset: ConfigDict) -> Source:
         pixels to which images are brought and at which they are kept, before the crop) and
         drop_test_duplicates. Read by some: data_dir (tfds sets: folder of prepared sets, '' for
         TFDS_DATA_DIR or tfds's default; folder: its root; npz: the file), class_list (folder:
-        file with one class folder a line, '' for all), num_classes (fake).
+        file with one class folder a line, '' for all), evaluate_on, on_broken and alpha (folder),
+        num_classes (fake).
 
     Returns:
-      A Source; the pixels of all but 'folder' are in memory.
+      A Source; the pixels of all but 'folder' are in memory. What the user should know of the data
+      is in its notes.
 
     Raises:
       InputError: the name or a setting is not allowed, or the data are missing or malformed. The
-        message says how to mend it. A broken image of a folder raises when it is read.
+        message says how to mend it. An image of a folder that breaks later raises when it is read.
     """
     if dataset.name not in LOADERS:
         raise unknown("--config.dataset.name", dataset.name, LOADERS)
@@ -70,6 +75,9 @@ def load(dataset: ConfigDict) -> Source:
             f"--config.dataset.stored_size={dataset.stored_size}: images need a side of at least"
             " 1 pixel (32 for CIFAR, 96 for STL-10, 256 for ImageNet)."
         )
+    dataset = dataset.copy_and_resolve_references()
+    for name in ("data_dir", "class_list"):
+        dataset[name] = os.path.expanduser(dataset[name])
     source = LOADERS[dataset.name](dataset)
     if dataset.drop_test_duplicates:
         source, dropped = drop_test_duplicates(source)

@@ -6,6 +6,7 @@ hash, so that two runs can be seen to have used the same one, and can be read ba
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
     """Splits a data set as the settings say.
 
     The labelled images are drawn class by class, equally many of each; what is left over of a
-    number that the classes do not divide goes one each to classes drawn by label_seed. With
+    number that the classes do not divide goes one each to classes drawn by label_seed. If the
+    number is that of all training images, all are labelled, however uneven the classes are. With
     label_fraction it is that share of each class, rounded half up, at least one image. For one
     label_seed, the split with fewer labels is part of the one with more.
 
@@ -75,7 +77,8 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
         )
     counts = _class_counts(source, dataset)
     if dataset.split_file:
-        indices = _read_split(dataset.split_file, source, dataset, int(counts.sum()))
+        path = os.path.expanduser(dataset.split_file)
+        indices = _read_split(path, source, dataset, int(counts.sum()))
     else:
         indices = _draw(source, counts, dataset.name, dataset.label_seed)
 
@@ -152,9 +155,10 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     if not classes <= number <= available.sum():
         raise InputError(
             f"--config.dataset.num_labels={number}: it counts the labels of all {classes}"
-            f" classes together, and each needs at least one. Allowed are"
-            f" {classes}..{available.sum()} (the number of training images)."
+            f" classes together, and each needs at least one. {_allowed_numbers(available)}"
         )
+    if number == available.sum():  # all of them, even where equal shares would not fit
+        return available
     each, rest = divmod(number, classes)
     counts = np.where(present, each, 0)
     order = np.argsort(
@@ -164,19 +168,32 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     return counts
 
 
+def _allowed_numbers(available: np.ndarray) -> str:
+    """Which num_labels can be drawn from classes of these sizes, as a sentence."""
+    sizes = available[available > 0]
+    fewest, equal, total = len(sizes), len(sizes) * sizes.min(), sizes.sum()
+    if equal == total:
+        return f"Allowed are {fewest}..{total} (the number of training images)."
+    smallest = f"the smallest class has {sizes.min()} images"
+    return f"Allowed are {fewest}..{equal} ({smallest}) and {total} (all training images)."
+
+
 def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarray:
     """counts[c] positions of each class c in source.train, ascending: int64 [sum of counts]."""
-    draws = _draws(name, seed, _IMAGES, len(source.train.labels))
-    chosen = []
+    labels, names = source.train.labels, source.class_names
+    available = np.bincount(labels, minlength=len(names))
+    if (short := np.flatnonzero(available < counts)).size:
+        c = short[0]
+        raise InputError(
+            f"Data set {name!r}: class {names[c]!r} has {available[c]} training images, and"
+            f" {counts[c]} of them were to be labelled: the classes share"
+            f" --config.dataset.num_labels={counts.sum()} equally. {_allowed_numbers(available)} Or"
+            " add images of the class, or use --config.dataset.label_fraction, which takes a share"
+            " of each class."
+        )
+    draws, chosen = _draws(name, seed, _IMAGES, len(labels)), []
     for c, count in enumerate(counts):
-        members = np.flatnonzero(source.train.labels == c)
-        if len(members) < count:
-            raise InputError(
-                f"Data set {name!r}: class {source.class_names[c]!r} has {len(members)} training"
-                f" images, and {count} of them were to be labelled. Add images of it"
-                " (every class needs some), lower --config.dataset.num_labels, which the"
-                " classes share equally, or use label_fraction, which takes a share of each class."
-            )
+        members = np.flatnonzero(labels == c)
         chosen.append(members[np.argsort(draws[members], kind="stable")[:count]])
     return np.sort(np.concatenate(chosen))
 

@@ -6,6 +6,7 @@ without it.
 
 import contextlib
 import os
+import re
 import threading
 
 import numpy as np
@@ -30,14 +31,27 @@ def load(dataset: ConfigDict) -> Source:
       InputError: no TensorFlow Datasets, no data and no way to get them, or damaged data.
     """
     builder = _builder(dataset.name, dataset.data_dir)
-    splits = builder.info.splits
-    return Source(
-        class_names=tuple(builder.info.features["label"].names),
+    splits, names = builder.info.splits, tuple(builder.info.features["label"].names)
+    if missing := {"train", "test"} - set(splits):
+        raise _damaged(builder, f"it has no split {' and no split '.join(sorted(missing))}")
+    source = Source(
+        class_names=names,
         train=_read(builder, "train", dataset.stored_size),
         unlabeled=(
             _read(builder, "unlabelled", dataset.stored_size) if "unlabelled" in splits else None
         ),
         test=_read(builder, "test", dataset.stored_size),
+    )
+    largest = max(source.train.labels.max(), source.test.labels.max())
+    if largest >= len(names):
+        raise _damaged(builder, f"it names {len(names)} classes and has the label {largest}")
+    return source
+
+
+def _damaged(builder, what: str) -> InputError:
+    return InputError(
+        f"{builder.data_dir} is damaged: {what}. Delete that folder and prepare the set again (with"
+        " network, the next run does)."
     )
 
 
@@ -66,10 +80,7 @@ def _read(builder, split: str, side: int) -> Images:
             pixels[done:stop], labels[done:stop] = resize(image, side), label
             done = stop
     except tf.errors.OpError as error:
-        raise InputError(
-            f"Split {split!r} of {builder.data_dir} is damaged ({str(error).splitlines()[0]})."
-            " Delete that folder and prepare the set again (with network, the next run does)."
-        ) from error
+        raise _damaged(builder, f"split {split!r}: {str(error).splitlines()[0]}") from error
     return from_array(pixels, labels)
 
 
@@ -87,7 +98,22 @@ def _builder(name: str, data_dir: str):
 
     # tfds reads the variable once, when it is imported; here it counts when it is asked for.
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
-    builder = tfds.builder(name, data_dir=data_dir or None)
+    if re.search(r"[*?\[]", data_dir):
+        raise InputError(
+            f"--config.dataset.data_dir={data_dir}: TensorFlow Datasets reads *, ? and [ in a path"
+            " as a pattern. Rename the folder, or make a link to it (ln -s) without these"
+            " characters and give the link."
+        )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    # tfds reads the files that describe the set, and raises whatever damaged ones lead it to.
+    except Exception as error:
+        folder = os.path.join(data_dir or os.path.join("~", "tensorflow_datasets"), name)
+        raise InputError(
+            f"Data set {name!r} cannot be opened by tfds ({type(error).__name__}: {error}). Its"
+            f" description in {folder} is damaged or cannot be read: delete that folder and prepare"
+            " the set again (with network, the next run does)."
+        ) from error
     if builder.is_prepared():
         return builder
 

@@ -66,7 +66,11 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
         except (InputError, ImportError) as error:
             missing.append(Note(f"{said} {error}"))
 
-    step, names = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]
+    step, numbers = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]
+    names = (
+        tried("The classes' names are not known.", lambda: runs.read_class_names(log.folder))
+        or numbers
+    )
     images, predictions, features = [], [], []
     data = tried(
         "The run's images cannot be shown.", lambda: runs.read_data(log.folder, log.config)

@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import metrics, runs
+from layermatch_jax import data_file, metrics, runs
 from layermatch_jax import workdir as workdir_lib
 from layermatch_jax.errors import InputError
 
@@ -44,8 +44,7 @@ def read(folder: epath.Path, data_dir: str = "") -> Log:
       InputError: there is none, or it is of another version.
     """
     config = runs.read_config(folder, data_dir)
-    split = folder / workdir_lib.SPLIT
-    split = json.loads(split.read_text()) if split.exists() else {}
+    split = workdir_lib.read_split(folder)
     return Log(folder, config, split, metrics.read(folder), workdir_lib.read_result(folder))
 
 
@@ -96,7 +95,7 @@ def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
     same = {}
     for log in logs:
         seeds = log.config.seed, log.config.dataset.label_seed
-        images = json.dumps(log.split, sort_keys=True)
+        images = json.dumps([log.split, data_file.read(log.folder)], sort_keys=True)
         same.setdefault((*settings_of(log).items(), *seeds, images), []).append(log)
     kept, notes = [], []
     for copies in same.values():

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from layermatch_jax import analysis, figures, train
@@ -32,9 +31,7 @@ def views(config, data: train.Data, step: int) -> Picture:
     mu, names = sampler.unlabeled_ratio, partition.class_names
     rows = slice(min(config.batch_size, -(-_VIEWS // max(mu, 1))))
     feed = feed_lib.create(config, partition, sampler, rows)
-    _, call = next(iter(feed.calls(range(step, step + 1))))
-    batch = jax.jit(feed.batch)(feed.resident(), jax.tree.map(lambda x: x[:, 0], call))
-    made = np.asarray(batch.images)
+    made = np.asarray(feed.one_step(step).images)
     draws = sampler.draw(step).rows(rows)
     if mu:
         source, positions = partition.unlabeled, draws.unlabeled.reshape(-1)[:_VIEWS]
