@@ -7,9 +7,9 @@ import ml_collections
 
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import Images
+from layermatch_jax.method import windows
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.runtime import parallel
-from layermatch_jax.runtime.metrics import means
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     for batch in pipeline.eval_batches(images, size, config.dataset.image_size, rows):
         metrics = eval_step(state, parallel.place_batch(batch, config.parallelism))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
-    return means(jax.device_get(sums))
+    return windows.means(jax.device_get(sums))
 
 
 def _rounded_up(count: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ from layermatch_jax.data import description, pipeline, sources, splits
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.errors import InputError, NonFiniteLossError, Stopped
-from layermatch_jax.method import policies, program, state, steps
+from layermatch_jax.method import assembly, policies, program, state, steps, windows
 from layermatch_jax.runtime import checkpoint, hosts, metrics, parallel, progress
 from layermatch_jax.runtime import clock as clock_lib
 from layermatch_jax.runtime import workdir as workdir_lib
@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
 
     data: Data
     resident: Any  # what the feed keeps on the devices
-    method: steps.Method
+    method: assembly.Method
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> metrics
@@ -92,7 +92,7 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
 def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:
     """The draws of a run: of the views that its policy wants, and of the policy's own."""
     policy = policies.create(config)
-    layout = steps.create_layout(config, policy)
+    layout = assembly.create_layout(config, policy)
     return pipeline.create_sampler(config, partition, layout, policy.draws)
 
 
@@ -119,7 +119,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         axis_name=parallel.axis_name(config.parallelism),
     )
     with hosts.all_or_none():
-        method = steps.create_method(config, initial.params, data.statistics)
+        method = assembly.create_method(config, initial.params, data.statistics)
         if resident is None:
             parallel.check_room(feed.resident_bytes)
             resident = feed.resident(config.parallelism)
@@ -134,7 +134,7 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     layer_gradients = layer_report.compile_gradients(config, feed, method)
     example = parallel.place_batch(feed.example, config.parallelism)
     _, window = jax.eval_shape(train_program, initial, resident, example)
-    empty_window = metrics.empty_window(window)
+    empty_window = windows.empty_window(window)
     return Prepared(
         data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
     )
@@ -239,7 +239,7 @@ def train_and_evaluate(
         try:
             for step, call in feed.calls(range(start, config.train_steps)):
                 current, of_call = prepared.train_program(current, prepared.resident, place(call))
-                window = metrics.join(window, of_call)
+                window = windows.join(window, of_call)
                 # Wait for the call before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
@@ -276,7 +276,7 @@ def train_and_evaluate(
                             if first:
                                 layer_report.add(workdir, report)
                         if save_now:  # before the next call is taken: state and step agree
-                            metrics.check_finite(window, current)
+                            windows.check_finite(window, current)
                             if first:
                                 log.to_disk()
                                 saved = {

@@ -8,7 +8,7 @@ import optax
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import policies, steps
+from layermatch_jax.method import assembly, policies, steps
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.views import ByView
 
@@ -139,7 +139,7 @@ def make_inputs_of(policy, num_labeled=B, mu=MU, num_classes=K, seed=0):
 
 
 def make_method(params, method="fixmatch", **fields):
-    return steps.create_method(make_config(method, **fields), params, ((0.0,) * 3, (1.0,) * 3))
+    return assembly.create_method(make_config(method, **fields), params, ((0.0,) * 3, (1.0,) * 3))
 
 
 def make_state(params, method, tx=None, apply_fn=backbone):

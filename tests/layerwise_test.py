@@ -8,7 +8,7 @@ import pytest
 from layermatch_jax import automatic, models, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import layerwise
+from layermatch_jax.method import centers, layerwise
 
 PARAMS = {
     "backbone": {"stem": {"kernel": 0.0, "bias": 0.0}, "block1": {"kernel": 0.0}},
@@ -185,7 +185,7 @@ def test_a_multiplier_of_zero_is_an_exact_zero_even_of_infinity():
 def test_linear():
     classifier = {"kernel": jnp.array([[1.0, 2.0, 0.0], [0.0, -1.0, 4.0]]), "bias": jnp.arange(3.0)}
     features = jnp.array([[1.0, 0.0], [2.0, -0.5]])
-    np.testing.assert_array_equal(layerwise.linear(classifier, features), [[1, 3, 2], [2, 5.5, 0]])
+    np.testing.assert_array_equal(classifier.linear(classifier, features), [[1, 3, 2], [2, 5.5, 0]])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def reading(centres, train_steps=2**20, momentum=None, target_head="classifier",
     config.avg_clustering.centres = centres
     config.avg_clustering.momentum = momentum
     config.avg_clustering.target_head = target_head
-    return layerwise.create_centres(automatic.resolve(config))
+    return centers.create_centres(automatic.resolve(config))
 
 
 CLASSIFIER = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]]), "bias": jnp.ones(2)}
@@ -287,7 +287,7 @@ def test_the_averaged_classifier_starts_as_a_copy():
 
 
 def rows(features, targets, weights):
-    return layerwise.Rows(*(jnp.array(x, jnp.float32) for x in (features, targets, weights)))
+    return centers.Rows(*(jnp.array(x, jnp.float32) for x in (features, targets, weights)))
 
 
 def test_feature_centres_by_hand():

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from layermatch_jax.errors import InputError, NonFiniteLossError
+from layermatch_jax.method import windows
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.runtime import clock, metrics
 
@@ -22,9 +23,9 @@ def pairs(values, weights):
 
 def window_of(steps, first=1):
     """Accumulates a list of {name: [sum, weight]}."""
-    window = metrics.empty_window({"sums": steps[0]})
+    window = windows.empty_window({"sums": steps[0]})
     for step, step_metrics in enumerate(steps, first):
-        window = metrics.join(window, metrics.window_of(step_metrics, step))
+        window = windows.join(window, windows.window_of(step_metrics, step))
     return window
 
 
@@ -36,7 +37,7 @@ def window(step_count=1, **means):
     """One that Log.train takes: the mean loss and others, over some steps."""
     means = {"loss": 1.0, "mask_rate": None, "pseudo_label_accuracy": None} | means
     sums = {k: (0, 0) if v is None else (v * step_count, step_count) for k, v in means.items()}
-    return {"sums": sums, "nonfinite_step": metrics.NEVER}
+    return {"sums": sums, "nonfinite_step": windows.NEVER}
 
 
 def scores(accuracy, **changed):
@@ -61,26 +62,26 @@ def test_windows_average_over_what_was_counted():
     # 2 of 10 right, then 60 of 60: 62 of 70, and not the mean of the two shares.
     values, weights = [0.2, 1.0], [10, 60]
     steps = [{"loss": pair, "right": pair} for pair in pairs(values, weights)]
-    means = metrics.means(window_of(steps)["sums"])
+    means = windows.means(window_of(steps)["sums"])
     assert means["right"] == pytest.approx(62 / 70)
 
     values, weights = RNG.rand(9), RNG.randint(1, 100, 9)
     steps = [{"loss": np.float32([v, 1]), "x": x}
              for v, x in zip(values, pairs(values, weights), strict=True)]  # fmt: skip
-    means = metrics.means(window_of(steps)["sums"])
+    means = windows.means(window_of(steps)["sums"])
     assert means["x"] == pytest.approx(np.average(values, weights=weights), rel=1e-6)
     assert means["loss"] == pytest.approx(values.mean(), rel=1e-6)
 
 
 def test_steps_that_counted_nothing_change_nothing():
     steps = [{"loss": np.float32([1, 1]), "right": np.float32(x)} for x in ([0, 0], [3, 4], [0, 0])]
-    assert metrics.means(window_of(steps)["sums"])["right"] == 0.75
+    assert windows.means(window_of(steps)["sums"])["right"] == 0.75
 
 
 def test_means_of_nothing_are_unknown():
-    assert metrics.means({"a": (0.0, 0.0), "b": (1.0, 4.0)}) == {"a": None, "b": 0.25}
+    assert windows.means({"a": (0.0, 0.0), "b": (1.0, 4.0)}) == {"a": None, "b": 0.25}
     by_class = {"a": np.array([[0.0, 3.0], [0.0, 4.0]]), "b": np.zeros((2, 2))}
-    assert metrics.means(by_class) == {"a": [None, 0.75], "b": None}
+    assert windows.means(by_class) == {"a": [None, 0.75], "b": None}
 
 
 @pytest.mark.parametrize(
@@ -96,15 +97,15 @@ def test_means_of_nothing_are_unknown():
 def test_first_step_whose_loss_is_not_finite(values, first):
     window = window_of(losses(*values), first=11)
     if first is None:
-        metrics.check_finite(window)
+        windows.check_finite(window)
     else:
         with pytest.raises(NonFiniteLossError, match=f"the loss is not finite at step {first}$"):
-            metrics.check_finite(window)
+            windows.check_finite(window)
 
 
 def test_other_metrics_may_be_infinite():
     steps = [{"loss": np.float32([1, 1]), "norm": np.float32([math.inf, 1])}]
-    metrics.check_finite(window_of(steps))
+    windows.check_finite(window_of(steps))
 
 
 @pytest.mark.parametrize("spoilt", [None, "params", "batch_stats", "centres"])
@@ -119,11 +120,11 @@ def test_state_that_is_no_good_checkpoint(spoilt):
     )  # fmt: skip
     window = window_of(losses(1))
     if spoilt is None:
-        metrics.check_finite(window, state)
+        windows.check_finite(window, state)
     else:
         with pytest.raises(NonFiniteLossError, match="the update of step 7 is not finite"):
-            metrics.check_finite(window, state)
-        metrics.check_finite(window)
+            windows.check_finite(window, state)
+        windows.check_finite(window)
 
 
 # ---- The log ----

@@ -15,7 +15,7 @@ from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import state, steps
+from layermatch_jax.method import assembly, reductions, state, steps
 from layermatch_jax.runtime import parallel
 
 CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
@@ -59,7 +59,7 @@ def start(config, axis_name):
     kernel = initial.params["classifier"]["kernel"]
     scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
     params = initial.params | {"classifier": scaled}
-    method = steps.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
+    method = assembly.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
     policy_state = initial.policy
     if config.policy.name == "flexmatch":  # most samples were selected before
         classes = jnp.array([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2] * 2, jnp.int32)
@@ -238,10 +238,10 @@ def test_rows_are_gathered_in_order_and_cut_again():
     rows = np.arange(32).reshape(16, 2)
 
     def step(state, x, *, axis_name):
-        everything = parallel.gather_rows(x, axis_name)
-        own = parallel.own_rows(everything, axis_name)
-        sums = parallel.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
-        return everything, *sums, parallel.num_shards(axis_name)
+        everything = reductions.gather_rows(x, axis_name)
+        own = reductions.own_rows(everything, axis_name)
+        sums = reductions.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
+        return everything, *sums, reductions.num_shards(axis_name)
 
     compiled = parallel.compile_step(step, "pmap", donate_state=False)
     everything, difference, total, shards = compiled(

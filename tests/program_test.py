@@ -10,8 +10,8 @@ import pytest
 from parallel_test import assert_equal_within, configuration, make_batch, start
 
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import program, steps
-from layermatch_jax.runtime import metrics, parallel
+from layermatch_jax.method import program, steps, windows
+from layermatch_jax.runtime import parallel
 
 K = 3
 
@@ -47,7 +47,7 @@ def test_a_call_of_several_steps(devices):
     assert_equal_within(jax.device_get(state), jax.device_get(expected), 1e-6)
     for name, total in window["sums"].items():
         np.testing.assert_allclose(total, sum(s[name] for s in sums), rtol=1e-5, err_msg=name)
-    assert window["nonfinite_step"] == metrics.NEVER
+    assert window["nonfinite_step"] == windows.NEVER
 
 
 def spoiled_at(step):
@@ -61,7 +61,7 @@ def spoiled_at(step):
     )
 
 
-@pytest.mark.parametrize(("spoiled", "first"), [(0, 2), (1, 3), (2, metrics.NEVER)])
+@pytest.mark.parametrize(("spoiled", "first"), [(0, 2), (1, 3), (2, windows.NEVER)])
 def test_a_loss_that_is_not_finite_is_told_by_its_step(spoiled, first):
     method, initial = start(configuration(), None)
     tx = spoiled_at(spoiled)

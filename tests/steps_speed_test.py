@@ -14,7 +14,7 @@ import pytest
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import state, steps
+from layermatch_jax.method import assembly, state, steps
 from layermatch_jax.runtime import parallel
 
 TURNS = 150
@@ -33,7 +33,7 @@ def prepare(method, fields):
     config.update_from_flattened_dict(fields)
     config = automatic.resolve(config)
     initial = state.create(config, classes, samples, np.zeros(40, np.int32), "batch")
-    method = steps.create_method(config, initial.params, ((0.5,) * 3, (0.3,) * 3))
+    method = assembly.create_method(config, initial.params, ((0.5,) * 3, (0.3,) * 3))
     step = parallel.compile_step(functools.partial(steps.train_step, method=method), "pmap")
     rng, side = np.random.RandomState(0), config.dataset.image_size
     batch = TrainBatch(

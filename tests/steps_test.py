@@ -28,7 +28,7 @@ from builders import (
 )
 
 from layermatch_jax.batch import EvalBatch, TrainBatch
-from layermatch_jax.method import losses, optimizer, policies, state, steps
+from layermatch_jax.method import assembly, backprop, losses, optimizer, policies, state, steps
 from layermatch_jax.views import Layout, Views
 
 GRAD_RELU = (("classifier/.*", 0.0),)
@@ -788,7 +788,7 @@ def test_images_are_normalised_by_channel():
     method = make_method(make_params())._replace(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 2.0))
     images = np.array([[[[0, 0, 0], [255, 255, 255], [51, 102, 204]]]], np.uint8)
     expected = [[[[-2, -0.5, 0], [2, 1.5, 0.5], [-1.2, 0.3, 0.4]]]]
-    actual = steps.normalize(jnp.array(images), method)
+    actual = backprop.normalize(jnp.array(images), method)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -975,7 +975,7 @@ def test_three_training_steps_equal_literal_numbers(dtype):
         current = state.create(config, num_classes=3, num_unlabeled=4, labels=np.zeros(2, np.int32))
         params = jax.tree.map(jnp.array, as_params(start))
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, current.params)
-        method = steps.create_method(config, params, (PIXEL_MEAN, PIXEL_STD))
+        method = assembly.create_method(config, params, (PIXEL_MEAN, PIXEL_STD))
         current = current.replace(
             params=params,
             ema_params=params,

@@ -31,7 +31,7 @@ from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import steps
+from layermatch_jax.method import assembly, backprop, reductions
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.runtime import files, metrics, parallel
 
@@ -85,7 +85,7 @@ def gradients(
     rows: Any,
     *,
     batch: Callable[[Any, Any], TrainBatch],
-    method: steps.Method,
+    method: assembly.Method,
     axis_name: str | None = None,
 ) -> tuple[dict, dict]:
     """What one batch would give; pure, and nothing of it is kept.
@@ -108,17 +108,17 @@ def gradients(
       the policy's ramp}.
     """
     own_batch = batch(resident, rows)
-    seen = steps.forward(state, own_batch, method, axis_name)
+    seen = backprop.run_forward(state, own_batch, method, axis_name)
     targets, weights, truth = seen.answer.targets, seen.answer.weights, seen.true_labels
     known, right = truth >= 0, jnp.argmax(targets, axis=-1) == truth
 
     def unsupervised(targets, counted):
         answer = seen.answer._replace(targets=targets, weights=weights * counted)
         only = "unsupervised"  # a policy's other terms have no pseudo-labels
-        return steps.unsupervised_gradients(state, seen, answer, method, axis_name, only)[1]
+        return backprop.unsupervised_gradients(state, seen, answer, method, axis_name, only)[1]
 
     at_heads = {
-        "supervised": steps.supervised_gradients(state, own_batch, seen, method, axis_name)[1],
+        "supervised": backprop.supervised_gradients(state, own_batch, seen, method, axis_name)[1],
         "true": unsupervised(jax.nn.one_hot(truth, targets.shape[-1]), known),
         "right": unsupervised(targets, right),
         "wrong": unsupervised(targets, known & ~right),
@@ -130,7 +130,7 @@ def gradients(
         }
         for kind, of_kind in at_heads.items()
     }
-    trees = parallel.total(trees, axis_name)
+    trees = reductions.total(trees, axis_name)
     sums = {
         "known": jnp.sum(known),
         "used": jnp.sum(weights * known),
@@ -254,7 +254,7 @@ def _with_interval(estimates: np.ndarray, least: float, most: float) -> list[flo
 
 
 def compile_gradients(
-    config: ml_collections.ConfigDict, feed: Feed, method: steps.Method
+    config: ml_collections.ConfigDict, feed: Feed, method: assembly.Method
 ) -> Callable:
     """`gradients` for all devices: (state, resident, placed rows) -> its outputs."""
     return parallel.compile_step(
@@ -348,7 +348,7 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     config.parallelism = "jit"  # of which a state that was read is
     config.layer_report.batches = batches or config.layer_report.batches
     data = run.data
-    method = steps.create_method(config, run.state.params, data.statistics)
+    method = assembly.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
     resident = data.feed.resident(config.parallelism)
     program = compile_gradients(config, data.feed, method)

@@ -11,7 +11,7 @@ from layermatch_jax.after.runs import Run
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import Images
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import layerwise, steps
+from layermatch_jax.method import assembly, backprop
 
 
 class Predictions(NamedTuple):
@@ -40,14 +40,14 @@ def predict(run: Run, images: Images, ema: bool = True) -> Predictions:
       InputError: the images are of another size or type, or a file cannot be read; names it.
     """
     _check_form(images, run.config.dataset)
-    method = steps.create_method(run.config, run.state.params, run.data.statistics)
+    method = assembly.create_method(run.config, run.state.params, run.data.statistics)
     params = run.state.ema_params if ema else run.state.params
     variables = {"params": params["backbone"], "batch_stats": run.state.batch_stats}
     # No rows to begin with: so no images give arrays of the right form, too.
     batches = [[np.zeros((0, n), np.float32) for n in params["classifier"]["kernel"].shape]]
     size, side = run.config.eval_batch_size, run.config.dataset.image_size
     for batch in pipeline.eval_batches(images, size, side):
-        normalized = steps.normalize(batch.images, method)
+        normalized = backprop.normalize(batch.images, method)
         answer = _forward(run.state.apply_fn, variables, params["classifier"], normalized)
         batches.append(jax.device_get(answer))
     count = len(images.labels)
@@ -69,4 +69,4 @@ def _check_form(images: Images, dataset: ml_collections.ConfigDict) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(apply_fn, variables, classifier, images):
     features = apply_fn(variables, images, train=False)
-    return features, jax.nn.softmax(layerwise.linear(classifier, features))
+    return features, jax.nn.softmax(classifier.linear(classifier, features))

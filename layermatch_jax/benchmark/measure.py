@@ -26,7 +26,7 @@ from etils import epath
 from layermatch_jax import automatic, evaluate, presets, rules, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.data.images import take
-from layermatch_jax.method import steps
+from layermatch_jax.method import reductions, steps
 from layermatch_jax.runtime import files, hosts, metrics, parallel
 from layermatch_jax.runtime import workdir as workdir_lib
 
@@ -157,7 +157,7 @@ def _input(prepared: train.Prepared, config) -> Part:
 
         by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
         total, _ = jax.lax.scan(one_step, jnp.int32(0), by_step)
-        return parallel.total(total, axis_name)
+        return reductions.total(total, axis_name)
 
     program = parallel.compile_step(
         sum_of_pixels, config.parallelism, resident=True, donate_state=False

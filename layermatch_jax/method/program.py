@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import steps
+from layermatch_jax.method import assembly, steps
 from layermatch_jax.method.state import TrainState
-from layermatch_jax.runtime import metrics
 
 
 def train_steps(
@@ -18,7 +17,7 @@ def train_steps(
     call: Any,
     *,
     batch: Callable[[Any, Any], TrainBatch],
-    method: steps.Method,
+    method: assembly.Method,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
     """As many train steps as the call holds; pure.
@@ -39,10 +38,10 @@ def train_steps(
         state, step_metrics = steps.train_step(
             state, batch(resident, rows), method=method, axis_name=axis_name
         )
-        return state, metrics.window_of(step_metrics, state.step)
+        return state, windows.window_of(step_metrics, state.step)
 
     by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
     if len(jax.tree.leaves(by_step)[0]) == 1:  # no loop around a single step
         return one_step(state, jax.tree.map(lambda x: x[0], by_step))
     state, windows = jax.lax.scan(one_step, state, by_step)
-    return state, metrics.add_up(windows)
+    return state, windows.add_up(windows)

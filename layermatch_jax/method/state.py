@@ -10,7 +10,7 @@ import numpy as np
 from flax.training import train_state
 
 from layermatch_jax import models
-from layermatch_jax.method import layerwise, optimizer, policies
+from layermatch_jax.method import centers, optimizer, policies
 
 
 class TrainState(train_state.TrainState):
@@ -48,7 +48,7 @@ def create(
     """
     model = models.create_model(config.model, axis_name)
     tx = optimizer.create(config)
-    centres = layerwise.create_centres(config)
+    centres = centers.create_centres(config)
     policy = policies.create(config)
     side = config.dataset.image_size
 
