@@ -50,6 +50,7 @@ from layermatch_jax.after import drawing
 from layermatch_jax.errors import InputError  # noqa: E402
 from layermatch_jax.method import layerwise
 from layermatch_jax.runtime import clock, metrics, terminal, workdir
+from layermatch_jax.runtime import result as result_lib
 
 PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 
@@ -207,7 +208,7 @@ def make_cell(
     folder = options.workdir / f"{config.method}-l{seed}"
     workdir.check(folder.absolute(), config)
     arguments = [f"--config={file}", f"--workdir={folder}", *seeds, *extra]
-    return Cell(config.method, *workdir.trained_layers(config).values(), seed, folder, arguments)
+    return Cell(config.method, *result_lib.trained_layers(config).values(), seed, folder, arguments)
 
 
 @functools.cache
@@ -363,7 +364,7 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
     'a tenth' is after a tenth of the steps; 'used' the utilisation (mean weight of pseudo-labels),
     'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
     """
-    result = workdir.read_result(cell.folder)
+    result = result_lib.read_result(cell.folder)
     if result is None:
         return None
     split = "test" if "test_accuracy" in result else "validation"
@@ -473,7 +474,7 @@ def comma_separated(
 
 def provenance(cells: list[Cell]) -> str:
     """What the table's numbers are and what they were measured on, from the result files."""
-    results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
+    results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
     split = "test" if any("test_accuracy" in result for result in results) else "validation"
     if missing := metrics.missing_accuracy(results):
         missing += "\n"
@@ -512,7 +513,7 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
         row: {seed: values["median20"] for seed, values in by_seed.items()}
         for row, by_seed in by_row(cells).items()
     }
-    results = [result for cell in cells if (result := workdir.read_result(cell.folder))]
+    results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
     quantity = "accuracy (EMA, median20), %"
     drawing.save(lambda: drawing.comparison(scores, baseline, quantity, title=data(results)), path)
 

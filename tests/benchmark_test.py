@@ -7,7 +7,7 @@ import pytest
 from train_test import tiny
 
 from layermatch_jax import config
-from layermatch_jax.benchmark.measure import measure
+from layermatch_jax.benchmark import measure, summary
 
 
 @pytest.mark.parametrize("backend", ["device", "tf_data"])
@@ -51,7 +51,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     assert products < report["program"]["flops_per_step"] < 3 * products
     assert report["program"]["peak_share"] is None  # a CPU's is not known
 
-    text = measure.table(report, tmp_path / "new")
+    text = summary.table(report, tmp_path / "new")
     assert f"{images} images a step, input by {backend}; 8 x cpu" in text
     for name in parts:
         assert f"\n{name} " in text
@@ -59,8 +59,8 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
 
 def test_shares_of_the_peak(monkeypatch):
     part = measure.Part(run=None, steps=2, images=10)
-    monkeypatch.setitem(measure.PEAK, "cpu", 4e9)
-    report = measure._report(
+    monkeypatch.setitem(summary.PEAK, "cpu", 4e9)
+    report = summary.report(
         config.base(),
         type("Data", (), {"images_per_step": 5}),
         {"flops_per_step": 1e9},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import rules, train
+from layermatch_jax import rules, setup
 from layermatch_jax.data import feed, sources, splits
 from layermatch_jax.errors import InputError
 
@@ -36,7 +36,7 @@ def prepared(**fields):
     )
     rules.validate(config)
     partition = splits.partition(sources.load(config.dataset), config.dataset)
-    return config, partition, train.create_sampler(config, partition)
+    return config, partition, setup.create_sampler(config, partition)
 
 
 def test_calls_lie_between_multiples_of_k():

@@ -18,7 +18,7 @@ import pytest
 from train_test import final_state, lines
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import train
+from layermatch_jax import setup, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import hosts
 
@@ -278,4 +278,4 @@ def test_a_process_with_other_images_than_the_first_is_refused(monkeypatch):
     config.dataset.stored_size = 16
     monkeypatch.setattr(hosts, "from_first", lambda digest: digest ^ 1)
     with pytest.raises(InputError, match="other images or classes than the first one"):
-        train.load(config)
+        setup.load(config)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import train
+from layermatch_jax import setup
 from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.errors import InputError
 
 pytest.importorskip("tensorflow")
 
-from layermatch_jax.benchmark.measure import per_image
+from layermatch_jax.benchmark import per_image
 
 ROWS = 448  # unlabelled images in a batch
 ROUNDS = 5
@@ -33,7 +33,7 @@ def inputs():
     except InputError:
         pytest.skip("set TFDS_DATA_DIR to a folder where tfds has prepared cifar10")
     partition = splits.partition(source, config.dataset)
-    sampler = train.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     padding = config.dataset.padding
     return {
         "per image": per_image.batches(partition.unlabeled, sampler, padding),

@@ -30,8 +30,9 @@ from steps_test import (
 from train_test import KilledError, assert_same, tiny
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import main, modes, rules, train
+from layermatch_jax import main, modes, rules, setup, train
 from layermatch_jax.after import layer_report, runs
+from layermatch_jax.after.layer_report import estimates, measuring, picture, record
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import checkpoint
 
@@ -46,7 +47,7 @@ def test_layers_in_forward_order():
         "backbone/stage1_block2/conv1/kernel", "backbone/stage2_block0/shortcut/kernel",
         "backbone/stem/kernel", "classifier/bias", "classifier/kernel",
     ]  # fmt: skip
-    assert layer_report.forward_order(layer_report.layer(path) for path in paths) == [
+    assert estimates.forward_order(estimates.layer(path) for path in paths) == [
         "stem", "stage1_block0", "stage1_block2", "stage1_block10", "stage2_block0",
         "stage10_block0", "final_norm", "classifier",
     ]  # fmt: skip
@@ -57,9 +58,7 @@ def test_layers_in_forward_order():
 
 
 def gradients_of(state, batch, method):
-    step = functools.partial(
-        layer_report.gradients, batch=lambda resident, rows: rows, method=method
-    )
+    step = functools.partial(measuring.gradients, batch=lambda resident, rows: rows, method=method)
     return jax.jit(step)(state, None, batch)
 
 
@@ -142,8 +141,8 @@ def gram(vectors):
 
 def test_the_numbers_by_hand():
     """A product of means: (Σa · Σb − Σ a_i · b_i) / 6, over the pairs of different batches."""
-    told = layer_report.compare(gram(BY_HAND), strength=2.0)
-    assert list(told) == list(layer_report.QUANTITIES)
+    told = estimates.compare(gram(BY_HAND), strength=2.0)
+    assert list(told) == list(estimates.QUANTITIES)
     ss, tt = (36 - 16) / 6, (25 - 11) / 6
     right, wrong = (81 - 45) / 6, (144 - 66) / 6
     uu = right + wrong  # they are at right angles
@@ -157,7 +156,7 @@ def test_the_numbers_by_hand():
 def test_where_there_is_nothing_to_compare():
     none_used = BY_HAND.copy()
     none_used[2:] = 0
-    assert layer_report.compare(gram(none_used)) == {
+    assert estimates.compare(gram(none_used)) == {
         "cosine_true": [None] * 3,
         "cosine_supervised": [None] * 3,
         "norm_ratio": [0.0] * 3,
@@ -165,7 +164,7 @@ def test_where_there_is_nothing_to_compare():
     }
     all_right = np.array(BY_HAND)
     all_right[2:] = [[[6, 0], [1, 0], [3, 0]], np.zeros((3, 2))]
-    assert layer_report.compare(gram(all_right))["noise_share"] == [0.0] * 3
+    assert estimates.compare(gram(all_right))["noise_share"] == [0.0] * 3
 
 
 def test_a_length_that_the_noise_hides_is_not_known():
@@ -173,11 +172,11 @@ def test_a_length_that_the_noise_hides_is_not_known():
     hidden = BY_HAND.copy()
     hidden[1] = hidden[2] = [[1, 0], [-1, 0], [0, 1]]
     hidden[3] = 0
-    told = layer_report.compare(gram(hidden))
-    assert told == {name: [None] * 3 for name in layer_report.QUANTITIES}
+    told = estimates.compare(gram(hidden))
+    assert told == {name: [None] * 3 for name in estimates.QUANTITIES}
     # Without the first batch it is negative, though not with all: no interval, so no value.
     hidden[2] = [[9, 0], [1, 1], [0, -1]]
-    assert layer_report.compare(gram(hidden))["norm_ratio"] == [None] * 3
+    assert estimates.compare(gram(hidden))["norm_ratio"] == [None] * 3
 
 
 def test_the_interval_is_that_of_a_direct_jackknife():
@@ -205,7 +204,7 @@ def test_the_interval_is_that_of_a_direct_jackknife():
     expected = np.stack([value, value - quantile * error, value + quantile * error], axis=1)
     highest = np.array([[1], [1], [np.inf], [1]])  # a cosine is not above 1
     assert np.any(expected > highest)
-    told = layer_report.compare(gram(vectors), strength=3.0)
+    told = estimates.compare(gram(vectors), strength=3.0)
     np.testing.assert_allclose(list(told.values()), np.minimum(expected, highest), rtol=1e-6)
 
 
@@ -227,7 +226,7 @@ def test_of_intervals_95_percent_cover_the_true_gradients(n):
         noise = 4 / 100**0.5 * rng.randn(4, n, 100)
         vectors = means[:, None] + np.einsum("ab,bip->aip", shared, noise)
         rows = vectors.reshape(4 * n, -1)
-        found = layer_report.compare((rows @ rows.T).reshape(4, n, 4, n))
+        found = estimates.compare((rows @ rows.T).reshape(4, n, 4, n))
         told.append([[np.nan if x is None else x for x in ends] for ends in found.values()])
     value, low, high = np.moveaxis(np.array(told), -1, 0)  # [simulated, quantity] each
     known = np.isfinite(value)
@@ -256,7 +255,7 @@ def test_products_in_one_pass_or_several(room, passes, monkeypatch):
             kind: jax.tree.map(
                 lambda shape: rng.randn(*shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
             )
-            for kind in layer_report.KINDS
+            for kind in estimates.KINDS
         }
         for _ in range(3)
     ]
@@ -266,7 +265,7 @@ def test_products_in_one_pass_or_several(room, passes, monkeypatch):
         for i, trees in enumerate(made):
             yield trees, {"used": np.float32(i)}
 
-    grams, sums = layer_report.products(batches, made[0]["true"], 3)
+    grams, sums = estimates.products(batches, made[0]["true"], 3)
     assert len(begun) == passes
     assert sums == {"used": 1.0}
     assert list(grams) == ["stem", "stage1_block0", "classifier"]
@@ -281,7 +280,7 @@ def test_products_in_one_pass_or_several(room, passes, monkeypatch):
         "classifier": lambda tree: tree["classifier"]["kernel"].ravel(),
     }
     for name, flat in of_layer.items():
-        vectors = [[flat(trees[kind]) for trees in made] for kind in layer_report.KINDS]
+        vectors = [[flat(trees[kind]) for trees in made] for kind in estimates.KINDS]
         np.testing.assert_allclose(grams[name], gram(np.array(vectors)), rtol=1e-12)
 
 
@@ -300,7 +299,7 @@ def reported(**fields):
 @pytest.fixture(scope="module")
 def prepared():
     c = reported()
-    return train.prepare(c, train.load(c))
+    return setup.prepare(c, setup.load(c))
 
 
 @pytest.fixture(scope="module")
@@ -315,23 +314,23 @@ def whole(prepared, tmp_path_factory):
 def test_a_run_with_reports_is_the_run_without(whole, prepared, tmp_path):
     train.train_and_evaluate(reported(), tmp_path, prepared=prepared)
     assert_same(tmp_path, whole)
-    assert not (tmp_path / layer_report.FILE).exists()
+    assert not (tmp_path / record.FILE).exists()
 
 
 @pytest.mark.parametrize("K", [1, 2])
 def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
     periods = {"log_every": 4, "input.steps_per_call": K}
     c = reported(**{"layer_report.batches": 5}, **periods)
-    data, seen = train.load(c), []
+    data, seen = setup.load(c), []
 
     def program(state, resident, rows):
         seen.append(np.concatenate(rows.unlabeled))  # of 8 devices
         sums = dict.fromkeys(("known", "used", "right", "strength"), 1.0)
-        return state, ({kind: state.params for kind in layer_report.KINDS}, sums)
+        return state, ({kind: state.params for kind in estimates.KINDS}, sums)
 
-    report = layer_report.create(c, data.partition, data.feed, None, program)(prepared.initial)
+    report = measuring.create(c, data.partition, data.feed, None, program)(prepared.initial)
     assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
-    sampler = train.create_sampler(c, data.partition)
+    sampler = setup.create_sampler(c, data.partition)
     expected = [sampler.draw(step).unlabeled for step in range(8, 13)]
     np.testing.assert_array_equal(seen, expected)
 
@@ -355,7 +354,7 @@ def test_the_files(whole):
         told = one["layers"][name]
         assert (int(row["step"]), row["layer"]) == (one["step"], name)
         assert int(row["parameters"]) == told["parameters"]
-        for quantity in layer_report.QUANTITIES:
+        for quantity in estimates.QUANTITIES:
             ends = [float(row[quantity + end]) for end in ("", "_low", "_high")]
             assert ends == told[quantity]
             assert ends[1] < ends[2]
@@ -374,40 +373,40 @@ def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monk
     save, written = checkpoint.save, []
 
     def noticed(manager, step, tree):
-        written.append((step, [one["step"] for one in layer_report.read(epath.Path(tmp_path))]))
+        written.append((step, [one["step"] for one in record.read(epath.Path(tmp_path))]))
         save(manager, step, tree)
 
     monkeypatch.setattr(checkpoint, "save", noticed)
     mortal = prepared._replace(data=prepared.data._replace(feed=feed._replace(calls=dying)))
     with pytest.raises(KilledError):
         train.train_and_evaluate(c, tmp_path, prepared=mortal)
-    assert [one["step"] for one in layer_report.read(epath.Path(tmp_path))] == [2, 4, 6]
+    assert [one["step"] for one in record.read(epath.Path(tmp_path))] == [2, 4, 6]
     # On from step 4; step 6 is not there twice, and what it says is not taken over.
-    text = (tmp_path / layer_report.FILE).read_text().replace('"known": 256', '"known": 255')
-    (tmp_path / layer_report.FILE).write_text(text)
+    text = (tmp_path / record.FILE).read_text().replace('"known": 256', '"known": 255')
+    (tmp_path / record.FILE).write_text(text)
     train.train_and_evaluate(c, tmp_path, prepared=prepared)
-    *before, sixth, eighth = layer_report.read(epath.Path(tmp_path))
+    *before, sixth, eighth = record.read(epath.Path(tmp_path))
     assert [one["known"] for one in before] == [255, 255]
-    assert [sixth, eighth] == layer_report.read(epath.Path(whole))[2:]
+    assert [sixth, eighth] == record.read(epath.Path(whole))[2:]
     # Before the checkpoint of its step: a run that dies between them makes it again.
     assert written == [(4, [2, 4]), (8, [2, 4, 6, 8])]
 
 
 def test_cut_back(tmp_path):
     folder = epath.Path(tmp_path)
-    layer_report.cut_back(folder, 5)
+    record.cut_back(folder, 5)
     assert not list(tmp_path.iterdir())
-    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in layer_report.QUANTITIES}
+    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in estimates.QUANTITIES}
     reports = [{"step": step, "batches": 2, "layers": {"stem": told}} for step in (4, 5, 6)]
     for one in reversed(reports):
-        layer_report.add(folder, one)
-    assert layer_report.read(folder) == reports
-    layer_report.cut_back(folder, 5)
-    assert layer_report.read(folder) == reports[:2]
-    assert len((tmp_path / layer_report.TABLE).read_text().splitlines()) == 3
-    layer_report.cut_back(folder, 3)
-    assert layer_report.read(folder) == []
-    assert not (tmp_path / layer_report.FIGURE).exists()
+        record.add(folder, one)
+    assert record.read(folder) == reports
+    record.cut_back(folder, 5)
+    assert record.read(folder) == reports[:2]
+    assert len((tmp_path / record.TABLE).read_text().splitlines()) == 3
+    record.cut_back(folder, 3)
+    assert record.read(folder) == []
+    assert not (tmp_path / record.FIGURE).exists()
 
 
 def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
@@ -415,9 +414,9 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     values = config_lib.base()
     values.layer_report.batches = BATCHES
     before = {name: (whole / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
-    *_, expected = layer_report.read(epath.Path(whole))
+    *_, expected = record.read(epath.Path(whole))
     said = modes.MODES["layer_report"](values, str(whole), {"layer_report.batches"})
-    *earlier, again = layer_report.read(epath.Path(whole))
+    *earlier, again = record.read(epath.Path(whole))
     assert [one["step"] for one in earlier] == [2, 4, 6]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), expected, again
@@ -431,16 +430,16 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
 
 def test_a_table_without_a_known_row():
     """No row of known truth was drawn, or none of them was used: nothing is known of any layer."""
-    told = {"parameters": 1} | {name: [None] * 3 for name in layer_report.QUANTITIES}
+    told = {"parameters": 1} | {name: [None] * 3 for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 0, "mask_rate": None, "strength": 1.0}
     report |= {"pseudo_label_accuracy": None, "layers": {"stem": told}}
-    first, _, _, stem, _, _, legend = layer_report.table(report).splitlines()
+    first, _, _, stem, _, _, legend = record.table(report).splitlines()
     assert first == "step 8: 3 batches, 0 unlabelled rows of known truth"
     assert stem.split() == ["stem", "–", "–", "–", "–"]
     assert legend.startswith("–: not known. ")
-    first, *_ = layer_report.table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
+    first, *_ = record.table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
     assert first == "step 8: 3 batches, 5 unlabelled rows of known truth, 0.0% of them used"
-    assert layer_report.comma_separated([report]).splitlines()[1] == "8,stem,1" + 12 * ","
+    assert record.comma_separated([report]).splitlines()[1] == "8,stem,1" + 12 * ","
 
 
 @pytest.mark.parametrize(("flags_", "batches"), [([], None), (["128"], 128), (["7"], 7)])
@@ -448,7 +447,7 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
     flags_, batches, tmp_path, monkeypatch, capsys
 ):
     asked = []
-    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in layer_report.QUANTITIES}
+    told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 9, "mask_rate": 0.5, "layers": {"stem": told}}
     report |= {"pseudo_label_accuracy": 0.5}
     monkeypatch.setattr(runs, "read", lambda folder, data_dir: "the run")
@@ -463,13 +462,13 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
 
 def test_the_figure(whole, monkeypatch):
     pytest.importorskip("matplotlib")
-    reports = layer_report.read(epath.Path(whole))
+    reports = record.read(epath.Path(whole))
     assert (whole / "layer_report.png").stat().st_size > 10_000
     for shown in (reports, reports[:1]):
-        chart = layer_report.draw(shown)
+        chart = picture.draw(shown)
         maps = [axes for axes in chart.axes if axes.get_title()]
-        assert [axes.get_title() for axes in maps] == list(layer_report.QUANTITIES.values())
-        for axes, name in zip(maps, layer_report.QUANTITIES, strict=True):
+        assert [axes.get_title() for axes in maps] == list(estimates.QUANTITIES.values())
+        for axes, name in zip(maps, estimates.QUANTITIES, strict=True):
             layers = [text.get_text() for text in axes.get_yticklabels()]
             assert layers == list(reports[0]["layers"])
             assert [text.get_text() for text in axes.get_xticklabels()] == [
@@ -481,15 +480,15 @@ def test_the_figure(whole, monkeypatch):
             assert float(number) == pytest.approx(value, rel=0.01, abs=0.006)
     nothing = json.loads(json.dumps(reports[0]))
     for told in nothing["layers"].values():
-        told |= {name: [None] * 3 for name in layer_report.QUANTITIES}
-    layer_report.draw([nothing])
+        told |= {name: [None] * 3 for name in estimates.QUANTITIES}
+    picture.draw([nothing])
 
 
 def test_without_matplotlib_the_numbers_are_written_all_the_same(
     whole, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    layer_report.add(epath.Path(tmp_path), layer_report.read(epath.Path(whole))[0])
+    record.add(epath.Path(tmp_path), record.read(epath.Path(whole))[0])
     assert "pip install matplotlib" in capsys.readouterr().err
     assert (tmp_path / "layer_report.csv").exists()
     assert not (tmp_path / "layer_report.png").exists()
@@ -500,13 +499,11 @@ def test_what_cannot_be_reported_on(prepared):
     unknown = unlabeled._replace(labels=np.full_like(unlabeled.labels, -1))
     of_run = (prepared.data.feed, prepared.resident, prepared.layer_gradients)
     with pytest.raises(InputError, match="but no unlabelled image has a known class"):
-        layer_report.create(
-            reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run
-        )
+        measuring.create(reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run)
     one_known = unlabeled._replace(labels=np.append(unknown.labels[1:], 0))
-    layer_report.create(reported(), prepared.data.partition._replace(unlabeled=one_known), *of_run)
+    measuring.create(reported(), prepared.data.partition._replace(unlabeled=one_known), *of_run)
     with pytest.raises(InputError, match="supervised has none"):
-        layer_report.create(tiny("supervised"), prepared.data.partition, *of_run)
+        measuring.create(tiny("supervised"), prepared.data.partition, *of_run)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from PIL import Image
 from train_test import before_step
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import main, train
+from layermatch_jax import main, setup
 from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.data.sources import checking
 from layermatch_jax.runtime import metrics
@@ -432,7 +432,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     config = parsed(*args[:-1])
     source = sources.load(config.dataset)
     partition = splits.partition(source, config.dataset)
-    sampler = train.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     statistics = sources.channel_statistics(source.train)
     manager = ocp.CheckpointManager(tmp_path / "checkpoints")
     written = {line["step"]: line["loss"] for line in metrics.read(tmp_path)}
@@ -523,7 +523,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
     # An unlabelled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
-    sampler = train.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     first = {}
     for step in range(8):
         for index in sampler.draw(step).unlabeled.ravel():

@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import train
+from layermatch_jax import setup
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data import pipeline, sources, splits
 from layermatch_jax.data.augment import device
@@ -32,7 +32,7 @@ def prepared(**fields):
     )
     source = sources.load(config.dataset)
     partition = splits.partition(source, config.dataset)
-    return config, source, partition, train.create_sampler(config, partition)
+    return config, source, partition, setup.create_sampler(config, partition)
 
 
 def batches(partition, sampler, steps, rows=slice(None)):

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from runs_test import files, make_config
 
-from layermatch_jax import automatic, main, presets, train
+from layermatch_jax import automatic, main, presets, setup, train
 from layermatch_jax import config as config_lib
 from layermatch_jax.after import figures, predict, report, runs
 from layermatch_jax.after.report import curves, logs, model, pages, tables
@@ -192,7 +192,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     # The views: those that the twelfth step was given.
     model.views(run.config, run.data, 11)
     ((pixels, titles, kinds),) = drawn["images"]
-    sampler = train.create_sampler(run.config, run.data.partition)
+    sampler = setup.create_sampler(run.config, run.data.partition)
     draws = sampler.draw(11)
     unlabeled = run.data.partition.unlabeled
     positions = draws.unlabeled.reshape(-1)[:8]

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from layermatch_jax import automatic, config, evaluate, train
+from layermatch_jax import automatic, config, evaluate, setup, train
 from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError, Stopped
 from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
@@ -544,7 +544,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
 def test_a_run_that_cannot_test_its_pseudo_labels_says_so(num_labels):
     """All 400 training images are labelled, so the truth of none tests a pseudo-label."""
     c = tiny(**{"dataset.num_labels": num_labels})
-    told = train.unmeasured(c, train.load(c).partition)
+    told = train.unmeasured(c, setup.load(c).partition)
     assert bool(told) == (num_labels == 400)
     if told:
         assert told == [
@@ -552,4 +552,4 @@ def test_a_run_that_cannot_test_its_pseudo_labels_says_so(num_labels):
             "class (labelled images do not count)"
         ]
     c = tiny("supervised", **{"dataset.num_labels": num_labels})
-    assert train.unmeasured(c, train.load(c).partition) == []
+    assert train.unmeasured(c, setup.load(c).partition) == []

@@ -10,6 +10,7 @@ import layermatch_jax
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.runtime import workdir
 
 RECORD = {"data_set": "toy", "num_labels": 2, "num_train": 9, "sha256": "ab", "indices": [3, 5]}
@@ -224,7 +225,7 @@ def test_a_damaged_file_is_named_and_can_be_mended(begun, content):
     path = begun / "result.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        workdir.read_result(begun)
+        result_lib.read_result(begun)
     assert str(caught.value).startswith(f"{path} is damaged: ")
     assert "Delete it: the command of the run writes it again" in str(caught.value)
 
@@ -323,10 +324,10 @@ def test_other_images_are_refused(folder):
 
 
 def test_result_comes_back(folder):
-    assert workdir.read_result(folder) is None
+    assert result_lib.read_result(folder) is None
     config = configured(seed=4, dataset__label_seed=5, dataset__num_labels=99)
-    result = workdir.write_result(folder, config, RECORD, MEASURED)
-    assert workdir.read_result(folder) == result
+    result = result_lib.write_result(folder, config, RECORD, MEASURED)
+    assert result_lib.read_result(folder) == result
     assert result | MEASURED == result
     told = {
         "method": "layermatch", "mask": "classifier", "centres": "classifier",
@@ -351,15 +352,15 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_
     def told(package):
         package.mkdir(parents=True)
         monkeypatch.setattr(layermatch_jax, "__file__", str(package / "__init__.py"))
-        return workdir.provenance()["git_commit"]
+        return result_lib.provenance()["git_commit"]
 
     assert told(tmp_path / "layermatch_jax") == commit  # a checkout
     assert told(tmp_path / ".venv" / "site-packages" / "layermatch_jax") is None
 
 
 def test_summary_shows_the_numbers(folder):
-    result = workdir.write_result(folder, configured(), RECORD, MEASURED)
-    text = workdir.summary(result, folder)
+    result = result_lib.write_result(folder, configured(), RECORD, MEASURED)
+    text = result_lib.summary(result, folder)
     assert "layermatch on cifar10, 2 labels (label seed 0, seed 0): 1048576 steps in 61 s" in text
     assert "1234 images/s" in text
     assert text.splitlines()[1] == "gradient mask classifier, centres classifier"
@@ -372,20 +373,20 @@ def test_summary_shows_the_numbers(folder):
 
 
 def test_summary_leaves_out_what_is_unknown(folder):
-    result = workdir.write_result(folder, configured(), RECORD, MEASURED)
+    result = result_lib.write_result(folder, configured(), RECORD, MEASURED)
     result["validation_accuracy"] = result.pop("test_accuracy")
-    assert "32.1% used, 43.2% of all right" in workdir.summary(
+    assert "32.1% used, 43.2% of all right" in result_lib.summary(
         result | {"pseudo_label_accuracy": None}, folder
     )
     unknown = {"mask_rate": None, "pseudo_label_accuracy": None, "pseudo_label_accuracy_all": None}
-    text = workdir.summary(result | unknown | {"images_per_second": None}, folder)
+    text = result_lib.summary(result | unknown | {"images_per_second": None}, folder)
     assert "steps in 61 s\n" in text
     assert "validation accuracy" in text
     for name in ("mask", "centres"):  # of an older version
         del result[name]
-    assert "gradient mask" not in workdir.summary(result | unknown, folder)
+    assert "gradient mask" not in result_lib.summary(result | unknown, folder)
     assert "pseudo-labels" not in text
-    text = workdir.summary(result | unknown | {"mask_rate": 0.25}, folder)
+    text = result_lib.summary(result | unknown | {"mask_rate": 0.25}, folder)
     assert (
         "pseudo-labels over the run: 25.0% used; how many are right is not known: no unlabelled "
         "image has a known class (labelled images do not count)\n"

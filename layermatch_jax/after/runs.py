@@ -5,7 +5,7 @@ from typing import NamedTuple
 import ml_collections
 from etils import epath
 
-from layermatch_jax import train
+from layermatch_jax import setup
 from layermatch_jax.data import description
 from layermatch_jax.method import state
 from layermatch_jax.runtime import checkpoint
@@ -16,7 +16,7 @@ class Run(NamedTuple):
     """A run's settings, data and parameters."""
 
     config: ml_collections.ConfigDict
-    data: train.Data
+    data: setup.Data
     state: state.TrainState  # of NumPy arrays, for functions of one device (no axis_name)
 
     @property
@@ -50,10 +50,10 @@ def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.Config
     return config
 
 
-def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> train.Data:
+def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> setup.Data:
     """The images of a run, found to be those that it had; with the statistics that it kept."""
     kept = description.read(folder)
-    data = train.load(config, kept and description.statistics(kept))
+    data = setup.load(config, kept and description.statistics(kept))
     description.check(folder, data.description)
     workdir_lib.check_split(folder, data.partition.record)
     return data
@@ -66,7 +66,7 @@ def read_class_names(folder: epath.Path) -> tuple[str, ...] | None:
 
 
 def read_state(
-    folder: epath.Path, config: ml_collections.ConfigDict, data: train.Data, step: int | None = None
+    folder: epath.Path, config: ml_collections.ConfigDict, data: setup.Data, step: int | None = None
 ) -> state.TrainState:
     """A saved state of a run; raises as `read` does."""
     partition = data.partition

@@ -10,7 +10,6 @@ import functools
 import io
 import itertools
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,33 +22,16 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from layermatch_jax import automatic, evaluate, presets, rules, train
-from layermatch_jax import config as config_lib
+from layermatch_jax import automatic, evaluate, presets, rules, setup, train
+from layermatch_jax.benchmark import summary
 from layermatch_jax.data.images import take
 from layermatch_jax.method import reductions, steps
 from layermatch_jax.runtime import files, hosts, metrics, parallel
-from layermatch_jax.runtime import workdir as workdir_lib
 
-FILE, PROFILE = "benchmark.json", "profile"
 ROUNDS = 5
 SECONDS = 2.0  # about, for each part in each round
 _MOST = 1000  # times that a part is done in a round
 _WINDOWS = 4  # of the whole loop; the first one, with its start, is not counted
-
-# FLOP/s of dense bfloat16 (float16 where there is none) by device kind, from the makers' tables.
-PEAK = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 class Part(NamedTuple):
@@ -80,8 +62,8 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     config = automatic.resolve(config)
     rules.validate(config, jax.device_count())
     folder = epath.Path(workdir).expanduser()
-    data = train.load(config)
-    main = train.prepare(config, data)
+    data = setup.load(config)
+    main = setup.prepare(config, data)
     program = _analyse(main, config)
     parts = {"train step": _step(main, config)}
     parts["train step"].run(1)  # before others take memory, too
@@ -90,7 +72,7 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     for name, other in _others(config).items():
         # The images are on the devices only once where both programs can use them.
         same = parallel.replicated(other.parallelism) == parallel.replicated(config.parallelism)
-        prepared = train.prepare(other, data, main.resident if same else None)
+        prepared = setup.prepare(other, data, main.resident if same else None)
         parts[name] = _step(prepared, other)
     parts["input"] = _input(main, config)
     if config.input.backend == "tf_data" and config.unsupervised_weight > 0:
@@ -100,13 +82,13 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
         parts["evaluation"] = _evaluation(main, config)
         seconds = _take_turns(parts)
         if config.profile:
-            with jax.profiler.trace(str(folder / PROFILE)):
+            with jax.profiler.trace(str(folder / summary.PROFILE)):
                 parts["whole loop"].run(1)
     if not hosts.is_first():
         return None
-    report = _report(config, data, program, parts, seconds)
+    report = summary.report(config, data, program, parts, seconds)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / FILE, report)
+    files.write_json(folder / summary.FILE, report)
     return report
 
 
@@ -125,7 +107,7 @@ def _others(config) -> dict[str, ml_collections.ConfigDict]:
 # The parts.
 
 
-def _step(prepared: train.Prepared, config) -> Part:
+def _step(prepared: setup.Prepared, config) -> Part:
     """The train program on calls that wait on the devices."""
     feed = prepared.data.feed
     K = config.input.steps_per_call
@@ -145,7 +127,7 @@ def _step(prepared: train.Prepared, config) -> Part:
     return Part(run, K, K * prepared.data.images_per_step)
 
 
-def _input(prepared: train.Prepared, config) -> Part:
+def _input(prepared: setup.Prepared, config) -> Part:
     """Making batches, and bringing them to the devices, without training on them."""
     feed, K = prepared.data.feed, config.input.steps_per_call
     calls = feed.calls(range(2**31))
@@ -176,12 +158,12 @@ def _input(prepared: train.Prepared, config) -> Part:
     return Part(run, K, K * prepared.data.images_per_step)
 
 
-def _input_per_image(prepared: train.Prepared, config) -> Part:
+def _input_per_image(prepared: setup.Prepared, config) -> Part:
     """The same views by tf.data as it is usually written: image by image."""
-    from layermatch_jax.benchmark.measure import per_image  # TensorFlow
+    from layermatch_jax.benchmark import per_image  # TensorFlow
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
-    sampler = train.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     batches = per_image.batches(partition.unlabeled, sampler, config.dataset.padding)
 
     def run(count: int) -> float:
@@ -191,7 +173,7 @@ def _input_per_image(prepared: train.Prepared, config) -> Part:
     return Part(run, 1, 2 * size)
 
 
-def _loop(prepared: train.Prepared, config, scratch: str) -> Part:
+def _loop(prepared: setup.Prepared, config, scratch: str) -> Part:
     """train_and_evaluate as it is, but for a short evaluation and its one checkpoint at the end."""
     K, data = config.input.steps_per_call, prepared.data
     few = take(data.partition.evaluation, np.arange(1))
@@ -212,7 +194,7 @@ def _loop(prepared: train.Prepared, config, scratch: str) -> Part:
     return Part(run, K, K * data.images_per_step)
 
 
-def _evaluation(prepared: train.Prepared, config) -> Part:
+def _evaluation(prepared: setup.Prepared, config) -> Part:
     """Of the whole split, with the raw and the EMA parameters."""
     state = parallel.replicate(prepared.initial, config.parallelism)
     images = prepared.data.partition.evaluation
@@ -253,7 +235,7 @@ def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
 # What is told.
 
 
-def _analyse(prepared: train.Prepared, config) -> dict[str, Any]:
+def _analyse(prepared: setup.Prepared, config) -> dict[str, Any]:
     """What the compiler says of the train program."""
     state = parallel.replicate(prepared.initial, config.parallelism)
     call = parallel.place_batch(prepared.data.feed.example, config.parallelism)
@@ -273,7 +255,7 @@ def _analyse(prepared: train.Prepared, config) -> dict[str, Any]:
     }
 
 
-def _flops(prepared: train.Prepared, state, config) -> float:
+def _flops(prepared: setup.Prepared, state, config) -> float:
     """Of a train step without its input, on all devices, by XLA's count."""
     feed = prepared.data.feed
     one_step = jax.tree.map(lambda x: x[:, 0], feed.example)
@@ -287,75 +269,3 @@ def _flops(prepared: train.Prepared, state, config) -> float:
     return lowered.cost_analysis()["flops"] * (
         jax.device_count() if config.parallelism == "pmap" else 1
     )
-
-
-def _report(config, data, program, parts: dict[str, Part], seconds) -> dict[str, Any]:
-    """What benchmark.json holds.
-
-    {'parts': {name: {'steps_per_second' (None for evaluation), 'images_per_second' (views),
-    'relative_speed' (to the train step's; None for evaluation), 'seconds' [rounds]}}, 'program':
-    of `_analyse` with 'peak_bytes_per_device' (None where the device does not tell),
-    'flops_per_second' and 'peak_share' of all devices (None where the peak is not known), 'config':
-    by field, 'images_per_step', and what it ran on}.
-    """
-    rates = {}
-    for name, part in parts.items():
-        once = statistics.median(seconds[name])
-        relative = [
-            (a / parts["train step"].steps) / (b / part.steps)
-            for a, b in zip(seconds["train step"], seconds[name], strict=True)
-            if part.steps
-        ]
-        rates[name] = {
-            "steps_per_second": part.steps / once if part.steps else None,
-            "images_per_second": part.images / once,
-            "relative_speed": statistics.median(relative) if relative else None,
-            "seconds": seconds[name],
-        }
-    kind = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in PEAK.items() if kind.startswith(name)), None)
-    speed = program["flops_per_step"] * rates["train step"]["steps_per_second"]
-    program["flops_per_second"] = speed
-    program["peak_share"] = speed / peak / jax.device_count() if peak else None
-    return {
-        "parts": rates,
-        "program": program,
-        "images_per_step": data.images_per_step,
-        "config": config_lib.fields(config),
-        **workdir_lib.provenance(),
-    }
-
-
-def table(report: dict[str, Any], workdir: str) -> str:
-    """A report as a person reads it."""
-    config, program, device = (report[name] for name in ("config", "program", "device"))
-    lines = [
-        f"{config['method']} on {config['dataset.name']}, {config['model.name']}, "
-        f"{config['model.dtype']}, {config['parallelism']}, {report['images_per_step']} images a "
-        f"step, input by {config['input.backend']}; {device['count']} x {device['kind']}",
-        "",
-        f"{'':24}{'ms a step':>12}{'steps/s':>10}{'images/s':>12}{'to the step':>13}",
-    ]
-    for name, part in report["parts"].items():
-        if part["steps_per_second"]:
-            steps = part["steps_per_second"]
-            row = f"{1e3 / steps:12.2f}{steps:10.2f}{part['images_per_second']:12,.0f}"
-            row += f"{part['relative_speed']:13.3f}"
-        else:
-            row = f"{'':22}{part['images_per_second']:12,.0f}"
-        lines.append(f"{name:24}{row}")
-    share = program["peak_share"]
-    share = "peak of this device not known" if share is None else f"{share:.1%} of the peak"
-    peak = program["peak_bytes_per_device"]
-    peak = "" if peak is None else f", at most {peak / 1e9:.2f} GB in use"
-    lines += [
-        "",
-        f"a step: {program['flops_per_step'] / 1e9:,.1f} GFLOP (XLA's count), "
-        f"{program['flops_per_second'] / 1e12:.3f} TFLOP/s, {share}",
-        f"memory of a device: {program['program_bytes_per_device'] / 1e9:.2f} GB for the train "
-        f"program{peak}",
-        f"compiling it: {program['compile_seconds']:.1f} s",
-        "",
-        f"files: {workdir}/{FILE}" + (f", {workdir}/{PROFILE}/" if config["profile"] else ""),
-    ]
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """One forward pass, and the gradients of the two losses down to the features.
 
-The supervised loss L_s is of the labels, the unsupervised loss L_u of the pseudo-labels. Which layer
-gets which share of them is decided in layerwise.py.
+The supervised loss L_s is that of the labels, the unsupervised loss L_u that of the pseudo-labels.
+layerwise.py decides which layer gets which share of them.
 """
 
 from collections.abc import Callable

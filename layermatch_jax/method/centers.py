@@ -1,4 +1,4 @@
-"""Avg-Clustering: what the features are pulled to. Four readings of "EMA-smooth clustering centers".
+"""Avg-Clustering: what the features are pulled to, in four readings.
 
 The paper (arXiv 2406.14207) names the idea; its formulas were not available to us.
 """

@@ -8,7 +8,7 @@ With z = h_θ(image) the features and g_φ(z) = z·W + b the linear classifier, 
 *Grad-ReLU* is γ = 0: pseudo-labels, whose noise harms the linear classifier, do not reach it.
 *Avg-Clustering* replaces the head H that the features see the loss through by an averaged one.
 FixMatch is γ = 1 and H = g_φ. ("Do Pseudo-labels Benefit All Layers?", arXiv 2406.14207. The
-formulas are our reading of its abstract; the README says what is known and what is not.)
+formulas are our reading of its abstract; docs/method.md says what is known and what is not.)
 """
 
 import re
@@ -18,9 +18,6 @@ from typing import Any, NamedTuple
 import jax
 
 from layermatch_jax.errors import InputError
-
-# ---------------------------------------------------------------------------------------------
-# Gradient masks. Grad-ReLU is one of them.
 
 
 def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict:

@@ -10,8 +10,10 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from layermatch_jax import train
-from layermatch_jax.after import drawing, layer_report, predict, runs
+from layermatch_jax import setup
+from layermatch_jax.after import drawing, predict, runs
+from layermatch_jax.after.layer_report import picture as layer_picture
+from layermatch_jax.after.layer_report import record
 from layermatch_jax.after.report import curves, logs, model, pages, tables
 from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Note, Picture, Section, picture
@@ -93,12 +95,12 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
         Section("Images and their views", images),
         Section("Predictions", predictions),
         Section("Features", features),
-        Section("Layers", _layers(layer_report.read(log.folder))),
+        Section("Layers", _layers(record.read(log.folder))),
         Section("Settings", [tables.settings(log)]),
     ]
 
 
-def _predicted(log: Log, data: train.Data) -> tuple[runs.Run, predict.Predictions]:
+def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, predict.Predictions]:
     run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
     return run, predict.predict(run, data.partition.evaluation)
 
@@ -115,7 +117,7 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
     ]
     return [
         picture(
-            layer_report.draw(reports),
+            layer_picture.draw(reports),
             f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
             "pseudo-labels and of the true labels: "
             + (", ".join(cosines) or "not known of any layer"),

@@ -14,6 +14,7 @@ from layermatch_jax.after import runs
 from layermatch_jax.data import description
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import metrics
+from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.runtime import workdir as workdir_lib
 
 # Runs that differ in these alone are repetitions of one another.
@@ -48,7 +49,7 @@ def read(folder: epath.Path, data_dir: str = "") -> Log:
     """
     config = runs.read_config(folder, data_dir)
     split = workdir_lib.read_split(folder)
-    return Log(folder, config, split, metrics.read(folder), workdir_lib.read_result(folder))
+    return Log(folder, config, split, metrics.read(folder), result_lib.read_result(folder))
 
 
 def folders(names: str) -> list[epath.Path]:

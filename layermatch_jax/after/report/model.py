@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layermatch_jax import train
+from layermatch_jax import setup
 from layermatch_jax.after import analysis, figures
 from layermatch_jax.after.predict import Predictions
 from layermatch_jax.after.report.pages import Picture, Table, picture
@@ -19,7 +19,7 @@ _CONFUSED = 10  # pairs of classes
 _POINTS = 2000  # images in the feature map
 
 
-def views(config, data: train.Data, step: int) -> Picture:
+def views(config, data: setup.Data, step: int) -> Picture:
     """Images of a step, as they are and as the network was given them.
 
     Args:
@@ -28,7 +28,7 @@ def views(config, data: train.Data, step: int) -> Picture:
       step: 0-based.
     """
     partition = data.partition
-    sampler = train.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     layout = sampler.layout
     mu, names = layout.mu, partition.class_names
     rows = slice(min(config.batch_size, -(-_VIEWS // max(mu, 1))))

@@ -9,7 +9,8 @@ from layermatch_jax import config as config_lib
 from layermatch_jax.after.report import logs
 from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Table
-from layermatch_jax.runtime import clock, metrics, workdir
+from layermatch_jax.runtime import clock, metrics
+from layermatch_jax.runtime import result as result_lib
 
 _ACCURACIES = ("last", "median20", "best")
 _CAPTION = (
@@ -224,7 +225,7 @@ def _measured(log: Log) -> dict[str, Any] | None:
 
 def _layers(log: Log) -> tuple[str, str]:
     """The gradient mask and the centres of a run."""
-    return tuple(workdir.trained_layers(log.config).values())
+    return tuple(result_lib.trained_layers(log.config).values())
 
 
 def _seeds(log: Log) -> tuple[int, int, str]:
