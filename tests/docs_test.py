@@ -10,6 +10,7 @@ from absl import flags
 
 from layermatch_jax import automatic, main, rules
 from layermatch_jax import config as config_lib
+from layermatch_jax.sweep import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +25,6 @@ def load(path):
 
 
 generator = load(ROOT / "docs" / "generate_reference.py")
-sweep = load(ROOT / "launch" / "sweep.py")
 
 
 def test_readme_is_short():
@@ -125,7 +125,7 @@ def test_main_takes_the_commands(arguments, monkeypatch):
 def test_the_sweep_takes_the_commands(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     arguments = [re.sub("^--workdir=", f"--workdir={tmp_path}/", word) for word in arguments]
-    assert sweep.main([*arguments, "--dry-run"]) == 0
+    assert command.main([*arguments, "--dry-run"]) == 0
     assert "runs to do" in capsys.readouterr().err
 
 

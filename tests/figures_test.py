@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from layermatch_jax.after import figures
+from layermatch_jax.after import figures, pictures, style
 from layermatch_jax.errors import InputError
 
 pytest.importorskip("matplotlib")
@@ -35,7 +35,7 @@ def test_curves_keep_their_colours_whoever_else_is_there():
     (axes,) = drawn(figure)
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xydata(), np.stack([STEPS, one.values], axis=1))
-    assert line.get_color() == figures.COLOURS[1]
+    assert line.get_color() == style.COLOURS[1]
     assert line.get_marker() == "."  # few points are seen one by one
     (band,) = axes.collections
     vertices = band.get_paths()[0].vertices
@@ -85,7 +85,7 @@ def test_class_counts_of_many_classes_are_a_ratio():
 
 def test_confusion_is_written_out_where_classes_are_few():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [1, 0, 399]])
-    axes, _ = drawn(figures.confusion(matrix, ["cat", "<dog>", "a name that goes on and on"]))
+    axes, _ = drawn(pictures.confusion(matrix, ["cat", "<dog>", "a name that goes on and on"]))
     np.testing.assert_allclose(
         axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 0, 0], [1 / 400, 0, 399 / 400]]
     )
@@ -94,7 +94,7 @@ def test_confusion_is_written_out_where_classes_are_few():
     names = ["cat", "<dog>", "a name t… and on"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == names
     assert axes.get_ylabel() == "true class"
-    axes, _ = drawn(figures.confusion(np.eye(100, dtype=int), [f"class {k}" for k in range(100)]))
+    axes, _ = drawn(pictures.confusion(np.eye(100, dtype=int), [f"class {k}" for k in range(100)]))
     assert texts(axes) == []
     assert len(axes.get_yticklabels()) < 20
 
@@ -102,16 +102,16 @@ def test_confusion_is_written_out_where_classes_are_few():
 def test_images_stand_where_they_belong():
     pixels = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
     titles = [["a", "b", "c"], ["", "", "d\nis far too long a line"]]
-    axes = drawn(figures.images([pixels[0], pixels[1]], titles, ["above", "below"]))
+    axes = drawn(pictures.images([pixels[0], pixels[1]], titles, ["above", "below"]))
     for axis, image in zip(axes, pixels.reshape(6, 4, 4, 3), strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
     assert axes[5].get_title() == "d\nis far to…g a line"
     assert [axis.get_ylabel() for axis in axes] == ["above", "", "", "below", "", ""]
-    photographs = figures.images([np.zeros((1, 96, 96, 3), np.uint8)], [[""]])
+    photographs = pictures.images([np.zeros((1, 96, 96, 3), np.uint8)], [[""]])
     assert photographs.dpi < figures.curves([], "", "").dpi
     header = figures.png(photographs)[16:24]  # of a PNG: width and height
     assert int.from_bytes(header[:4]) == round(photographs.dpi * photographs.get_figwidth())
-    shorter = drawn(figures.images([pixels[0], pixels[1, :1]], [["", "", ""], [""]]))
+    shorter = drawn(pictures.images([pixels[0], pixels[1, :1]], [["", "", ""], [""]]))
     assert [len(axis.images) for axis in shorter] == [1, 1, 1, 1, 0, 0]
 
 
@@ -122,7 +122,7 @@ def test_feature_map(num_classes):
     wrong, centres = rng.rand(300) < 0.3, rng.randn(num_classes, 2)
     centres[3] = np.nan  # a class that has none yet
     names = [f"class {k}" for k in range(num_classes)]
-    figure = figures.feature_map(points, labels, names, (0.5, 0.25), centres, wrong)
+    figure = pictures.feature_map(points, labels, names, (0.5, 0.25), centres, wrong)
     (axes,) = drawn(figure)
     parts = {part.get_label(): np.asarray(part.get_offsets()) for part in axes.collections}
     np.testing.assert_array_equal(parts.pop("centre"), centres)
@@ -152,8 +152,8 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     for draw in (
         lambda: figures.curves([figures.Series("a", STEPS, STEPS)], "", ""),
-        lambda: figures.confusion(np.eye(2, dtype=int), ["a", "b"]),
-        lambda: figures.images([np.zeros((1, 2, 2, 3), np.uint8)], [[""]]),
+        lambda: pictures.confusion(np.eye(2, dtype=int), ["a", "b"]),
+        lambda: pictures.images([np.zeros((1, 2, 2, 3), np.uint8)], [[""]]),
     ):
         with pytest.raises(InputError, match="pip install matplotlib"):
             draw()

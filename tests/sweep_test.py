@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -14,16 +13,16 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 
 from layermatch_jax import automatic, main
 from layermatch_jax.after import drawing
 from layermatch_jax.runtime import workdir
+from layermatch_jax.sweep import command
+from layermatch_jax.sweep import grid as grid_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
-SPEC = importlib.util.spec_from_file_location("sweep", ROOT / "launch" / "sweep.py")
-sweep = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(sweep)
 
 # Stands in for layermatch_jax.main: accuracies as told in scores.json, 'crash' for a run that dies.
 PROGRAM = """
@@ -61,12 +60,12 @@ for step, accuracy in ((10, score / 2), (100, score)):
 def grid(tmp_path, monkeypatch):
     """A function that sets the accuracies and runs the runner on a folder: its exit status."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    monkeypatch.setattr(sweep, "PROGRAM", [sys.executable, str(tmp_path / "program.py")])
+    monkeypatch.setattr(grid_lib, "PROGRAM", [sys.executable, str(tmp_path / "program.py")])
 
     def run(scores, *arguments):
         (tmp_path / "scores.json").write_text(json.dumps(scores))
         (tmp_path / "calls.txt").write_text("")
-        return sweep.main(
+        return command.main(
             [f"{DIGITS}:labels=40", "--methods=fixmatch,freematch+layerwise", "--label-seeds=0,1,2",
              f"--workdir={tmp_path}", *arguments]
         )  # fmt: skip
@@ -241,10 +240,10 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
         "import signal, sys\n"
         # A shell's background jobs, and what they start, ignore Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
-        "import sweep\n"
-        f"sweep.PROGRAM = {sweep.PROGRAM!r}\n"
-        f"sweep.main([{DIGITS!r}, '--methods=fixmatch', '--label-seeds=0,1,2', "
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from layermatch_jax.sweep import command, grid\n"
+        f"grid.PROGRAM = {grid_lib.PROGRAM!r}\n"
+        f"command.main([{DIGITS!r}, '--methods=fixmatch', '--label-seeds=0,1,2', "
         f"'--workdir={grid.folder}'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
@@ -337,7 +336,7 @@ def test_a_grid_that_cannot_be_is_refused_before_the_first_run(arguments, messag
 
 
 def test_layerwise_of_the_config_is_in_the_name(tmp_path, capsys):
-    status = sweep.main(
+    status = command.main(
         [f"{DIGITS}:layerwise=True", "--methods=dash", "--label-seeds=0", f"--workdir={tmp_path}",
          "--dry-run"]
     )  # fmt: skip
@@ -346,7 +345,7 @@ def test_layerwise_of_the_config_is_in_the_name(tmp_path, capsys):
 
 
 def test_a_folder_with_other_settings_is_refused(grid, capsys):
-    values = sweep.flags.FlagValues()
+    values = flags.FlagValues()
     main.parse_flags(["main", f"--config={DIGITS}:labels=40,method=fixmatch"], values)
     values.config.policy.threshold = 0.5
     config = automatic.resolve(values.config)
@@ -361,7 +360,7 @@ def test_real_runs(tmp_path, capsys):
     tiny = ["dataset.name=fake", "dataset.stored_size=8", "dataset.image_size=8", "train_steps=4"]
     tiny += ["dataset.padding=1", "model.name=linear", "model.width=4", "batch_size=8"]
     tiny += ["eval_batch_size=64", "eval_every=2", "tensorboard=False"]
-    status = sweep.main(
+    status = command.main(
         [DIGITS, "--methods=dash,softmatch+layerwise", "--label-seeds=3", f"--workdir={tmp_path}",
          "--jobs=2", *(f"--config.{field}" for field in tiny)]
     )  # fmt: skip

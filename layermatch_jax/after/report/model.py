@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from layermatch_jax import setup
-from layermatch_jax.after import analysis, figures
+from layermatch_jax.after import analysis, pictures
 from layermatch_jax.after.predict import Predictions
 from layermatch_jax.after.report.pages import Picture, Table, picture
 from layermatch_jax.after.runs import Run
@@ -48,7 +48,7 @@ def views(config, data: setup.Data, step: int) -> Picture:
     titles = [truths, *([""] * len(truths) for _ in kinds[1:])]
     whose = "unlabelled" if mu else "labelled"
     return picture(
-        figures.images(pixels, titles, kinds),
+        pictures.images(pixels, titles, kinds),
         f"{len(positions)} {whose} images of step {step + 1}, each above its "
         f"{' and '.join(kinds[1:])}. Their classes: {', '.join(truths)}.",
         f"The first {whose} images of step {step + 1}, and what the network was given of them"
@@ -70,7 +70,7 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
     parts = [
         picture(
-            figures.confusion(matrix, names),
+            pictures.confusion(matrix, names),
             f"Confusion matrix of {matrix.sum()} {kind} images in {len(names)} classes; "
             f"{accuracy:.1%} are on the diagonal.",
             f"Confusion matrix: what images of each class (rows) are taken for, in % of the "
@@ -113,7 +113,7 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
         lines = range(0, len(wrong), _VIEWS)
         parts.append(
             picture(
-                figures.images(
+                pictures.images(
                     [pixels[i : i + _VIEWS] for i in lines], [titles[i : i + _VIEWS] for i in lines]
                 ),
                 f"{len(wrong)} {kind} images that are predicted wrong, each with its class, the "
@@ -141,7 +141,7 @@ def features(run: Run, answer: Predictions) -> list[Picture]:
         stars = (centres.vectors - centres.vectors.mean(axis=0)) @ plane.axes
         radius = np.quantile(np.linalg.norm(points, axis=1), 0.9)
         stars = stars * radius / max(np.linalg.norm(stars, axis=1).max(), 1e-12)
-    figure = figures.feature_map(
+    figure = pictures.feature_map(
         points,
         labels[shown],
         names,
