@@ -8,7 +8,7 @@ import pytest
 from layermatch_jax import automatic, models, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import centers, layerwise
+from layermatch_jax.method import centers, layerwise, linear_head
 
 PARAMS = {
     "backbone": {"stem": {"kernel": 0.0, "bias": 0.0}, "block1": {"kernel": 0.0}},
@@ -185,7 +185,9 @@ def test_a_multiplier_of_zero_is_an_exact_zero_even_of_infinity():
 def test_linear():
     classifier = {"kernel": jnp.array([[1.0, 2.0, 0.0], [0.0, -1.0, 4.0]]), "bias": jnp.arange(3.0)}
     features = jnp.array([[1.0, 0.0], [2.0, -0.5]])
-    np.testing.assert_array_equal(classifier.linear(classifier, features), [[1, 3, 2], [2, 5.5, 0]])
+    np.testing.assert_array_equal(
+        linear_head.linear(classifier, features), [[1, 3, 2], [2, 5.5, 0]]
+    )
 
 
 # ---------------------------------------------------------------------------------------------

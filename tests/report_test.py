@@ -17,7 +17,7 @@ from runs_test import files, make_config
 
 from layermatch_jax import automatic, main, presets, setup, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.after import figures, predict, report, runs
+from layermatch_jax.after import figures, pictures, predict, report, runs
 from layermatch_jax.after.report import curves, logs, model, pages, tables
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import crop
@@ -160,13 +160,13 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     """What is handed to the drawing functions is what the run's own parts say."""
     drawn = {}
     for name in ("confusion", "images", "feature_map"):
-        original = getattr(figures, name)
+        original = getattr(pictures, name)
 
         def record(*args, original=original, name=name):
             drawn.setdefault(name, []).append(args)
             return original(*args)
 
-        monkeypatch.setattr(figures, name, record)
+        monkeypatch.setattr(pictures, name, record)
     monkeypatch.setattr(figures, "png", lambda figure: b"")
     run = runs.read(str(made))
     evaluation = run.data.partition.evaluation

@@ -11,7 +11,7 @@ from layermatch_jax.after.runs import Run
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import Images
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import assembly, backprop
+from layermatch_jax.method import assembly, backprop, linear_head
 
 
 class Predictions(NamedTuple):
@@ -69,4 +69,4 @@ def _check_form(images: Images, dataset: ml_collections.ConfigDict) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(apply_fn, variables, classifier, images):
     features = apply_fn(variables, images, train=False)
-    return features, jax.nn.softmax(classifier.linear(classifier, features))
+    return features, jax.nn.softmax(linear_head.linear(classifier, features))

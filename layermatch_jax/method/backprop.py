@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import layerwise, losses, policies, reductions
+from layermatch_jax.method import layerwise, linear_head, losses, policies, reductions
 from layermatch_jax.method.assembly import Method
 from layermatch_jax.method.state import TrainState
 
@@ -34,7 +34,9 @@ class Forward(NamedTuple):
     true_labels: jax.Array  # [μB] int32, of the global batch
 
 
-def forward(state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None) -> Forward:
+def run_forward(
+    state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None
+) -> Forward:
     """Runs the network once over all views and has the policy assign pseudo-labels.
 
     It changes nothing; arguments as of `train_step`.
@@ -80,7 +82,7 @@ def forward(state: TrainState, batch: TrainBatch, method: Method, axis_name: str
     )
     classifier_logits, pull_back_classifier = jax.vjp(
         lambda classifier: {
-            name: classifier.linear(classifier, x) for name, x in views.unlabeled.items()
+            name: linear_head.linear(classifier, x) for name, x in views.unlabeled.items()
         },
         classifier,
     )
@@ -89,7 +91,7 @@ def forward(state: TrainState, batch: TrainBatch, method: Method, axis_name: str
     def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
         images = layout.split(batch.images).unlabeled[policy.target_view]
         features, _ = apply_backbone(state.ema_params["backbone"], images)
-        return classifier.linear(state.ema_params["classifier"], features)
+        return linear_head.linear(state.ema_params["classifier"], features)
 
     inputs, classifier_logits, true_labels = reductions.gather_rows(
         (
@@ -100,7 +102,7 @@ def forward(state: TrainState, batch: TrainBatch, method: Method, axis_name: str
                 },
                 outputs=outputs,
                 labeled_logits={
-                    name: classifier.linear(classifier, x) for name, x in views.labeled.items()
+                    name: linear_head.linear(classifier, x) for name, x in views.labeled.items()
                 },
                 labels=batch.labels,
                 labeled_indices=batch.labeled_indices,
@@ -145,7 +147,7 @@ def supervised_gradients(
     def loss(classifier, features):
         features = method.layout.split(features).labeled
         by_view = [
-            losses.cross_entropy(classifier.linear(classifier, features[name]), labels)
+            losses.cross_entropy(linear_head.linear(classifier, features[name]), labels)
             for name in views
         ]
         return sum(jnp.sum(labeled_weights * of_view) for of_view in by_view) / count

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from layermatch_jax.method import per_sample, reductions
-from layermatch_jax.method.classifier import linear
+from layermatch_jax.method.linear_head import linear
 
 # Divides the cosine similarities of the `features` reading.
 TEMPERATURE = 0.1

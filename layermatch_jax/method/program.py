@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import assembly, steps
+from layermatch_jax.method import assembly, steps, windows
 from layermatch_jax.method.state import TrainState
 
 
@@ -43,5 +43,5 @@ def train_steps(
     by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
     if len(jax.tree.leaves(by_step)[0]) == 1:  # no loop around a single step
         return one_step(state, jax.tree.map(lambda x: x[0], by_step))
-    state, windows = jax.lax.scan(one_step, state, by_step)
-    return state, windows.add_up(windows)
+    state, of_steps = jax.lax.scan(one_step, state, by_step)
+    return state, windows.add_up(of_steps)

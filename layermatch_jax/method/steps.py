@@ -8,8 +8,8 @@ from layermatch_jax.batch import EvalBatch, TrainBatch
 from layermatch_jax.method import (
     backprop,
     centers,
-    classifier,
     layerwise,
+    linear_head,
     losses,
     policies,
     reductions,
@@ -167,7 +167,7 @@ def eval_step(
     for suffix, params in (("", state.params), ("_ema", state.ema_params)):
         variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
         features = state.apply_fn(variables, images, train=False)
-        logits = classifier.linear(params["classifier"], features)
+        logits = linear_head.linear(params["classifier"], features)
         loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
         correct = jnp.argmax(logits, axis=-1) == batch.labels
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
