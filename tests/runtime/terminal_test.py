@@ -10,7 +10,7 @@ import pytest
 
 from layermatch_jax.runtime import terminal
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PATH = pathlib.Path(__file__).parent.parent / "launch" / "benchmark.py"
+PATH = pathlib.Path(__file__).parents[2] / "launch" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("launch_benchmark", PATH)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

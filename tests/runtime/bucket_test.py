@@ -26,7 +26,7 @@ if not shutil.which("openssl"):
     pytest.skip("needs openssl, for a certificate", allow_module_level=True)
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 RUN, PROJECT = "gs://bucket/run", {"GOOGLE_CLOUD_PROJECT": "any"}
 FIELDS = {
     "model.width": 4,

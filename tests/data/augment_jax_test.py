@@ -1,7 +1,7 @@
 """The views made on the device are Pillow's and NumPy's, whoever compiles them.
 
 With the optimisations that conftest.py turns off:
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest tests/augment_jax_test.py
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest tests/data/augment_jax_test.py
 """
 
 import functools

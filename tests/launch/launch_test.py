@@ -9,7 +9,7 @@ import sysconfig
 
 import pytest
 
-LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 MASK = "--config.layerwise.gradient_mask=(('classifier/.*', 0.0),)"
 

@@ -37,7 +37,7 @@ def launch(count, folder, model):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONPATH": f"{TESTS.parent.parent}{os.pathsep}{TESTS.parent}",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

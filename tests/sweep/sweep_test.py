@@ -21,7 +21,7 @@ from layermatch_jax.runtime import workdir
 from layermatch_jax.sweep import command
 from layermatch_jax.sweep import grid as grid_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits.py")
 
 # Stands in for layermatch_jax.main: accuracies as told in scores.json, 'crash' for a run that dies.

@@ -23,7 +23,7 @@ def start(tmp_path):
             "XLA_FLAGS": "",
             "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": str(TESTS.parent),
+            "PYTHONPATH": f"{TESTS.parent.parent}{os.pathsep}{TESTS.parent}",
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

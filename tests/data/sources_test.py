@@ -48,7 +48,7 @@ def test_the_rest_does_not_import_tensorflow():
         "import sys; from layermatch_jax.data import sources, splits;"
         " assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_paths_may_begin_in_the_home_folder(tmp_path, monkeypatch):

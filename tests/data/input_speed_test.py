@@ -1,6 +1,6 @@
 """Is the batched input worth its code? Timed against a plain per-image tf.data map.
 
-TFDS_DATA_DIR=... python -m pytest -m slow -n 0 -s tests/input_speed_test.py
+TFDS_DATA_DIR=... python -m pytest -m slow -n 0 -s tests/data/input_speed_test.py
 """
 
 import os
