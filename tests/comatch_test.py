@@ -305,7 +305,12 @@ def one_image(x):
     )
 
 
-@pytest.mark.parametrize("case", [unsure, one_class, absent_class, one_image])
+def opposite(x):
+    """The second strong view is as far from the first as can be."""
+    return x._replace(second_strong=-x.strong)
+
+
+@pytest.mark.parametrize("case", [unsure, one_class, absent_class, one_image, opposite])
 def test_follows_its_formulas_in_degenerate_batches(case):
     def make_batches(rng):
         return [case(draw(rng)) for _ in range(7)] + [draw(rng)]

@@ -29,7 +29,6 @@ from builders import (
 from comatch_test import Batch as CoMatchBatch
 from comatch_test import assign as comatch_assign
 from parallel_test import CLASSES, LABELS, UNLABELED, assert_equal_within, configuration
-from parallel_test import MU as RATIO
 from parallel_test import B as ROWS
 from policies_oracle_test import softmax
 
@@ -262,18 +261,17 @@ def toy_constants(params, batch):
     return {"targets": np.eye(K)[q.argmax(-1)], "weights": q.max(-1) >= THRESHOLD, "q": q}
 
 
-# CoMatch adds 1e-7 to what it takes the logarithm of.
-RTOL = 1e-5
+RTOL = 1e-9
 
 
 def assert_trees_close(actual, expected):
-    """Every leaf within 1e-5 of its largest number."""
+    """Every leaf within 1e-9 of its largest number."""
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
         name = jax.tree_util.keystr(path)
         scale = np.abs(b).max()
-        # A bias ahead of BatchNorm has no gradient.
+        # The bias ahead of BatchNorm has no gradient.
         assert scale > 1e-4 or "['stem']['bias']" in name, f"{name}: 0 proves nothing"
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale + 1e-12, err_msg=name)
 
@@ -289,7 +287,7 @@ def comatch_run():
             constants = comatch_constants(current.params, batch, memory)
             assert constants["margin"] > 1e-6
             if count < 6:
-                current, _ = step(current, batch, 0.7)
+                current, _ = step(current, batch, 0.75)
         assert 0 < np.mean(constants["weights"]) < 1
         assert 0 < constants["edges"] < 1
         return jax.device_get(current), batch, constants
@@ -331,11 +329,11 @@ def case(request, float64):
     by_params, scale = OBJECTIVES[name]
     current, batch, constants = request.getfixturevalue(f"{name}_run")
 
-    def gradient(mask=(), weight=0.7, **changed):
+    def gradient(mask=(), weight=0.75, **changed):
         new, _ = compiled(name, mask)(current, batch._replace(**changed), weight)
         return jax.device_get(new.opt_state)
 
-    def expected(weight=0.7, **changed):
+    def expected(weight=0.75, **changed):
         arguments = batch._replace(**changed), constants, weight * scale
         return jax.device_get(by_params(current.params, *arguments))
 
@@ -350,7 +348,7 @@ def test_a_step_follows_the_gradient_of_one_objective(case):
 def test_the_own_head_learns_from_the_unsupervised_loss_alone(case):
     gradient, expected = case
     own = gradient()["heads"]
-    doubled = gradient(weight=1.4)["heads"]
+    doubled = gradient(weight=1.5)["heads"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-9), doubled, own)
     jax.tree.map(lambda a: np.testing.assert_array_equal(a, 0), gradient(weight=0.0)["heads"])
     # Other labels: another gradient of the classifier, the same of the own head, to the last bit.
@@ -376,8 +374,8 @@ def test_a_mask_may_name_the_own_head(case):
     gated = gradient((("heads/projection/.*", 0.0), ("backbone/stem/.*", 0.0)))
     both, labels = expected(), expected(0.0)
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gated["heads"])
-    assert_trees_close(gated["backbone"]["stem"], labels["backbone"]["stem"])
-    assert_trees_close(gated["backbone"]["block"], both["backbone"]["block"])
+    both["backbone"]["stem"] = labels["backbone"]["stem"]
+    assert_trees_close(gated["backbone"], both["backbone"])
     assert_trees_close(gated["classifier"], both["classifier"])
 
 
@@ -394,7 +392,7 @@ def test_a_mask_may_take_a_share_of_the_own_heads_gradient(case):
 
 def test_the_own_heads_batch_norm_and_the_policys_state_move(float64, toy_run):
     current, batch, _ = toy_run
-    new, metrics = compiled("toy", ())(current, batch, 0.7)
+    new, metrics = compiled("toy", ())(current, batch, 0.75)
     _, mean, var = toy_head(current.params, features_by_position(current.params, batch))
     norm = new.head_stats["projection"]["norm"]
     np.testing.assert_allclose(norm["mean"], 0.1 * mean, rtol=RTOL)  # from 0
@@ -402,6 +400,21 @@ def test_the_own_heads_batch_norm_and_the_policys_state_move(float64, toy_run):
     np.testing.assert_array_equal(new.policy["visits"], np.ones(B))  # each image once
     np.testing.assert_allclose(new.policy["seen"], batch.draws["direction"].sum(), rtol=1e-6)
     assert {"loss_unsupervised", "loss_agreement"} <= set(metrics)
+
+
+@pytest.mark.parametrize("name", ["comatch", "pi_model"])
+def test_without_unlabeled_images_everything_stays_finite(name):
+    config = configuration(
+        **{"policy.name": name, "unsupervised_weight": 0.0, "parallelism": "jit"}
+        | {"avg_clustering.centres": "none"}
+    )
+    current = state.create(config, CLASSES, UNLABELED, LABELS)
+    method = steps.create_method(config, current.params, ((0.5,) * 3, (0.3,) * 3))
+    assert method.layout.mu == 0
+    batch = float32_batch(method, 0)
+    new, metrics = jax.jit(functools.partial(steps.train_step, method=method))(current, batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((new, metrics)):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
 # ---------------------------------------------------------------- one device and eight
@@ -417,15 +430,15 @@ def place_for(devices):
 
 
 def float32_batch(method, seed):
-    rng, views = np.random.RandomState(seed), len(method.layout.kinds)
+    rng, views, mu = np.random.RandomState(seed), len(method.layout.kinds), method.layout.mu
     policy = method.policy
     return TrainBatch(
         images=rng.randint(0, 256, (ROWS, views, 8, 8, 3)).astype(np.uint8),
         labels=rng.randint(0, CLASSES, ROWS).astype(np.int32),
         labeled_indices=rng.permutation(ROWS).astype(np.int32),
-        unlabeled_indices=rng.randint(0, UNLABELED, (ROWS, RATIO)).astype(np.int32),
-        true_labels=rng.randint(-1, CLASSES, (ROWS, RATIO)).astype(np.int32),
-        draws=policy.draws(np.random.default_rng(seed), ROWS, RATIO) if policy.draws else (),
+        unlabeled_indices=rng.randint(0, UNLABELED, (ROWS, mu)).astype(np.int32),
+        true_labels=rng.randint(-1, CLASSES, (ROWS, mu)).astype(np.int32),
+        draws=policy.draws(np.random.default_rng(seed), ROWS, mu) if policy.draws else (),
     )
 
 
