@@ -331,6 +331,19 @@ def test_one_labeled_row_is_enough(mu):
         assert contrastive_loss(batches[0].strong, batches[0].second_strong, np.eye(1)) == 0
 
 
+def test_without_unlabeled_images_there_is_no_loss_and_all_stays_finite():
+    """Supervised training, λ_u = 0, has no unlabeled rows."""
+    x = draw(np.random.default_rng(0), B=2, mu=0)
+    policy, answer_of = make()
+    answer, terms = jax.device_get(answer_of(first_state(policy, x), x))
+    assert {name: float(value) for name, value in terms.items()} == {
+        "unsupervised": 0,
+        "contrast": 0,
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(answer):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+
+
 # What is remembered, worked out by hand. Two labeled and two unlabeled images a step, four classes;
 # an embedding of its own, a basis vector, for each of the 20 images that the memory holds.
 
