@@ -8,8 +8,9 @@ from pipeline_test import batches, prepared, view
 from sampler_test import SAMPLER, many
 
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.data import augment_jax, pipeline
-from layermatch_jax.data.operations import CUTOUT_COLOR, NAMES
+from layermatch_jax.data import pipeline
+from layermatch_jax.data.augment import device as augment_jax
+from layermatch_jax.data.augment.operations import CUTOUT_COLOR, NAMES
 from layermatch_jax.views import Layout, Views
 
 VIEWS = Views(

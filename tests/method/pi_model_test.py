@@ -8,7 +8,8 @@ import pytest
 from comatch_test import finite_differences
 from policies_oracle_test import softmax
 
-from layermatch_jax import policies
+from layermatch_jax import presets
+from layermatch_jax.method import policies
 
 B, MU, STEPS = 4, 2, 20
 ROWS = B * MU
@@ -48,7 +49,7 @@ def test_what_it_asks_of_the_step():
     assert dict(policy.views.unlabeled) == {"weak": "weak", "second_weak": "weak"}
     assert (policy.target_view, policy.needs_teacher) == ("weak", False)
     assert (policy.draws, dict(policy.heads)) == (None, {})
-    config = builders.config_lib.apply_method(builders.config_lib.base(), "pi_model")
+    config = automatic.resolve(presets.apply_method(builders.config_lib.base(), "pi_model"))
     assert (config.unsupervised_weight, config.unlabeled_ratio, config.policy.ramp) == (10, 1, 0.4)
 
 

@@ -33,10 +33,12 @@ from parallel_test import MU as RATIO
 from parallel_test import B as ROWS
 from policies_oracle_test import softmax
 
-from layermatch_jax import parallel, policies, state, steps, train
+from layermatch_jax import setup
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data import feed, sources, splits
-from layermatch_jax.policies.interface import assignment
+from layermatch_jax.method import assembly, policies, state, steps
+from layermatch_jax.method.policies.interface import assignment
+from layermatch_jax.runtime import parallel
 from layermatch_jax.views import Views
 
 WIDTH = 5  # of the toy's head
@@ -156,7 +158,7 @@ def problem(name, **fields):
         heads[head] = jax.tree.map(lambda p: p + 0.1, made["params"])  # biases begin at 0
         stats |= {head: made["batch_stats"]} if "batch_stats" in made else {}
     params["heads"] = heads
-    method = steps.create_method(config, params, ((0.0,) * 3, (1.0,) * 3))
+    method = assembly.create_method(config, params, ((0.0,) * 3, (1.0,) * 3))
     current = make_state(params, method).replace(
         head_stats=stats, policy=to_float64(policy.init(make_spec()))
     )
@@ -433,7 +435,7 @@ def start(name, devices):
     params = current.params | {
         "classifier": {"kernel": 3 * kernel, "bias": jnp.array([0.1, -0.1, 0.0])}
     }
-    method = steps.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
+    method = assembly.create_method(config, params, ((0.5,) * 3, (0.3,) * 3), axis_name)
     step = functools.partial(steps.train_step, method=method)
     program = jax.jit(step) if devices == "one" else parallel.compile_step(step, devices)
     return method, program, jax.device_get(current.replace(params=params))
@@ -494,7 +496,7 @@ def prepared(backend, **fields):
         | fields
     )
     partition = splits.partition(sources.load(config.dataset), config.dataset)
-    return config, partition, train.create_sampler(config, partition)
+    return config, partition, setup.create_sampler(config, partition)
 
 
 def draws_of_steps(backend, which, part=slice(None)):

@@ -14,7 +14,8 @@ import pytest
 from policies_oracle_test import cross_entropy, log_softmax, norm, softmax
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import policies
+from layermatch_jax import presets
+from layermatch_jax.method import policies
 from layermatch_jax.views import ByView
 
 DIM = 64  # of an embedding
@@ -152,9 +153,9 @@ def inputs_of(x):
 @functools.cache
 def make(threshold=0.95):
     """(policy, its answer and its loss's terms, compiled)."""
-    config = config_lib.apply_method(config_lib.base(), "comatch")
+    config = presets.apply_method(config_lib.base(), "comatch")
     config.policy.threshold = threshold
-    policy = policies.create(config)
+    policy = policies.create(automatic.resolve(config))
 
     def answer_of(state, x):
         answer = policy.assign(state, inputs_of(x))
