@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from policies_oracle_test import cross_entropy, log_softmax, norm, softmax
 
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
-from layermatch_jax import presets
 from layermatch_jax.method import policies
 from layermatch_jax.views import ByView
 

@@ -5,6 +5,7 @@ view, the labeled images' positions, a loss between rows of different devices, a
 """
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -124,9 +125,12 @@ def create_toy(config):
     )
 
 
+TOY = types.SimpleNamespace(create=create_toy, SETTINGS={})
+
+
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    monkeypatch.setitem(policies.POLICIES, "toy", create_toy)
+    monkeypatch.setitem(policies.POLICIES, "toy", TOY)
 
 
 # ---------------------------------------------------------------- one step is one objective
@@ -300,7 +304,7 @@ def comatch_run():
 def toy_run():
     """The same of the toy's first step."""
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(policies.POLICIES, "toy", create_toy)
+        patch.setitem(policies.POLICIES, "toy", TOY)
         method, current = problem("toy")
         batch = batch_of(method)
         constants = toy_constants(current.params, batch)

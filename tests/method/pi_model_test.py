@@ -8,7 +8,7 @@ import pytest
 from comatch_test import finite_differences
 from policies_oracle_test import softmax
 
-from layermatch_jax import presets
+from layermatch_jax import automatic, presets
 from layermatch_jax.method import policies
 
 B, MU, STEPS = 4, 2, 20
