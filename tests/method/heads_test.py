@@ -38,6 +38,7 @@ from layermatch_jax import setup
 from layermatch_jax.batch import TrainBatch
 from layermatch_jax.data import feed, sources, splits
 from layermatch_jax.method import assembly, policies, state, steps
+from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import assignment
 from layermatch_jax.runtime import parallel
 from layermatch_jax.views import Views
@@ -125,7 +126,7 @@ def create_toy(config):
     )
 
 
-TOY = types.SimpleNamespace(create=create_toy, SETTINGS={})
+TOY = types.SimpleNamespace(create=create_toy, SETTINGS={"threshold": parts.THRESHOLD})
 
 
 @pytest.fixture(autouse=True)
