@@ -275,7 +275,7 @@ def test_a_damaged_line_is_named(folder, line):
 def test_the_lines_are_on_the_disk_before_a_checkpoint_counts_them(folder, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda d: synced.append(os.readlink(f"/proc/self/fd/{d}")))
-    log = open_log(folder)
+    log, _ = open_log(folder)
     log.train(1, window())
     log.to_disk()
     assert synced == [str(folder / metrics.FILE)]

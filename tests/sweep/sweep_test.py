@@ -319,7 +319,7 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
         (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
         (["--config.dataset.label_seed=3"], "config and seeds are given as"),
         ([f"--config={DIGITS}:method=dash"], "config and seeds are given as"),
-        (["--config.policy.threshold=2"], "must be between 0 and 1"),
+        (["--config.policy.threshold=2"], "must be at least 0 and at most 1"),
         (["--config.policy.thresold=0.5"], "Did you mean 'policy.threshold'?"),
         (["--nonsense=1"], "nonsense"),
         (["more"], "unexpected argument 'more'"),
@@ -349,7 +349,7 @@ def test_a_folder_with_other_settings_is_refused(grid, capsys):
     main.parse_flags(["main", f"--config={DIGITS}:labels=40,method=fixmatch"], values)
     values.config.policy.threshold = 0.5
     config = automatic.resolve(values.config)
-    (grid.folder / "fixmatch-l0").mkdir()
+    (grid.folder / "fixmatch-l0" / "checkpoints" / "5").mkdir(parents=True)
     workdir.write_config(grid.folder / "fixmatch-l0", config)
     assert grid(FIXMATCH | FREEMATCH) == 2
     assert "policy.threshold: 0.5 before, 0.95 now" in capsys.readouterr().err

@@ -65,12 +65,14 @@ CENTRES = ("none", "classifier")
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: p = 0.9·q̃ + 0.1·Σ_m s_m·p_m, w = 1[max p ≥ τ]; soft cross-entropy, and a contrast.
 
-    Li 2021 (CoMatch), Algorithm 1 and eqs. 2-9. q̃ is the weak view's prediction divided by the mean
-    prediction of the last 32 batches and normalized. s_m is the similarity of its embedding with
-    the m-th of the memory: the embeddings of the last 5 batches, labeled rows with their one-hot
-    labels, unlabeled rows with q̃ (not smoothed). Until the memory is full, p = q̃. The second term
-    is the cross-entropy of the graph of p (`neighbors`) with the similarities of the two strong
-    views' embeddings, a mean over the rows of the global batch.
+    Li 2021 (CoMatch), Algorithm 1, in the form of its authors' code. q̃ is the weak view's
+    prediction divided by the mean prediction of the last 32 batches, normalized. s_m is the
+    similarity of its embedding with the m-th of the memory: the embeddings of the last 5 batches,
+    labeled rows with their one-hot labels, unlabeled rows with q̃ (not smoothed). Until the memory
+    is full, in the first 5 steps, p = q̃ (the authors' code waits for one step more). The loss has a
+    second term: the cross-entropy of the graph of p (`neighbors`) with the similarities of the two
+    strong views' embeddings, a mean over the rows of the global batch. The authors' code adds 1e-7
+    inside its logarithm, which a log-softmax does not need.
 
     BatchNorm's running statistics are those of all views, as in the authors' code.
 
@@ -78,10 +80,10 @@ def create(config: ml_collections.ConfigDict) -> Policy:
       config: the whole config; reads policy.threshold, τ in [0, 1].
 
     Returns:
-      A policy whose state holds the memory (`embeddings` [M, 64], `probabilities` [M, K] float32
-      with M = 5·(1 + μ)·B, `position` int32, the number of batches seen `batches` int32) and the
-      last 32 mean predictions (`predictions` [32, K]). Diagnostics: class_threshold [K];
-      neighbors, of a row beside itself.
+      A policy whose state holds the memory (`embeddings` [M, 64] and `probabilities` [M, K] float32
+      with M = 5·(1 + μ)·B), the last 32 mean predictions (`predictions` [32, K]) and the number of
+      batches seen (`batches` int32). Diagnostics: class_threshold [K]; neighbors, the mean number
+      that a row has beside itself.
     """
     threshold = config.policy.threshold
 
