@@ -62,7 +62,7 @@ def make_batch(seed=0, mu=MU):
     return TrainBatch(
         images=rng.randint(0, 256, (B, 1 + 2 * mu, SIDE, SIDE, 3)).astype(np.uint8),
         labels=rng.randint(0, K, B).astype(np.int32),
-        labeled_indices=rng.randint(0, B, B).astype(np.int32),
+        labeled_indices=np.random.RandomState(seed + 1000).randint(0, B, B).astype(np.int32),
         unlabeled_indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
         true_labels=rng.randint(-1, K, (B, mu)).astype(np.int32),
     )

@@ -508,7 +508,7 @@ def draws_of_steps(backend, which, part=slice(None)):
     """What reaches the step from the feed, for each of some steps."""
     config, partition, sampler = prepared(backend)
     made = feed.create(config, partition, sampler, part)
-    resident, found = made.resident(), []
+    resident, found = made.resident("jit"), []
     own_draws = jax.jit(lambda resident, one_step: made.batch(resident, one_step).draws)
     for _, call in made.calls(which):
         for k in range(len(jax.tree.leaves(call)[0][0])):

@@ -115,7 +115,7 @@ def test_state_that_is_no_good_checkpoint(spoilt):
     if spoilt:
         trees[spoilt] = {"x": jnp.array([1.0, math.inf])}
     state = TrainState(
-        step=jnp.int32(7), apply_fn=None, tx=None, opt_state=(), policy=(),
+        step=jnp.int32(7), apply_fn=None, tx=None, opt_state=(), policy=(), head_stats={},
         ema_params=trees["params"], **trees,
     )  # fmt: skip
     window = window_of(losses(1))
