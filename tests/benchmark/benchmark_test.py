@@ -4,7 +4,7 @@ import json
 import statistics
 
 import pytest
-from train_test import tiny
+from runs_of_tests import tiny
 
 from layermatch_jax import config
 from layermatch_jax.benchmark import measure, summary

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policies_oracle_test import cross_entropy, log_softmax, norm, softmax
+from oracles import cross_entropy, log_softmax, norm, softmax
 
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib

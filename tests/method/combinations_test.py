@@ -28,6 +28,8 @@ from builders import (
 
 from layermatch_jax.method import policies, steps
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 MASKS = (
     (),
     (("classifier/.*", 0.0),),
@@ -43,12 +45,6 @@ CASES = [
     for j, centres in enumerate(CENTRES)
     if (policy, centres) != ("mean_teacher", "outputs")  # refused: it brings its own targets
 ]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def warmed_up(policy):

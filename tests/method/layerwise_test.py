@@ -1,4 +1,4 @@
-"""Masks and centres one at a time, in numbers worked out by hand. steps_test has them together."""
+"""Masks and centres one at a time, in numbers worked out by hand; steps_centers_test: together."""
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comatch_test import finite_differences
-from policies_oracle_test import softmax
+from oracles import softmax
 
 from layermatch_jax import automatic, presets
 from layermatch_jax.method import policies

@@ -19,7 +19,7 @@ import bucket_server
 import numpy as np
 import pytest
 from hosts_test import free_port
-from train_test import final_state, lines
+from runs_of_tests import final_state, lines
 
 pytest.importorskip("google.cloud.storage", reason="needs google-cloud-storage")
 if not shutil.which("openssl"):

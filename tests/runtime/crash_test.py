@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from train_test import assert_same
+from runs_of_tests import assert_same
 
 TESTS = pathlib.Path(__file__).parent
 LONGEST = {"step": 30, "checkpoint": 60, "evaluation": 30}  # ms, about as long as a phase lasts

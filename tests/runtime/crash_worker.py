@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from train_test import tiny
+from runs_of_tests import tiny
 
 from layermatch_jax import evaluate, train
 from layermatch_jax.data import feed

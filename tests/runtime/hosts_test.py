@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import parallel_test
 import pytest
-from train_test import final_state, lines
+from runs_of_tests import final_state, lines
 
 from layermatch_jax import config as config_lib
 from layermatch_jax import setup, train

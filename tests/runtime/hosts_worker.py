@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import parallel_test
 import pytest
-from train_test import before_step, tiny
+from runs_of_tests import before_step, tiny
 
 from layermatch_jax import evaluate, train
 from layermatch_jax.data import images, pipeline

@@ -47,8 +47,8 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     except Exception as error:
         raise InputError(
             f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put the whole"
-            " file back: a run that has begun then goes on. Without it, or with another one in its"
-            " place, the data set is another one and needs a new run."
+            " file back: a run that has begun then goes on. Without it, or with another image in"
+            " its place, the data set is another one and needs a new run."
         ) from error
 
 
