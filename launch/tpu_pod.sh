@@ -29,7 +29,7 @@ usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
 FLAGS must have --workdir=gs://BUCKET/FOLDER: the workers share no other file system.
 
 example: launch/tpu_pod.sh keep pod1 --zone=us-central2-b --type=v4-32 --version=tpu-ubuntu2204-base \
-    --spot -- --config=configs/cifar100.py --workdir=gs://bucket/cifar100
+    --spot -- --config=cifar100 --workdir=gs://bucket/cifar100
 EOF
 }
 

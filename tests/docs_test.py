@@ -119,11 +119,13 @@ def of_program(*program):
 
 
 def test_there_are_no_commands_of_another_kind():
-    known = {"bash", "gcloud", "mkdocs", "pip", "python", "sbatch", "tail"}
+    known = {"bash", "gcloud", "layermatch", "mkdocs", "pip", "python", "sbatch", "tail"}
     assert {words[0] for _, words in COMMANDS if not words[0].startswith("launch/")} <= known
 
 
-@pytest.mark.parametrize("arguments", of_program("python", "-m", "layermatch_jax.main"))
+@pytest.mark.parametrize(
+    "arguments", of_program("python", "-m", "layermatch_jax.main") + of_program("layermatch")
+)
 def test_main_takes_the_commands(arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = flags.FlagValues()
