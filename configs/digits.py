@@ -3,7 +3,7 @@
 Command:  python -m layermatch_jax.main --config=digits
           ...:labels=10,method=fixmatch --config.policy.threshold=0.6
 Cost:     half a minute on two CPU cores, start-up included.
-Expected: about 96 % with 40 labels, 80 % with 10 (docs/results.md); nobody has published a number for it.
+Expected: about 96 % with 40 labels, 80 % with 10 (docs/results.md). Nobody has published a number.
 """
 
 import ml_collections

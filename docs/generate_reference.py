@@ -26,9 +26,9 @@ HEAD = """\
 <!-- Written by docs/generate_reference.py. Do not edit: change SETTINGS in the code. -->
 
 `--config=NAME` chooses a [shipped config](#shipped-configs), `--config=PATH.py` a file of your own.
-`--config.FIELD=VALUE` sets one field, for example `--config.optimizer.learning_rate=0.01`. An unknown field is refused,
-and the message names the nearest one. The file `config.json` in the folder of a run holds the
-value of every field.
+`--config.FIELD=VALUE` sets one field, for example `--config.optimizer.learning_rate=0.01`. An
+unknown field is refused, and the message names the nearest one. The file `config.json` in the
+folder of a run holds the value of every field.
 
 The defaults below are FixMatch with WRN-28-2 on 32-pixel images. `automatic` means that the program
 chooses the value; `config.json` and the first lines of the log say which. `--config.FIELD=None`
