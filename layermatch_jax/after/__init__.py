@@ -1,1 +1,1 @@
-"""TO WRITE."""
+"""What one does with runs that were made: reports, predictions, layer reports."""

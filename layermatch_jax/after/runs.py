@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import ml_collections
 from etils import epath
 
@@ -70,10 +71,10 @@ def read_state(
 ) -> state.TrainState:
     """A saved state of a run; raises as `read` does."""
     partition = data.partition
-    form = state.create(
+    initial = state.initializer(
         config,
         num_classes=len(partition.class_names),
         num_unlabeled=len(partition.unlabeled.labels),
         labels=partition.labeled.labels,
     )
-    return checkpoint.read_state(folder, form, step)
+    return checkpoint.read_state(folder, jax.eval_shape(initial), step)

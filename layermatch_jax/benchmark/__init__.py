@@ -1,1 +1,1 @@
-"""TO WRITE."""
+"""How fast a run is, part by part."""

@@ -1,5 +1,6 @@
 """What a run carries from step to step, and how it begins."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,24 +28,26 @@ class TrainState(train_state.TrainState):
     policy: Any  # the pseudo-label policy's state
 
 
-def create(
+def initializer(
     config: ml_collections.ConfigDict,
     num_classes: int,
     num_unlabeled: int,
     labels: np.ndarray,
     axis_name: str | None = None,
-) -> TrainState:
-    """The state before the first step; a function of the config (its seed) alone.
+) -> Callable[[], TrainState]:
+    """A function that makes the state before the first step; it can be traced.
+
+    `jax.eval_shape` of it gives the shapes of a state without computing one.
 
     Args:
-      config: the whole config.
+      config: the whole config, resolved; the state is a function of it (its seed) alone.
       num_classes: K.
       num_unlabeled: size of the unlabeled set, for per-sample state.
       labels: [N_l] int32, of the labeled images, for a policy that remembers them.
       axis_name: the device axis that BatchNorm's statistics are taken over in training.
 
     Returns:
-      A TrainState on the default device.
+      () -> TrainState.
     """
     model = models.create_model(config.model, axis_name)
     tx = optimizer.create(config)
@@ -69,7 +72,7 @@ def create(
         for i, (name, create_head) in enumerate(policy.heads.items()):
             head = create_head(dim, num_classes, axis_name)
             # Keys of their own: a policy with heads starts from the same backbone as one without.
-            made = head.init(jax.random.fold_in(rng, i), features, train=False)
+            made = head.init(jax.random.fold_in(rng, 2 + i), features, train=False)
             params.setdefault("heads", {})[name] = made["params"]
             head_stats |= {name: made["batch_stats"]} if "batch_stats" in made else {}
         spec = policies.Spec(
@@ -94,7 +97,12 @@ def create(
             policy=policy.init(spec),
         )
 
-    # One program: hundreds of initialisers would otherwise compile one by one. It runs once, so it
-    # is not optimised on a CPU, where that takes a quarter of a minute.
+    return init
+
+
+def create(*args, **kwargs) -> TrainState:
+    """The state before the first step, on the default device; arguments as of `initializer`."""
+    # One program: hundreds of initializers would otherwise compile one by one. It runs once, so it
+    # is not optimized on a CPU, where that takes a quarter of a minute.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=quick)()
+    return jax.jit(initializer(*args, **kwargs), compiler_options=quick)()

@@ -163,7 +163,7 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
 
     Args:
       workdir: the run's folder.
-      state: one of the form that is wanted.
+      state: one of the form that is wanted, or its shapes.
       step: of which checkpoint; None = of the newest that is whole.
 
     Returns:
@@ -174,7 +174,9 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     """
     if not (workdir / FOLDER).exists():
         raise InputError(f"{workdir} has no checkpoint yet")
-    template = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+    template = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), serialization.to_state_dict(state)
+    )
     _silence_latecomers()
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(_folder(workdir))

@@ -12,7 +12,7 @@ centres, accuracies of the EMA parameters, mean ± standard deviation over seeds
 differences to the baseline ± their standard error; and, where matplotlib is installed,
 comparison.png.
 
-With --masks each method runs with each of these gradient masks (layermatch_jax/presets.py):
+With --masks each method runs with each of the gradient masks (named in docs/reference.md):
 
     python launch/sweep.py digits:labels=10 --methods=fixmatch --label-seeds=0,1,2 \
         --masks=none,classifier,from_stage3,from_stage2,everything --workdir=runs/masks10

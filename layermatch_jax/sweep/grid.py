@@ -1,22 +1,20 @@
 """The runs of a grid, each checked before the first one starts."""
 
 import argparse
-import functools
 import pathlib
 import re
 import sys
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import ml_collections
+import numpy as np
 from absl import flags
 
 import layermatch_jax
-from layermatch_jax import automatic, models, rules
+from layermatch_jax import automatic, rules
 from layermatch_jax import main as run_main
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import layerwise
+from layermatch_jax.method import layerwise, state
 from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.runtime import workdir
 
@@ -95,20 +93,10 @@ def make_cell(
         print(f"{method}, label seed {seed}: {line}", file=sys.stderr)
     config = automatic.resolve(values.config)
     rules.validate(config)
-    model = ml_collections.FrozenConfigDict(config.model)
-    layerwise.mask_multipliers(config.layerwise.gradient_mask, parameters(model))  # fits
+    # Shapes alone: no device is asked, for the runs need its memory.
+    shapes = jax.eval_shape(state.initializer(config, 10, 1, np.zeros(1, np.int32)))
+    layerwise.mask_multipliers(config.layerwise.gradient_mask, shapes.params)  # it fits
     folder = options.workdir / f"{config.method}-l{seed}"
     workdir.check(folder.absolute(), config)
     arguments = [f"--config={file}", f"--workdir={folder}", *seeds, *extra]
     return Cell(config.method, *result_lib.trained_layers(config).values(), seed, folder, arguments)
-
-
-@functools.cache
-def parameters(model: ml_collections.FrozenConfigDict) -> dict:
-    """The shapes of a model's parameters; no device is asked, for the runs need its memory."""
-    backbone = models.create_model(model)
-
-    def init():
-        return backbone.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
-
-    return {"backbone": jax.eval_shape(init), "classifier": {"kernel": 0, "bias": 0}}

@@ -248,7 +248,7 @@ def test_a_class_whose_images_are_all_broken_is_no_class(root):
 def test_an_image_that_breaks_later_is_named(root):
     made = load(root)
     (root / "train/cat/0.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"train/cat/0\.png.*Put a whole image in its place"):
+    with pytest.raises(InputError, match=r"train/cat/0\.png.*Put the whole file back"):
         made.train.read(np.array([1, 0]))
     assert made.train.read(np.array([1, 2])).shape == (2, 8, 8, 3)
 

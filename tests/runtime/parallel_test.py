@@ -59,7 +59,7 @@ def start(config, axis_name):
     kernel = initial.params["classifier"]["kernel"]
     scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
     params = initial.params | {"classifier": scaled}
-    method = assembly.create_method(config, params, ((0.5,) * 3, (0.3,) * 3))
+    method = assembly.create_method(config, params, ((0.5,) * 3, (0.3,) * 3), axis_name)
     policy_state = initial.policy
     if config.policy.name == "flexmatch":  # most samples were selected before
         classes = jnp.array([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2] * 2, jnp.int32)

@@ -1,1 +1,1 @@
-"""TO WRITE."""
+"""Crops, flips, RandAugment and Cutout: the same views on the host and on the devices."""

@@ -46,9 +46,9 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     # Decoders raise whatever the broken bytes lead them to: OSError, SyntaxError, struct.error...
     except Exception as error:
         raise InputError(
-            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put a whole"
-            " image in its place. (A run that has a checkpoint then goes on. Without this image the"
-            " data set is another one, and needs a new run.)"
+            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put the whole"
+            " file back: a run that has begun then goes on. Without it, or with another image in its"
+            " place, the data set is another one and needs a new run."
         ) from error
 
 

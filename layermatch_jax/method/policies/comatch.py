@@ -25,7 +25,6 @@ CONTRAST_WEIGHT = 1.0  # λ_c, relative to λ_u
 DIMENSIONS = 64  # of the embeddings
 MEMORY = 5  # batches
 ALIGNED_OVER = 32  # batches, that distribution alignment averages predictions over
-_SMALL = 1e-7  # inside logarithms of similarities, as in the authors' code
 
 
 class Projection(nn.Module):
@@ -41,9 +40,9 @@ class Projection(nn.Module):
 
 
 def similarities(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Softmax over j of a_i · b_j / 0.2, for embeddings [n, d] and [m, d]: [n, m]."""
+    """a_i · b_j / 0.2 for embeddings [n, d] and [m, d], logits [n, m] of which j is like i."""
     cosines = jnp.dot(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    return jax.nn.softmax(cosines / TEMPERATURE, axis=-1)
+    return cosines / TEMPERATURE
 
 
 def neighbors(targets: jax.Array) -> jax.Array:
@@ -103,14 +102,16 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         # Distribution alignment, by the batches that there have been so far.
         probabilities = jax.nn.softmax(inputs.target_logits["weak"])
         predictions = (
-            state["predictions"].at[batches % ALIGNED_OVER].set(jnp.mean(probabilities, axis=0))
+            state["predictions"]
+            .at[batches % ALIGNED_OVER]
+            .set(jnp.sum(probabilities, axis=0) / max(len(weak), 1))
         )
         known = jnp.minimum(batches + 1, ALIGNED_OVER)
         aligned = parts.ratio(probabilities, (jnp.sum(predictions, axis=0) / known)[None, :])
 
         # Smoothing by the memory, once it is full.
         remembered = jnp.dot(
-            similarities(weak, state["embeddings"]),
+            jax.nn.softmax(similarities(weak, state["embeddings"])),
             state["probabilities"],
             precision=jax.lax.Precision.HIGHEST,
         )
@@ -147,7 +148,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     def loss(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
         embeddings = outputs.heads["projection"].unlabeled
         similar = similarities(embeddings["strong"], embeddings["second_strong"])
-        contrast = -jnp.sum(answer.extra["graph"] * jnp.log(similar + _SMALL), axis=-1)
+        contrast = losses.cross_entropy(similar, answer.extra["graph"])
         return unsupervised(outputs, answer) | {
             "contrast": CONTRAST_WEIGHT * jnp.sum(contrast) / max(len(contrast), 1)
         }
