@@ -8,7 +8,7 @@ usage() {
 usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
 
   create   create the slice (needs --type and --version)
-  setup    copy this checkout's last commit to all its workers and install the requirements there
+  setup    copy this checkout's last commit to all its workers and install the project there
   run      start python -m layermatch_jax.main FLAGS... on all workers, in the background
   logs     follow the output of the first worker
   status   the state of the slice, and of the run on it
