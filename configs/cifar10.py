@@ -1,6 +1,6 @@
 """CIFAR-10, WRN-28-2: the field's classic setting.
 
-Command:   python -m layermatch_jax.main --config=configs/cifar10.py:labels=40,method=layermatch
+Command:   python -m layermatch_jax.main --config=cifar10:labels=40,method=layermatch
 Labels:    40, 250 (default) or 4000.
 Cost:      2^20 steps of 960 images, 214 MMAC each: about 1.3 EFLOP a run. Published: 0.21 s a step,
            63 h, on one GPU (ShrinkMatch's logs). Ours: not measured on a GPU or TPU.

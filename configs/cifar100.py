@@ -1,6 +1,6 @@
 """CIFAR-100, WRN-28-8.
 
-Command:   python -m layermatch_jax.main --config=configs/cifar100.py
+Command:   python -m layermatch_jax.main --config=cifar100
            ...:labels=2500,method=fixmatch
 Labels:    400 (default), 2500 or 10000.
 Cost:      2^20 steps of 960 images, 3.36 GMAC each: about 20 EFLOP a run. Published: 0.5-1.0 s a

@@ -1,6 +1,6 @@
 """ImageNet-100 at 224 pixels, ResNet-50: an image folder with a class list.
 
-Command:   python -m layermatch_jax.main --config=configs/imagenet100.py:labels=10% \
+Command:   python -m layermatch_jax.main --config=imagenet100:labels=10% \
                --config.dataset.data_dir=/data/imagenet --config.dataset.class_list=classes.txt
 Data:      data_dir/train/<class>/*.JPEG and data_dir/val/<class>/*.JPEG; the class list has one
            class folder a line (the field uses several lists of 100: say which is yours).

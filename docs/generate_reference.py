@@ -25,10 +25,10 @@ HEAD = """\
 
 <!-- Written by docs/generate_reference.py. Do not edit: change SETTINGS in the code. -->
 
-`--config=FILE` chooses a config file of [`configs/`](#shipped-configs). `--config.FIELD=VALUE`
-sets one field, for example `--config.optimizer.learning_rate=0.01`. An unknown field is refused,
-and the message names the nearest one. The file `config.json` in the folder of a run holds the
-value of every field.
+`--config=NAME` chooses a [shipped config](#shipped-configs), `--config=PATH.py` a file of your own.
+`--config.FIELD=VALUE` sets one field, for example `--config.optimizer.learning_rate=0.01`. An
+unknown field is refused, and the message names the nearest one. The file `config.json` in the
+folder of a run holds the value of every field.
 
 The defaults below are FixMatch with WRN-28-2 on 32-pixel images. `automatic` means that the program
 chooses the value; `config.json` and the first lines of the log say which. `--config.FIELD=None`
@@ -37,14 +37,14 @@ makes a setting automatic again. What cannot go together is refused with the rea
 
 ## Behind the colon
 
-`--config=FILE:KEY=VALUE,KEY=VALUE` sets several fields at once:
+`--config=NAME:KEY=VALUE,KEY=VALUE` sets several fields at once:
 
 | key | value | sets |
 |---|---|---|
 | `labels` | a number of images for all classes together (`labels=250`), or a percentage of \
 each class (`labels=10%`) | `dataset.num_labels` or `dataset.label_fraction` |
 | `method` | a [method](#methods); default `layermatch` | the fields of the method |
-| `layerwise` | `True` adds Grad-ReLU and Avg-Clustering to the method | \
+| `layerwise` | `True`: the same as `+layerwise` behind the method | \
 `layerwise.gradient_mask`, `avg_clustering.centres` |
 | `mask` | a [gradient mask](#gradient-masks), in place of the method's | \
 `layerwise.gradient_mask` |
@@ -152,7 +152,7 @@ def _configs() -> list[str]:
             continue
         config = runpy.run_path(str(path))["get_config"]("method=fixmatch")
         fields = config_lib.fields(config).items()
-        lines.append(_row(f"`{path.name}`", {k: v for k, v in fields if v != before[k]}))
+        lines.append(_row(f"`{path.stem}`", {k: v for k, v in fields if v != before[k]}))
     return [*lines, ""]
 
 

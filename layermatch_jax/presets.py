@@ -1,7 +1,7 @@
 """Names for sets of choices: methods, gradient masks, and what stands behind --config=FILE:….
 
 A config file starts from `config.base()`, sets what its data set needs, and ends with `apply_arg`,
-so that `--config=configs/cifar10.py:labels=250,method=fixmatch` works everywhere.
+so that `--config=cifar10:labels=250,method=fixmatch` works everywhere.
 """
 
 import hashlib

@@ -74,7 +74,8 @@ def run_forward(
             flat = features.reshape(-1, features.shape[-1])
             output, updates = head.apply(variables, flat, train=True, mutable=["batch_stats"])
             outputs[name] = layout.split(output.reshape(*features.shape[:2], -1))
-            stats |= {name: updates["batch_stats"]} if "batch_stats" in updates else {}
+            if norms := updates.get("batch_stats"):  # Flax gives {} for a head without BatchNorm
+                stats[name] = norms
         return policies.Outputs(logits, outputs), stats
 
     outputs, pull_back_outputs, head_stats = jax.vjp(

@@ -1,6 +1,6 @@
 """Runs a grid of methods and label seeds, and puts the results into one table and one figure.
 
-    python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch,freematch+layerwise \
+    python launch/sweep.py digits:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
 `METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders are named by
@@ -14,7 +14,7 @@ comparison.png.
 
 With --masks each method runs with each of the gradient masks (named in docs/reference.md):
 
-    python launch/sweep.py configs/digits.py:labels=10 --methods=fixmatch --label-seeds=0,1,2 \
+    python launch/sweep.py digits:labels=10 --methods=fixmatch --label-seeds=0,1,2 \
         --masks=none,classifier,from_stage3,from_stage2,everything --workdir=runs/masks10
 """
 
