@@ -179,6 +179,8 @@ def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, mo
         # When the loop looks at the devices, they may be done with the step or be a step behind:
         # by this clock, a second more or less.
         assert 4 - lost <= line["seconds"] <= 6
+        if line["step"] == 15 and line["steps_per_second"] is None:
+            continue  # of steps 14 and 15 the first compiles, and the last may not be timed yet
         assert 1 / 2 <= line["steps_per_second"] <= 2
         assert line["images_per_second"] == c.batch_size * line["steps_per_second"]
 

@@ -70,7 +70,8 @@ def test_grad_relu_leaves_the_classifier_an_exact_zero_and_the_backbone_its_grad
 def test_under_grad_relu_the_classifier_learns_from_labels_bit_for_bit():
     params, batch = make_params(), make_batch()
     gated = gradients(make_method(params, "grad_relu"), params, batch)
-    alone = gradients(make_method(params, "grad_relu", unsupervised_weight=0.0), params, batch)
+    without = make_method(params, "grad_relu")._replace(unsupervised_weight=0.0)
+    alone = gradients(without, params, batch)
     jax.tree.map(np.testing.assert_array_equal, gated["classifier"], alone["classifier"])
     assert_trees_close(alone, jax.grad(supervised_loss)(params, batch))
 

@@ -67,7 +67,7 @@ def test_metrics_are_sums_and_weights():
         "loss": (terms.supervised + 1.5 * (terms.unsupervised + regularizer), 1),
         "loss_supervised": (terms.supervised, 1),
         "loss_unsupervised": (terms.unsupervised, 1),
-        "regularizer": (regularizer, 1),
+        "loss_regularizer": (regularizer, 1),
         "learning_rate": (0.25, 1),
         "mask_rate": (weights.sum(), MU * B),
         "pseudo_label_accuracy": (weights @ correct, weights @ known),
