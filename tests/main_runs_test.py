@@ -107,7 +107,8 @@ def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
 def test_a_folder_in_use_is_refused(call, tmp_path):
     args = [*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2"]
     holder = (
-        "import sys, time; from etils import epath; from layermatch_jax import workdir\n"
+        "import sys, time; from etils import epath\n"
+        "from layermatch_jax.runtime import workdir\n"
         "with workdir.lock(epath.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
     )
     with subprocess.Popen(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from layermatch_jax import automatic, config
+from layermatch_jax import automatic, config, presets
 from layermatch_jax.data import feed
 from layermatch_jax.runtime import checkpoint, metrics
 
@@ -57,7 +57,7 @@ def tiny(method="layermatch", **fields):
             "policy.momentum": 0.999,
         }
     )
-    config.apply_method(c, method)
+    presets.apply_method(c, method)
     c.update_from_flattened_dict(fields)
     return automatic.resolve(c)
 

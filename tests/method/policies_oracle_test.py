@@ -29,7 +29,7 @@ from oracles import (
     softmax,
 )
 
-from layermatch_jax import automatic
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.method import policies
 
@@ -58,11 +58,20 @@ def test_policy_has_the_loss_and_the_view_of_its_paper(name):
 
 
 def test_defaults_are_the_papers():
-    policy = automatic.resolve(config_lib.base()).policy
-    assert (policy.threshold, policy.temperature, policy.ramp) == (0.95, None, 0.4)
-    assert (policy.momentum, policy.relative_threshold) == (0.999, 0.9)
-    assert (policy.fairness_weight, policy.signal_annealing) == (0.001, "none")
-    assert (policy.warm_up * 2**20, policy.period * 2**20) == (2048, 10240)
+    def settings(method):
+        config = automatic.resolve(presets.apply_method(config_lib.base(), method))
+        values = config.policy.to_dict().items()
+        return {name: value for name, value in values if value is not None and name != "name"}
+
+    assert settings("fixmatch") == settings("flexmatch") == {"threshold": 0.95}
+    assert settings("pseudo_label") == {"threshold": 0.95, "ramp": 0.4}
+    assert settings("mean_teacher") == {"ramp": 0.4}
+    assert settings("uda") == {"threshold": 0.8, "temperature": 0.4, "signal_annealing": "none"}
+    assert settings("adamatch") == {"momentum": 0.999, "relative_threshold": 0.9}
+    assert settings("freematch") == {"momentum": 0.999, "fairness_weight": 0.001}
+    assert settings("softmatch") == {"momentum": 0.999}
+    dash = {"temperature": 0.5, "warm_up": 2048 / 2**20, "period": 10240 / 2**20}
+    assert settings("dash") == dash
 
 
 @pytest.mark.parametrize(("name", "fields", "K"), ORDINARY)
