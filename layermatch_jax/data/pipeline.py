@@ -74,7 +74,7 @@ def moved_views(partition: Partition, sampler: Sampler, padding: int, step: int,
         sampler.image_size,
     )
     batch = TrainBatch(
-        images=views.reshape(count, -1, *views.shape[1:]),
+        images=views.reshape(count, len(sampler.layout.kinds), *views.shape[1:]),
         labels=partition.labeled.labels[draws.labeled],
         labeled_indices=draws.labeled,
         unlabeled_indices=draws.unlabeled,

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from runs_of_tests import tiny
 
-from layermatch_jax import config
+from layermatch_jax import config, presets
 from layermatch_jax.benchmark import measure, summary
 
 
@@ -74,7 +74,7 @@ def test_shares_of_the_peak(monkeypatch):
 
 def test_the_other_method_differs_in_its_choices_alone():
     c = tiny("freematch+layerwise", **{"model.width": 7})
-    other = config.fields(config.exchange_method(c, "fixmatch"))
+    other = config.fields(presets.exchange_method(c, "fixmatch"))
     changed = {name for name, value in config.fields(c).items() if other[name] != value}
     assert changed == {
         "method", "applied_method", "policy.name", "policy.threshold",
