@@ -149,7 +149,7 @@ def test_a_batch_holds_the_views_that_were_drawn():
     assert min(compared.values()) >= 1, f"choose another step: {compared}"
 
 
-@pytest.mark.parametrize("mu", [MU, 0])
+@pytest.mark.parametrize("mu", [MU, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_devices_batches_are_the_same(mu):
     fields = {"augment.randaugment_ops": 3, "batch_size": 16}
     _, partition, sampler = in_layout(mu, **fields)

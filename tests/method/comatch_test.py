@@ -391,6 +391,13 @@ def test_labeled_images_enter_the_memory_with_their_labels():
     np.testing.assert_allclose(answer.targets, expected, rtol=1e-5)
 
 
+def test_a_row_at_the_threshold_is_accepted():
+    policy, answer_of = make(0.25)
+    x = plain(0, (0, 1), own(0))  # four equal logits
+    answer, _ = answer_of(first_state(policy, x), x)
+    np.testing.assert_array_equal(answer.weights, [1, 1])
+
+
 def test_probabilities_are_remembered_before_smoothing_and_after_alignment():
     _, answer_of = make()
     state = first_state(make()[0], plain(0, (0, 0), own(0)))

@@ -117,16 +117,24 @@ def comatch_objective(params, batch, constants, weight):
     return supervised(params, features[:, :1], batch) + weight * (loss_u + contrast)
 
 
-def comatch_constants(params, batch, memory):
-    """The oracle's pseudo-labels and graph; it remembers in `memory`."""
+@jax.jit
+def comatch_inputs(params, batch):
+    """Weak logits, and the embeddings of the labeled and of the weak views."""
     features = features_by_position(params, batch)
     weak = rows(features, 1)
+    labeled = projection(params, features[:, 0])
+    return logits_of(params["classifier"], weak), labeled, projection(params, weak)
+
+
+def comatch_constants(params, batch, memory):
+    """The oracle's pseudo-labels and graph; it remembers in `memory`."""
+    weak_logits, labeled, weak = jax.device_get(comatch_inputs(params, batch))
     x = CoMatchBatch(
-        weak_logits=np.asarray(logits_of(params["classifier"], weak)),
+        weak_logits=weak_logits,
         strong_logits=None,
         labels=batch.labels,
-        labeled=np.asarray(projection(params, features[:, 0])),
-        weak=np.asarray(projection(params, weak)),
+        labeled=labeled,
+        weak=weak,
         strong=None,
         second_strong=None,
     )
@@ -259,6 +267,9 @@ def test_the_own_head_learns_from_the_unsupervised_loss_alone(case):
     assert np.abs(change).max() > 0.05
 
 
+@pytest.mark.parametrize(
+    "case", ["comatch", pytest.param("toy", marks=pytest.mark.slow)], indirect=True
+)
 def test_grad_relu_leaves_the_own_head_alone(case):
     gradient, expected = case
     gated, both = gradient(GRAD_RELU), expected()
