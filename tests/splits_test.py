@@ -224,6 +224,16 @@ def test_split_file_round_trip(tmp_path):
     splits.write_split(made.record, path)
     assert json.loads(path.read_text()) == made.record
 
+    again = splits.partition(
+        source(), settings(evaluate_on="validation", split_file=str(path))
+    ).record
+    assert again == made.record
+
+
+def test_split_file_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = splits.partition(source(), settings())
+    splits.write_split(made.record, tmp_path / "split.json")
     again = splits.partition(source(), settings(split_file="~/split.json"))
     assert again.record == made.record
 
