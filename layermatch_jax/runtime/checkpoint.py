@@ -22,14 +22,13 @@ from etils import epath
 from flax import serialization
 
 from layermatch_jax.errors import InputError, StorageError, os_error_number, refusal
+from layermatch_jax.runtime import earlier_versions
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
 _SHOWN = 10  # leaves that do not fit
 # In a path, Orbax reads these as patterns; a backslash, tensorstore cannot read.
 NO_NAME = re.compile(r"[*?\[\\]")
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# Parts that earlier versions did not save: what is read of theirs has the template's.
-_ADDED = ("clock", "lines")
 
 
 class DamagedError(Exception):
@@ -229,13 +228,10 @@ def _line(error: Exception) -> str:
 def _restore(manager: ocp.CheckpointManager, step: int, template):
     _check_rights(manager.directory / str(step))
     saved = manager.item_metadata(step).tree
-    lacking = {
-        name: template[name]
-        for name in _ADDED
-        if name in template and name not in saved.get("run", {})
+    expected = {
+        "run": earlier_versions.as_saved(template, saved.get("run", {})),
+        "checksum": np.zeros((), np.uint32),
     }
-    present = {name: part for name, part in template.items() if name not in lacking}
-    expected = {"run": present, "checksum": np.zeros((), np.uint32)}
     differences = _differences(saved, expected)
     if differences:
         more = len(differences) - _SHOWN
@@ -248,7 +244,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template):
     restored = manager.restore(step, args=ocp.args.StandardRestore(expected))
     if int(restored["checksum"]) != _checksum(restored["run"]):
         raise DamagedError("the checksum is not that of the arrays")
-    return restored["run"] | lacking
+    return earlier_versions.as_today(restored["run"], template)
 
 
 def _check_rights(folder: epath.Path) -> None:
