@@ -48,6 +48,15 @@ def test_a_run_of_before_goes_on(saved_before):
     assert run["lines"] == -1
 
 
+def test_a_method_without_that_loss_leaves_it_out(saved_before):
+    template = of_today(head_stats={})
+    del template["window"]["sums"]["loss_fairness"]
+    with checkpoint.open_manager(saved_before, kept=1) as manager:
+        run = checkpoint.restore_latest(manager, saved_before, template)
+    assert sorted(run["window"]["sums"]) == ["loss"]
+    np.testing.assert_array_equal(run["window"]["sums"]["loss"], [5, 2])
+
+
 def test_the_state_of_before_is_read_alone(saved_before):
     state = checkpoint.read_state(saved_before, of_today(head_stats={})["state"])
     np.testing.assert_array_equal(state["params"]["w"], [1, 2, 3])
