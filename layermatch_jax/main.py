@@ -45,6 +45,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
+        if "://" in folder and not folder.startswith("gs://"):
+            raise InputError(f"--workdir={folder}: a local folder, or a bucket as gs://NAME/PATH")
         given = config_flags.get_override_values(flag_values["config"])
         if said := modes.MODES[flag_values.mode](config, folder, given):
             print(said)

@@ -53,6 +53,7 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
       InputError: names what is in the way, or lists the fields that differ.
     """
     _check_place(workdir)
+    _check_apart(workdir, config.dataset)
     path = workdir / CONFIG
     if has_progress(workdir) and path.exists():
         mend = f"{_FROM_BACKUP}. {_AT_YOUR_RISK.format('settings')}"
@@ -89,7 +90,7 @@ def set_aside(workdir: epath.Path) -> None:
     for name in _WRITTEN:
         if (workdir / name).exists():
             (workdir / name).rename(to / name)
-    said = f"{workdir} holds a run that ended before its first checkpoint: its files are now in"
+    said = f"{workdir} holds a run without any checkpoint: its files are now in"
     print(f"{said} {to}, and this run begins anew.", file=sys.stderr)
 
 
@@ -106,6 +107,18 @@ def _check_place(workdir: epath.Path) -> None:
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise InputError(
             f"--workdir={workdir}: {there} is no folder that can be written to. Take another."
+        )
+
+
+def _check_apart(workdir: epath.Path, dataset: ml_collections.ConfigDict) -> None:
+    if dataset.name != "folder" or "://" in str(workdir):
+        return
+    root = os.path.realpath(os.path.expanduser(dataset.data_dir))
+    inside = os.path.relpath(os.path.realpath(workdir), root).split(os.sep)
+    if inside[0].lower() in ("train", "test", "val", "unlabeled", "unlabelled"):
+        raise InputError(
+            f"--workdir={workdir} lies among the images of --config.dataset.data_dir="
+            f"{dataset.data_dir}: its folders would be taken for classes. Take another."
         )
 
 

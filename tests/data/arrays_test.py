@@ -46,6 +46,31 @@ def test_digits_upsampled():
         np.testing.assert_array_equal(got[..., channel], want)
 
 
+def test_names_of_classes_in_bytes(tmp_path):
+    names = np.array([b"cat", b"owl", b"fox"])
+    np.savez(tmp_path / "data.npz", **npz_arrays(class_names=names))
+    made = sources.load(settings("npz", tmp_path / "data.npz"))
+    assert made.class_names == ("cat", "owl", "fox")
+
+
+def test_classes_with_one_name_and_a_single_class_are_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **npz_arrays(class_names=["cat", "owl", "cat"]))
+    with pytest.raises(InputError, match="class_names has these twice: cat"):
+        sources.load(settings("npz", path))
+    one = npz_arrays()
+    one = {key: array * 0 if key.endswith("labels") else array for key, array in one.items()}
+    np.savez(path, **one)
+    with pytest.raises(InputError, match="has 1 class; it takes two or more"):
+        sources.load(settings("npz", path))
+
+
+def test_settings_of_folders_are_not_those_of_arrays(tmp_path):
+    np.savez(tmp_path / "data.npz", **npz_arrays())
+    made = sources.load(settings("npz", tmp_path / "data.npz", on_broken="skip"))
+    assert made.notes == ("only an image folder has these settings: on_broken; not used",)
+
+
 @pytest.mark.parametrize("classes", [2, 7, 10])
 def test_fake_is_deterministic_and_learnable(classes):
     a, b = (sources.load(settings("fake", num_classes=classes)) for _ in range(2))

@@ -90,8 +90,55 @@ def test_what_else_is_in_the_root_is_named(root):
     write(root / "unlabeled_images/0.png", noise(8, 8, 3))
     (root / "labels.csv").touch()
     (root / ".git").mkdir()
-    (note,) = load(root).notes
-    assert note == f"not used, in {root}: labels.csv, unlabeled_images/, val/"
+    assert load(root).notes == (
+        f"not used, in {root}: labels.csv, unlabeled_images/, val/",
+        "passed over: 1 hidden (first: .git)",
+    )
+
+
+def test_an_image_of_two_classes_or_twice_in_one(root):
+    (root / "train/cat/others").symlink_to(root / "train/owl")
+    (root / "train/cat/again.png").symlink_to(root / "train/cat/0.png")
+    owls = len(list((root / "train/owl").iterdir()))
+    notes = load(root).notes
+    assert notes[0].startswith(f"{owls} training images are files of more than one class, by links")
+    assert notes[1].startswith(
+        f"{owls + 1} images to train on are, by links, files that count already (first: "
+    )
+
+
+def test_a_class_inside_another_counts_as_the_outer_one(root):
+    write(root / "train/cat/owl/0.png", noise(8, 8, 3))
+    assert load(root).notes == (
+        "1 images are in a folder named like another class, and count as the outer one"
+        " (first: train/cat/owl/0.png counts as cat)",
+    )
+
+
+def test_folders_that_are_no_classes_are_named(root):
+    for name in (".night", "@Recycle", "lost+found"):
+        write(root / "train" / name / "0.png", noise(8, 8, 3))
+    notes = load(root).notes
+    assert notes[0] == "folders that are no classes, by their names: .night, @Recycle, lost+found"
+
+
+def test_test_classes_too_deep_are_explained(root):
+    (root / "test").rename(root / "images")
+    (root / "test").mkdir()
+    (root / "images").rename(root / "test/images")
+    assert "The class folders seem to be inside images/: move them up." in refusal(root)
+
+
+def test_comments_and_test_folders_beside_the_class_list(root, tmp_path_factory):
+    write(root / "train/#a/0.png", noise(8, 8, 3))
+    write(root / "test/zzz/0.png", noise(8, 8, 3))
+    listed = tmp_path_factory.mktemp("list") / "list.txt"
+    listed.write_text("#a\nowl\ncat\n")
+    assert load(root, class_list=str(listed)).notes == (
+        "not used, for the class list does not name them: #a",
+        "lines of the class list that begin with # are comments",
+        "no classes of the list, in test/: zzz",
+    )
 
 
 @pytest.mark.parametrize("flat", ["0.png", "images/0.png"])
@@ -108,7 +155,7 @@ def test_test_images_in_no_class_folder(root):
     write(root / "test/images/0.png", noise(8, 8, 3))
     write(root / "test/1.png", noise(8, 8, 3))
     said = refusal(root)
-    assert "test has no folder of a class of the training images; it has images. " in said
+    assert "test has no folder of a class of the training images; it has images/. " in said
 
 
 def test_without_a_test_folder_validation_images_serve(root):

@@ -116,8 +116,8 @@ def test_the_sentence():
         "passed over: 2 .heic (first: a/1.heic), 1 hidden (first: .x)"
     )
     assert listing.passed_over({}, "/r") == ""
-    many = {f".{letter}": [f"/r/{letter}"] for letter in "abcdefghij"}
-    assert listing.passed_over(many, "/r").endswith("1 .h (first: h), 2 others")
+    many = {f".{number}": [f"/r/{number}"] for number in range(10, 42)}
+    assert listing.passed_over(many, "/r").endswith("1 .39 (first: 39), 2 others")
     assert listing.merge([{"a": ["1"]}, {}, {"b": ["2"], "a": ["3"]}]) == {
         "a": ["1", "3"],
         "b": ["2"],

@@ -153,7 +153,8 @@ def test_every_other_field_counts(begun):
     config = configured()
     workdir.write_config(begun, config)
     before = json.loads((begun / "config.json").read_text())
-    for name in before.keys() - set(config_lib.RESULT_NEUTRAL):
+    of_other_policies = {n for n, x in before.items() if n.startswith("policy.") and x is None}
+    for name in before.keys() - set(config_lib.RESULT_NEUTRAL) - of_other_policies:
         (begun / "config.json").write_text(json.dumps(before | {name: "other"}))
         with pytest.raises(InputError, match=f"  {name}: 'other' before"):
             workdir.check(begun, config)
@@ -268,7 +269,7 @@ def test_a_run_without_a_checkpoint_gives_way(folder, capsys):
         assert names(to) == ["config.json", "labeled_split.json", "metrics.jsonl", "tensorboard"]
         assert json.loads((to / "config.json").read_text())["seed"] == number
         assert capsys.readouterr().err == (
-            f"{folder} holds a run that ended before its first checkpoint: its files are now in "
+            f"{folder} holds a run without any checkpoint: its files are now in "
             f"{to}, and this run begins anew.\n"
         )
     left = [".lock", "before-1", "before-2", "checkpoints", "notes.txt"]
@@ -391,3 +392,14 @@ def test_summary_leaves_out_what_is_unknown(folder):
         "pseudo-labels over the run: 25.0% used; how many are right is not known: no unlabelled "
         "image has a known class (labelled images do not count)\n"
     ) in text
+
+
+def test_a_run_among_the_images_is_refused(tmp_path):
+    config = configured(**{"dataset.name": "folder", "dataset.data_dir": str(tmp_path / "data")})
+    (tmp_path / "data/Train/cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data/Train")
+    for place in (tmp_path / "data/Train", tmp_path / "data/test/run", tmp_path / "link/run"):
+        with pytest.raises(InputError, match="lies among the images"):
+            workdir.check(epath.Path(place), config)
+    workdir.check(epath.Path(tmp_path / "data/runs/1"), config)
+    workdir.check(epath.Path(tmp_path / "data_test"), config)

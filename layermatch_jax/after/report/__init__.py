@@ -68,6 +68,7 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
         try:
             return make()
         except (InputError, ImportError) as error:
+            logging.warning("%s %s", said, error)
             missing.append(Note(f"{said} {error}"))
 
     step, numbers = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]

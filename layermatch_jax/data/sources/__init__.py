@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from layermatch_jax.data.images import (
@@ -43,6 +42,7 @@ LOADERS = {
     "npz": arrays.load_npz,
     "stl10": tfds_sets.load,
 }
+_FOLDER_ALONE = {"class_list": "", "on_broken": "error", "alpha": "white"}  # and the defaults
 _CHUNK = 256  # images hashed at a time
 
 
@@ -81,9 +81,13 @@ def load(dataset: ConfigDict) -> Source:
     source = LOADERS[dataset.name](dataset)
     if dataset.drop_test_duplicates:
         source, dropped = drop_test_duplicates(source)
-        logging.info(
-            "%s: dropped %d unlabelled images that equal a test image.", dataset.name, dropped
-        )
+        said = f"left out: {dropped:,} unlabeled images that equal a test image"
+        source = source._replace(notes=(*source.notes, said))
+    if dataset.name != "folder":
+        unread = [name for name, value in _FOLDER_ALONE.items() if dataset[name] != value]
+        if unread:
+            said = f"only an image folder has these settings: {', '.join(unread)}; not used"
+            source = source._replace(notes=(*source.notes, said))
     return source
 
 

@@ -53,9 +53,16 @@ def load_npz(dataset: ConfigDict) -> Source:
         _check_images(path, "unlabeled_images", data["unlabeled_images"])
 
     if "class_names" in data:
-        names = tuple(str(name) for name in data["class_names"].ravel())
+        names = tuple(
+            name.decode() if isinstance(name, bytes) else str(name)
+            for name in data["class_names"].ravel().tolist()
+        )
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{path}: class_names has these twice: {', '.join(twice)}.")
     else:
         names = _numbered_classes(path, data["train_labels"])
+    if len(names) < 2:
+        raise InputError(f"{path} has {len(names)} class; it takes two or more. {_NPZ_HELP}")
     for part in ("train", "test"):
         labels = data[f"{part}_labels"]
         if labels.max() >= len(names):
@@ -64,6 +71,10 @@ def load_npz(dataset: ConfigDict) -> Source:
                 f" classes (by {'class_names' if 'class_names' in data else 'train_labels'}):"
                 f" allowed are 0..{len(names) - 1}."
             )
+
+    without = sorted(set(range(len(names))) - set(data["test_labels"].tolist()))
+    if without:
+        logging.warning("No test images for: %s.", ", ".join(names[c] for c in without[:_SHOWN]))
 
     def images(part, labels):
         pixels, side = data[f"{part}_images"], dataset.stored_size

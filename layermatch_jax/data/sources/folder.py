@@ -3,8 +3,10 @@
 The files are listed and checked at the start, and decoded again whenever they are read.
 """
 
+import collections
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +58,7 @@ def load(dataset: ConfigDict) -> Source:
 
     findings = checking.check([file.path for file in files], dataset.stored_size, dataset.alpha)
     notes = [*where.notes, passed_over, *findings.remarks]
-    if shared := _trained_on(files):
-        first = listing.relative(shared[0], where.root)
-        notes.append(
-            f"{len(shared):,} test images are files that are also trained on (first: {first})"
-        )
+    notes += _counted_twice(files, where.root) + _in_another_class(files, where)
     if findings.broken:
         broken = f"{len(findings.broken):,} of {len(files):,} images cannot be decoded"
         if dataset.on_broken == "error":
@@ -113,8 +111,8 @@ def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Imag
     return Images(labels, read, np.array(files, object))
 
 
-def _trained_on(files: list[_File]) -> list[str]:
-    """The test images that are, by links, the same files as images of another part."""
+def _counted_twice(files: list[_File], root: Path) -> list[str]:
+    """Sentences on the files that count more than once, by links; copies are not looked for."""
 
     def identity(file):
         try:
@@ -124,8 +122,48 @@ def _trained_on(files: list[_File]) -> list[str]:
         return (found.st_dev, found.st_ino) if found.st_ino else file.path
 
     known = list(zip(files, decoding.pool().map(identity, files), strict=True))
-    others = {one for file, one in known if file.part != "test"}
-    return [file.path for file, one in known if file.part == "test" and one in others]
+    groups = collections.defaultdict(list)  # of the files to train on
+    for file, same in known:
+        if file.part != "test":
+            groups[same].append(file)
+    tested = [file.path for file, same in known if file.part == "test" and same in groups]
+    classes = [
+        group[0].path
+        for group in groups.values()
+        if len({file.label for file in group if file.part == "train"}) > 1
+    ]
+    repeated = [file.path for group in groups.values() for file in group[1:]]
+    return [
+        f"{len(paths):,} {said} (first: {listing.relative(paths[0], root)})"
+        for paths, said in (
+            (tested, "test images are files that are also trained on"),
+            (classes, "training images are files of more than one class, by links"),
+            (repeated, "images to train on are, by links, files that count already"),
+        )
+        if paths
+    ]
+
+
+def _in_another_class(files: list[_File], where: layout.Layout) -> list[str]:
+    """A sentence on the images in a folder that is inside one class and named like another."""
+    folders = {"train": where.train, "test": where.test}
+    others = [
+        file
+        for file in files
+        if file.label >= 0
+        and any(
+            names.text(name) in where.class_names
+            and names.text(name) != where.class_names[file.label]
+            for name in Path(file.path).relative_to(folders[file.part][file.label]).parent.parts
+        )
+    ]
+    if not others:
+        return []
+    first = listing.relative(others[0].path, where.root)
+    return [
+        f"{len(others):,} images are in a folder named like another class, and count as the outer"
+        f" one (first: {first} counts as {where.class_names[others[0].label]})"
+    ]
 
 
 def _refuse_gaps(files: list[_File], where: layout.Layout, why: str) -> None:

@@ -64,11 +64,20 @@ def read(dataset: ConfigDict) -> Layout:
     if not train.by_name:
         raise InputError(f"{train.path} has no class folders. {EXPECTED}")
     class_names, notes = list(train.by_name), []
+    if no_classes := [
+        name
+        for kind in (listing.HIDDEN, listing.SYSTEM)
+        for path in train.passed_over.get(kind, [])
+        if os.path.isdir(path) and (name := os.path.basename(path))
+    ]:
+        notes.append(f"folders that are no classes, by their names: {names.some(no_classes)}")
     if dataset.class_list:
         class_names = names.read_class_list(dataset.class_list)
         _require_folders(class_names, train, dataset.class_list)
         if unlisted := [name for name in train.by_name if name not in class_names]:
             notes.append(f"not used, for the class list does not name them: {names.some(unlisted)}")
+            if any(name.startswith("#") for name in unlisted):
+                notes.append("lines of the class list that begin with # are comments")
     if len(class_names) < 2:
         raise _too_few(train, dataset.class_list)
 
@@ -86,6 +95,9 @@ def read(dataset: ConfigDict) -> Layout:
         if not dataset.class_list:
             _require_folders(list(test.by_name), train, test.path)
 
+        elif unlisted := [n for n in test.by_name if n not in {*class_names, *train.by_name}]:
+            notes.append(f"no classes of the list, in {test.path.name}/: {names.some(unlisted)}")
+
     used = {train.path, test and test.path, parts.get("unlabeled")}
     unused = [
         f"{name}/" if kind == listing.FOLDER else name
@@ -102,7 +114,16 @@ def read(dataset: ConfigDict) -> Layout:
         train=tuple(train.by_name[name] for name in class_names),
         test=tuple(map(test.by_name.get, class_names)) if test else (),
         unlabeled=str(parts["unlabeled"]) if "unlabeled" in parts else None,
-        passed_over=listing.merge(part.passed_over for part in (train, test) if part),
+        passed_over=listing.merge(
+            [
+                {
+                    kind: [os.path.join(root, name) for name in there[kind]]
+                    for kind in (listing.HIDDEN, listing.SYSTEM)
+                    if kind in there
+                },
+                *(part.passed_over for part in (train, test) if part),
+            ]
+        ),
         notes=tuple(notes),
     )
 
@@ -127,9 +148,14 @@ def _with_classes(candidates: list[Path], class_names: list[str]) -> _ClassFolde
     for folders in found:
         if folders.by_name.keys() & class_names:
             return folders
-    has = names.some(list(found[0].by_name)) or "no folders"
+    has = names.some([f"{name}/" for name in found[0].by_name]) or "no folders"
+    up = ""
+    for name, path in found[0].by_name.items():
+        if _class_folders(path).by_name.keys() & class_names:
+            up = f" The class folders seem to be inside {name}/: move them up."
     raise InputError(
-        f"{candidates[0]} has no folder of a class of the training images; it has {has}. {EXPECTED}"
+        f"{candidates[0]} has no folder of a class of the training images; it has {has}.{up}"
+        f" {EXPECTED}"
     )
 
 

@@ -19,6 +19,8 @@ HIDDEN, SYSTEM = "hidden", "of the system (thumbnails, trash)"
 _SYSTEM = {
     *(
         "@eadir",
+        "@recently-snapshot",
+        "@recycle",
         "@__thumb",
         "@tmp",
         "__macosx",
@@ -26,10 +28,11 @@ _SYSTEM = {
         "#snapshot",
         "$recycle.bin",
         "recycler",
+        "~snapshot",
     ),
     *("lost+found", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 }
-_KINDS_NAMED = 8
+_KINDS_NAMED = 30
 
 
 class Found(NamedTuple):
