@@ -172,9 +172,13 @@ def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, mo
     ]  # fmt: skip
     trained = [line for line in logged if line["split"] == "train"]
     assert [line["step"] for line in trained] == [5, 10, 15, 20]
-    lost = 0 if with_clock else 3  # steps 11 to 13
-    assert sum(line["seconds"] for line in trained) == 20 - lost
-    assert result["wall_seconds"] == 3020 - lost
+    counted = sum(line["seconds"] for line in trained)
+    lost = 20 - counted
+    if with_clock:
+        assert lost == 0
+    else:  # steps 11 to 13; of the last of them the second may be counted in the next window
+        assert lost in (2, 3)
+    assert result["wall_seconds"] == 3000 + counted
     for line in trained:
         # When the loop looks at the devices, they may be done with the step or be a step behind:
         # by this clock, a second more or less.

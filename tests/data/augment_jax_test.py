@@ -22,7 +22,6 @@ from layermatch_jax.views import Layout, Views
 
 strong_views = jax.jit(device.strong_views)
 crop_and_flip = jax.jit(device.crop_and_flip, static_argnums=(4, 5))
-make_batch = jax.jit(device.make_batch, static_argnums=(2, 3))
 
 
 def run(images, op, value):
@@ -195,6 +194,11 @@ def several(sampler=SAMPLER):
     return jax.tree.map(lambda *x: np.stack(x), *map(sampler.draw, range(STEPS)))
 
 
+def make_batch(data, draws, layout):
+    """Compiled for a layout, as a feed does it: the program's arguments are arrays alone."""
+    return jax.jit(lambda data, draws: device.make_batch(data, draws, layout, 2, SIZE))(data, draws)
+
+
 def scan(data, draws):
     """All their batches, as in a step that is a scan over steps."""
 
@@ -206,7 +210,7 @@ def scan(data, draws):
 
 def test_a_batch_holds_what_was_drawn():
     data, draws = resident(), SAMPLER.draw(3)
-    batch = make_batch(data, draws, SAMPLER.layout, 2, SIZE)
+    batch = make_batch(data, draws, SAMPLER.layout)
     images = np.asarray(batch.images)
     assert images.shape == (B, 1 + 2 * MU, SIZE, SIZE, 3)
     np.testing.assert_array_equal(batch.labels, data.labels[draws.labeled])
@@ -229,7 +233,7 @@ def test_supervised():
     nothing = ResidentData(
         *resident()[:2], np.zeros((0, 10, 10, 3), np.uint8), np.zeros(0, np.int32)
     )
-    batch = make_batch(nothing, sampler.draw(0), sampler.layout, 2, SIZE)
+    batch = make_batch(nothing, sampler.draw(0), sampler.layout)
     assert batch.images.shape == (B, 1, SIZE, SIZE, 3)
     assert batch.unlabeled_indices.shape == batch.true_labels.shape == (B, 0)
 

@@ -39,6 +39,11 @@ def prepared(**fields):
     return config, partition, setup.create_sampler(config, partition)
 
 
+def of_step(call, k):
+    """One step of a call; the policy's draws are a tree."""
+    return jax.tree.map(lambda x: x[:, k], call)
+
+
 def test_calls_lie_between_multiples_of_k():
     config, partition, sampler = prepared()
     created = feed.create(config, partition, sampler, slice(None))
@@ -73,7 +78,7 @@ def test_both_backends_make_the_same_batches(ops):
         created = feed.create(config, partition, sampler, slice(None))
         resident, batch = created.resident("jit"), jax.jit(created.batch)
         calls[backend] = [
-            batch(resident, type(call)(*(x[:, k] for x in call)))
+            batch(resident, of_step(call, k))
             for _, call in created.calls(range(3, 8))
             for k in range(call[0].shape[1])
         ]
@@ -106,7 +111,8 @@ MEMORY = """
 import re
 import numpy as np
 from layermatch_jax import config as config_lib
-from layermatch_jax.data import feed, images, pipeline, splits
+from layermatch_jax import setup
+from layermatch_jax.data import feed, images, splits
 
 def of(count):
     read = lambda positions: np.ones((len(positions), 64, 64, 3), np.uint8)
@@ -115,7 +121,7 @@ def of(count):
     config = config_lib.base()
     config.dataset.stored_size, config.input.backend = 64, "device"
     partition = splits.partition(source, config.dataset)
-    sampler = pipeline.create_sampler(config, partition)
+    sampler = setup.create_sampler(config, partition)
     return feed.create(config, partition, sampler, slice(8))
 
 def peak():  # of this program alone; getrusage's begins at that of the process that started it
@@ -147,7 +153,7 @@ def test_one_step_reads_its_own_images_alone(backend, method):
     whole = feed.create(config, partition, sampler, slice(None))
     resident = whole.resident("jit")
     _, call = next(whole.calls(range(7, 8)))
-    expected = jax.jit(whole.batch)(resident, type(call)(*(x[:, 0] for x in call)))
+    expected = jax.jit(whole.batch)(resident, of_step(call, 0))
 
     asked = []
 
@@ -175,7 +181,7 @@ def test_supervised_training_keeps_no_unlabelled_image():
     assert resident.unlabeled_images.shape == (0, 12, 12, 3)
     assert created.resident_bytes == 20 * 12 * 12 * 3
     _, call = next(created.calls(range(4)))
-    batch = jax.jit(created.batch)(resident, type(call)(*(x[:, 0] for x in call)))
+    batch = jax.jit(created.batch)(resident, of_step(call, 0))
     assert batch.images.shape == (4, 1, 8, 8, 3)
 
 

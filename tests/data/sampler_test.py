@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,8 +43,18 @@ def test_shapes_and_types():
         "affine": ((8, 3, 2, 6), np.int32),
         "cutout": ((8, 3, 4), np.int32),
     }
-    found = {k: (v.shape, v.dtype) for k, v in SAMPLER.draw(5)._asdict().items()}
-    assert found == expected
+    found = SAMPLER.draw(5)._asdict()
+    assert found.pop("policy") == ()  # this sampler's policy draws nothing of its own
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == expected
+
+
+def own_draws(rng, batch_size, mu):
+    return {"labeled": rng.normal(size=batch_size), "other": [rng.random((batch_size, mu))]}
+
+
+def leaves(draws):
+    """The arrays of draws by their names, the policy's own among them."""
+    return {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(draws)}
 
 
 def test_a_function_of_seed_and_step():
@@ -57,9 +68,12 @@ def test_a_function_of_seed_and_step():
 @pytest.mark.parametrize("changed", [{"seed": 4}, {"step": 8}, {"step": 7 + 2**32}])
 def test_another_seed_or_step_draws_anew(changed):
     step = changed.pop("step", 7)
-    pairs = zip(Draws._fields, SAMPLER.draw(7), sampler(**changed).draw(step), strict=True)
-    for name, a, b in pairs:
-        assert (a != b).any(), name
+    before = leaves(sampler(policy_draws=own_draws).draw(7))
+    after = leaves(sampler(policy_draws=own_draws, **changed).draw(step))
+    assert before.keys() == after.keys()
+    assert len(before) == 8 + 2  # all fields, and the policy's two
+    for name in before:
+        assert (before[name] != after[name]).any(), name
 
 
 def test_labelled_and_unlabelled_orders_are_independent():
@@ -116,7 +130,13 @@ def test_the_long_permutation_is_made_once_however_few_labels_there_are(monkeypa
         sampler_lib, "_generator", lambda *key: made.append(key[1:]) or original(*key)
     )
     sampler_lib._kept_permutation.cache_clear()
-    s = sampler(seed=11, num_labeled=10, num_unlabeled=126_689, batch_size=64, unlabeled_ratio=7)
+    s = sampler(
+        seed=11,
+        num_labeled=10,
+        num_unlabeled=126_689,
+        batch_size=64,
+        layout=Layout(Views(), 7),
+    )
     for step in range(20):  # 20 · 64 · 7 = 8,960 of the 126,689 unlabelled images
         s.draw(step)
     labeled, unlabeled = ([epoch for stream, epoch in made if stream == n] for n in (0, 1))
@@ -126,11 +146,13 @@ def test_the_long_permutation_is_made_once_however_few_labels_there_are(monkeypa
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_together_have_the_global_draws(hosts):
-    draws, each = SAMPLER.draw(11), SAMPLER.batch_size // hosts
-    parts = [draws.rows(slice(h * each, (h + 1) * each)) for h in range(hosts)]
-    assert all(len(x) == each for part in parts for x in part)
-    for whole, joined in zip(draws, map(np.concatenate, zip(*parts, strict=True)), strict=True):
-        np.testing.assert_array_equal(joined, whole)
+    draws, each = sampler(policy_draws=own_draws).draw(11), SAMPLER.batch_size // hosts
+    parts = [leaves(draws.rows(slice(h * each, (h + 1) * each))) for h in range(hosts)]
+    assert all(part.keys() == leaves(draws).keys() for part in parts)
+    assert all(len(x) == each for part in parts for x in part.values())
+    assert len(leaves(draws)) == 8 + 2
+    for name, whole in leaves(draws).items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole)
 
 
 def test_magnitudes_fill_their_ranges():

@@ -148,12 +148,16 @@ class PullBack:
         return ({"stem": {"kernel": 3 * z, "bias": 5 * z}, "block1": {"kernel": 7 * z}},)
 
 
+def of_both(kernel, bias, features):
+    return layerwise.HeadGradients({"classifier": {"kernel": kernel, "bias": bias}}, features)
+
+
 def put_together(mask, unsupervised_kernel=10.0):
     pull_back = PullBack()
     gradients = layerwise.masked_gradients(
         pull_back,
-        ({"kernel": 1.0, "bias": 2.0}, 100.0),
-        ({"kernel": unsupervised_kernel, "bias": 20.0}, 1000.0),
+        of_both(1.0, 2.0, features=100.0),
+        of_both(unsupervised_kernel, 20.0, features=1000.0),
         layerwise.mask_multipliers(mask, PARAMS),
     )
     return gradients, pull_back.calls

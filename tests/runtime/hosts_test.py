@@ -222,7 +222,7 @@ def test_a_signal_is_caught_and_told(number):
 def test_the_second_interrupt_ends_a_process_that_compiles(tmp_path):
     """That is: whose main thread does not come back to Python."""
     code = (
-        "import hashlib; from layermatch_jax import hosts\n"
+        "import hashlib; from layermatch_jax.runtime import hosts\n"
         "with hosts.signals():\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000_000)\n"  # a minute within C

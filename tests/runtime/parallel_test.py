@@ -182,13 +182,14 @@ def test_images_and_state_stay_where_they_are(devices, policy, centres):
 
 
 # BatchNorm's statistics are summed once forwards and once backwards in each of conv4's four layers;
-# gradients and losses are one sum. Gathered are logits and labels, and the samples' positions where
-# there is state by sample.
+# gradients and losses are one sum. Gathered are the true labels, the weak view's logits and the
+# strong view's: these once more where the features see the loss through averaged centres. Where
+# there is state by sample, the samples' positions, too.
 @pytest.mark.parametrize(
     ("devices", "policy", "centres", "sums", "gathers"),
     [
-        ("pmap", "fixed_threshold", "classifier", 2 * 4 + 1, 2),
-        ("pmap", "flexmatch", "outputs", 2 * 4 + 1, 3),
+        ("pmap", "fixed_threshold", "classifier", 2 * 4 + 1, 4),
+        ("pmap", "flexmatch", "outputs", 2 * 4 + 1, 4),
         ("jit", "fixed_threshold", "classifier", 2 * 4 + 1, 0),
         ("jit", "flexmatch", "outputs", 2 * 4 + 3, 11),
     ],
@@ -313,7 +314,7 @@ def test_free_memory_of_the_host():
 # a convolution of XLA, against the product of patches.
 CONVOLUTION = """
 import jax, jax.numpy as jnp, numpy as np
-from layermatch_jax import parallel
+from layermatch_jax.runtime import parallel
 from layermatch_jax.models.small import matrix_convolution
 
 parallel.use_all_cores()

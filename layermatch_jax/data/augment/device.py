@@ -52,7 +52,7 @@ def make_batch(
     count, size = len(draws.labeled), image_size
 
     def flat(x):  # [B, A, ...] -> [B·A, ...]
-        return x.reshape(-1, *x.shape[2:])
+        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # -1 fails without operations
 
     def crops(images, positions, v):  # positions [B, n], v: the n views' positions in the layout
         got = crop_and_flip(
