@@ -167,7 +167,10 @@ def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collec
     Raises:
       InputError: as `method_choices`.
     """
-    chosen = set().union(*METHODS.values())
+    # Its own method's choices alone: what other methods choose, such as μ, is the user's here.
+    chosen = {"policy.name", *METHODS[base_method(config.method)], *METHODS["layermatch"]}
+    if method_choices(method).get("policy.name", base().policy.name) != config.policy.name:
+        chosen |= {f"policy.{name}" for name in config.policy}  # each policy has its own defaults
     neutral = {name: value for name, value in fields(base()).items() if name in chosen}
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict(neutral)

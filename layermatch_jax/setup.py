@@ -79,6 +79,16 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
         )
 
 
+def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
+    """The same images, fed as another config asks for: its views of them, its policy's draws."""
+    sampler = create_sampler(config, data.partition)
+    rows = parallel.host_rows(config.batch_size)
+    return data._replace(
+        feed=feed_lib.create(config, data.partition, sampler, rows),
+        images_per_step=config.batch_size * len(sampler.layout.kinds),
+    )
+
+
 def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:
     """The draws of a run: of the views that its policy wants, and of the policy's own."""
     policy = policies.create(config)

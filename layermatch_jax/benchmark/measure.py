@@ -27,6 +27,7 @@ from layermatch_jax.benchmark import summary
 from layermatch_jax.data.images import take
 from layermatch_jax.method import reductions, steps
 from layermatch_jax.runtime import files, hosts, metrics, parallel
+from layermatch_jax.views import Views
 
 ROUNDS = 5
 SECONDS = 2.0  # about, for each part in each round
@@ -72,10 +73,12 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     for name, other in _others(config).items():
         # The images are on the devices only once where both programs can use them.
         same = parallel.replicated(other.parallelism) == parallel.replicated(config.parallelism)
-        prepared = setup.prepare(other, data, main.resident if same else None)
+        resident = main.resident if same else None
+        prepared = setup.prepare(other, setup.with_feed_of(other, data), resident)
         parts[name] = _step(prepared, other)
     parts["input"] = _input(main, config)
-    if config.input.backend == "tf_data" and config.unsupervised_weight > 0:
+    usual = main.method.layout.mu > 0 and main.method.layout.views == Views()
+    if config.input.backend == "tf_data" and usual:
         parts["input, image by image"] = _input_per_image(main, config)
     with tempfile.TemporaryDirectory() as scratch:
         parts["whole loop"] = _loop(main, config, scratch)

@@ -15,7 +15,6 @@ from objectives import (
     weak_probabilities,
 )
 
-from layermatch_jax.after import layer_report
 from layermatch_jax.after.layer_report import estimates, measuring
 
 # ---------------------------------------------------------------------------------------------
@@ -223,7 +222,7 @@ def test_of_intervals_95_percent_cover_the_true_gradients(n):
 
 @pytest.mark.parametrize(("room", "passes"), [(2**31, 1), (2 * 4 * 3 * 5 * 8, 3), (1, 4)])
 def test_products_in_one_pass_or_several(room, passes, monkeypatch):
-    monkeypatch.setattr(layer_report, "_BYTES", room)  # of 4 kinds, 3 batches, float64
+    monkeypatch.setattr(estimates, "_BYTES", room)  # of 4 kinds, 3 batches, float64
     rng, begun = np.random.RandomState(0), []
     shapes = {
         "backbone": {

@@ -14,12 +14,12 @@ from runs_of_tests import KilledError, assert_same, tiny
 
 from layermatch_jax import config as config_lib
 from layermatch_jax import main, modes, rules, setup, train
-from layermatch_jax.after import layer_report, runs
+from layermatch_jax.after import runs
 from layermatch_jax.after.layer_report import estimates, measuring, picture, record
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import checkpoint
 
-BATCHES = 16
+BATCHES = 32
 
 
 def reported(**fields):
@@ -57,7 +57,7 @@ def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
     def program(state, resident, rows):
         seen.append(np.concatenate(rows.unlabeled))  # of 8 devices
         sums = dict.fromkeys(("known", "used", "right", "strength"), 1.0)
-        return state, ({kind: state.params for kind in estimates.KINDS}, sums)
+        return {kind: state.params for kind in estimates.KINDS}, sums
 
     report = measuring.create(c, data.partition, data.feed, None, program)(prepared.initial)
     assert (report["step"], report["batches"], report["known"]) == (0, 5, 5)
@@ -143,8 +143,10 @@ def test_cut_back(tmp_path):
     record.cut_back(folder, 5)
     assert record.read(folder) == reports[:2]
     assert len((tmp_path / record.TABLE).read_text().splitlines()) == 3
+    picture.write(folder)
     record.cut_back(folder, 3)
     assert record.read(folder) == []
+    picture.write(folder)
     assert not (tmp_path / record.FIGURE).exists()
 
 
@@ -162,7 +164,7 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     )
     assert {name: (whole / name).read_bytes() for name in before} == before
     known = again["known"]
-    assert said.startswith(f"step 8: 16 batches, {known} unlabelled rows of known truth, ")
+    assert said.startswith(f"step 8: {BATCHES} batches, {known} unlabelled rows of known truth, ")
     value, low, high = again["layers"]["classifier"]["cosine_true"]
     line = next(x for x in said.splitlines() if x.startswith("classifier"))
     assert line.split(maxsplit=1)[1].startswith(f"{value:.3f} ({low:.3f}, {high:.3f})  ")
@@ -191,7 +193,7 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
     report = {"step": 8, "batches": 3, "known": 9, "mask_rate": 0.5, "layers": {"stem": told}}
     report |= {"pseudo_label_accuracy": 0.5}
     monkeypatch.setattr(runs, "read", lambda folder, data_dir: "the run")
-    monkeypatch.setattr(layer_report, "of_run", lambda *args: asked.append(args) or report)
+    monkeypatch.setattr(measuring, "of_run", lambda *args: asked.append(args) or report)
     argv = ["main", "--mode=layer_report", f"--workdir={tmp_path}"]
     argv += [f"--config.layer_report.batches={value}" for value in flags_]
     values = flags.FlagValues()
@@ -202,6 +204,7 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
 
 def test_the_figure(whole, monkeypatch):
     pytest.importorskip("matplotlib")
+    picture.write(epath.Path(whole))
     reports = record.read(epath.Path(whole))
     assert (whole / "layer_report.png").stat().st_size > 10_000
     for shown in (reports, reports[:1]):
@@ -229,6 +232,7 @@ def test_without_matplotlib_the_numbers_are_written_all_the_same(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     record.add(epath.Path(tmp_path), record.read(epath.Path(whole))[0])
+    picture.write(epath.Path(tmp_path))
     assert "pip install matplotlib" in capsys.readouterr().err
     assert (tmp_path / "layer_report.csv").exists()
     assert not (tmp_path / "layer_report.png").exists()

@@ -143,7 +143,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     batch = jax.jit(run.data.feed.batch)(run.data.feed.resident("jit"), call)
     np.testing.assert_array_equal(pixels[2], batch.images[:, 4:].reshape(-1, 6, 6, 3)[:8])
     assert np.any(pixels[2] != pixels[1])
-    hidden = "unknown or labelled"
+    hidden = "unknown or labeled"
     truths = [hidden if c < 0 else names[c] for c in unlabeled.labels[positions]]
     assert hidden in truths
     assert titles == [truths, [""] * 8, [""] * 8]

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from runs_of_tests import tiny
 
-from layermatch_jax import config, presets
+from layermatch_jax import automatic, config, presets
 from layermatch_jax.benchmark import measure, summary
 
 
@@ -74,10 +74,13 @@ def test_shares_of_the_peak(monkeypatch):
 
 def test_the_other_method_differs_in_its_choices_alone():
     c = tiny("freematch+layerwise", **{"model.width": 7})
-    other = config.fields(presets.exchange_method(c, "fixmatch"))
+    other = config.fields(automatic.resolve(presets.exchange_method(c, "fixmatch")))
     changed = {name for name, value in config.fields(c).items() if other[name] != value}
     assert changed == {
-        "method", "applied_method", "policy.name", "policy.threshold",
+        "method", "applied_method", "policy.name", "policy.threshold", "policy.momentum",
+        "policy.fairness_weight",
         "layerwise.gradient_mask", "avg_clustering.centres",
     }  # fmt: skip
     assert other["policy.name"] == "fixed_threshold"
+    assert other["policy.threshold"] == 0.95
+    assert other["policy.momentum"] is other["policy.fairness_weight"] is None  # FreeMatch's own

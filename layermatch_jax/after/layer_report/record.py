@@ -35,7 +35,7 @@ def cut_back(workdir: epath.Path, step: int) -> None:
 
 
 def _write(workdir: epath.Path, reports: list[dict[str, Any]]) -> None:
-    """All three files, each whole or not at all."""
+    """Both files, each whole or not at all; the picture is drawn where a mode ends."""
     files.write_text(workdir / FILE, json.dumps(reports, indent=1) + "\n")
     files.write_text(workdir / TABLE, comma_separated(reports))
 
