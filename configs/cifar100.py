@@ -1,6 +1,6 @@
 """CIFAR-100, WRN-28-8.
 
-Command:   python -m layermatch_jax.main --config=configs/cifar100.py
+Command:   python -m layermatch_jax.main --config=cifar100
            ...:labels=2500,method=fixmatch
 Labels:    400 (default), 2500 or 10000.
 Cost:      2^20 steps of 960 images, 3.36 GMAC each: about 20 EFLOP a run. Published: 0.5-1.0 s a
@@ -13,6 +13,7 @@ Published: error %, best on test, 3 seeds: FixMatch 46.42 / 28.03 / 22.20, FlexM
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -21,4 +22,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dataset.num_labels = 400
     config.model.widen_factor = 8
     config.optimizer.weight_decay = 1e-3
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

@@ -1,14 +1,15 @@
 """Handwritten digits: the demo. 1,797 real 8x8 digits that come inside scikit-learn, at 16 pixels.
 
-Command:  python -m layermatch_jax.main --config=configs/digits.py
+Command:  python -m layermatch_jax.main --config=digits
           ...:labels=10,method=fixmatch --config.policy.threshold=0.6
 Cost:     half a minute on two CPU cores, start-up included.
-Expected: about 96 % with 40 labels, 80 % with 10 (README); nobody has published a number for it.
+Expected: about 96 % with 40 labels, 80 % with 10 (docs/results.md). Nobody has published a number.
 """
 
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -25,11 +26,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.model.name = "conv4"
     config.model.width = 16
-    config.policy.warm_up = 0.02  # Dash's, 20 steps
 
     config.input.backend = "device"
     config.eval_batch_size = 512
     config.log_every = 20
     config.eval_every = 20
     config.checkpoint_every = 500
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

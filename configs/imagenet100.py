@@ -1,6 +1,6 @@
 """ImageNet-100 at 224 pixels, ResNet-50: an image folder with a class list.
 
-Command:   python -m layermatch_jax.main --config=configs/imagenet100.py:labels=10% \
+Command:   python -m layermatch_jax.main --config=imagenet100:labels=10% \
                --config.dataset.data_dir=/data/imagenet --config.dataset.class_list=classes.txt
 Data:      data_dir/train/<class>/*.JPEG and data_dir/val/<class>/*.JPEG; the class list has one
            class folder a line (the field uses several lists of 100: say which is yours).
@@ -12,6 +12,7 @@ Published: LayerMatch claims results on ImageNet-100; its numbers were not avail
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -24,4 +25,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.name = "resnet50"
     config.model.dtype = "bfloat16"
     config.optimizer.weight_decay = 3e-4
-    return config_lib.apply_arg(config, arg)
+    return presets.apply_arg(config, arg)

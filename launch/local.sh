@@ -17,7 +17,7 @@ and leave, and the same command goes on. Paths are relative to the checkout.
   --dry-run      print the commands, run nothing
   -h, --help     this text
 
-example: launch/local.sh --processes=2 --config=configs/digits.py --workdir=runs/two
+example: launch/local.sh --processes=2 --config=digits --workdir=runs/two
 EOF
 }
 

@@ -8,7 +8,7 @@ usage() {
 usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
 
   create   create the slice (needs --type and --version)
-  setup    copy this checkout's last commit to all its workers and install the requirements there
+  setup    copy this checkout's last commit to all its workers and install the project there
   run      start python -m layermatch_jax.main FLAGS... on all workers, in the background
   logs     follow the output of the first worker
   status   the state of the slice, and of the run on it
@@ -29,7 +29,7 @@ usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
 FLAGS must have --workdir=gs://BUCKET/FOLDER: the workers share no other file system.
 
 example: launch/tpu_pod.sh keep pod1 --zone=us-central2-b --type=v4-32 --version=tpu-ubuntu2204-base \
-    --spot -- --config=configs/cifar100.py --workdir=gs://bucket/cifar100
+    --spot -- --config=cifar100 --workdir=gs://bucket/cifar100
 EOF
 }
 

@@ -7,7 +7,7 @@ usage() {
   cat <<'EOF'
 usage: launch/tpu_worker.sh [--dry-run] setup | start FLAGS... | stop | status | logs
 
-  setup           make .venv and install the project's requirements and JAX for TPU there
+  setup           make .venv and install the project and JAX for TPU there
   start FLAGS...  run python -m layermatch_jax.main FLAGS... in the background, if it does not run yet
   stop            ask it to save a checkpoint and leave
   status          print: none | running | finished | stopped | failed STATUS

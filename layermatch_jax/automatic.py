@@ -5,19 +5,19 @@ from typing import Any
 import ml_collections
 
 from layermatch_jax import config as config_lib
+from layermatch_jax import presets
 from layermatch_jax.errors import InputError
-
-CLASSIC = 0.999  # the field's decay of averages over the steps of a run, of 2^20 steps as a rule
-_READ_MOMENTUM = ("adamatch", "freematch", "softmatch")  # policies
-_TEMPERATURE = {"uda": 0.4, "dash": 0.5}  # of the papers, by policy
+from layermatch_jax.method.policies import POLICIES
+from layermatch_jax.setting import CLASSIC_DECAY, memory
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in what a config leaves open: every program below the command line reads the result.
 
-    Each field that is None gets its number, unless nothing reads it: the decays of averages, so
-    that they remember at most a tenth of the run; the temperature of soft pseudo-labels. `method`
-    becomes the one name of what the run does. To resolve twice changes nothing.
+    Each setting that is None gets its value, if the run reads it: decays of averages, so that they
+    remember at most a tenth of the run, and the defaults of the run's policy. Settings of other
+    policies become None; `unread` names those that had a value. `method` becomes the one name of
+    what the run does. To resolve twice changes nothing.
 
     Args:
       config: a whole config; left as it is.
@@ -26,7 +26,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       A new config.
 
     Raises:
-      InputError: an unknown field or method, None in a field that cannot be automatic, or a
+      InputError: an unknown setting or method, None in a setting that cannot be automatic, or a
         `method` that was changed without its settings.
     """
     values = config_lib.fields(config)
@@ -41,22 +41,36 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             f"--config.method={config.method} alone would change the name and keep the settings of "
             f"{config.applied_method!r}. Write --config=FILE:method={config.method}"
         )
-    config.method = config.applied_method = config_lib.method_name(
+    config.method = config.applied_method = presets.method_name(
         config.method, config.layerwise.gradient_mask, config.avg_clustering.centres
     )
+    config.update_from_flattened_dict(dict.fromkeys(unread(config)))
     automatic = _automatic(config).items()
-    config.update_from_flattened_dict(
-        {name: x for name, x in automatic if values.get(name) is None}
-    )
+    config.update_from_flattened_dict({name: x for name, x in automatic if values[name] is None})
     return config
 
 
-def memory(train_steps: int, classic: float = CLASSIC) -> float:
-    """The classic decay of an average, lowered so that it remembers at most a tenth of the run.
+def unread(config: ml_collections.ConfigDict) -> list[str]:
+    """The settings of other policies than the run's that have a value: nothing reads them."""
+    policy = POLICIES.get(config.policy.name)
+    own = {"name", *(policy.SETTINGS if policy else ())}
+    return [
+        f"policy.{name}" for name, x in config.policy.items() if name not in own and x is not None
+    ]
 
-    An average with decay d remembers about 1 / (1 - d) steps.
+
+def ignored(config: ml_collections.ConfigDict) -> list[str]:
+    """Sentences for the user on settings that have a value and that nothing reads.
+
+    Args:
+      config: not yet resolved.
     """
-    return min(classic, max(0.0, 1 - 10 / max(train_steps, 1)))
+    names, policy = unread(config), config.policy.name
+    if not names:
+        return []
+    given = ", ".join(f"{name}={config_lib.fields(config)[name]}" for name in names)
+    own = ", ".join(f"policy.{name}" for name in POLICIES[policy].SETTINGS) or "none"
+    return [f"Not read by the policy {policy}: {given}. Its settings: {own}"]
 
 
 def explained(config: ml_collections.ConfigDict) -> list[str]:
@@ -66,28 +80,30 @@ def explained(config: ml_collections.ConfigDict) -> list[str]:
       config: of `resolve`.
     """
     tenth = memory(config.train_steps)
-    read = {"ema_decay", "model.bn_decay"}
-    if config.policy.name in _READ_MOMENTUM:
-        read.add("policy.momentum")
+    read = {"ema_decay", "model.bn_decay", "policy.momentum"}
     if config.avg_clustering.centres == "classifier":
         read.add("avg_clustering.momentum")
     values = config_lib.fields(config)
-    lowered = [f"{name}={tenth:g}" for name in sorted(read) if values[name] == tenth < CLASSIC]
-    if not lowered:
+    lowered = [f"{name}={tenth:g}" for name in sorted(read) if values[name] == tenth]
+    if tenth == CLASSIC_DECAY or not lowered:
         return []
-    return [f"Averages remember a tenth of the run: {', '.join(lowered)} (classic: {CLASSIC})"]
+    return [
+        f"Averages remember a tenth of the run: {', '.join(lowered)} (classic: {CLASSIC_DECAY})"
+    ]
 
 
 def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The automatic value of every field that has one; None where nothing reads the field."""
-    tenth = memory(config.train_steps)
-    return {
-        "ema_decay": tenth,
-        "model.bn_decay": tenth,
-        "policy.momentum": tenth,
-        "policy.temperature": _TEMPERATURE.get(config.policy.name),
+    """The automatic value of every setting that has one."""
+    policy = POLICIES.get(config.policy.name)  # an unknown one is refused by rules.py
+    own = {f"policy.{name}": x for name, x in (policy.SETTINGS if policy else {}).items()}
+    values = {
+        name: setting.default(config.train_steps) if callable(setting.default) else setting.default
+        for name, setting in (config_lib.SETTINGS | own).items()
+        if callable(setting.default) or name in own
+    }
+    return values | {
         "avg_clustering.momentum": {
-            "classifier": tenth,
+            "classifier": memory(config.train_steps),
             "features": memory(config.train_steps, 0.99),
             "outputs": 0.6,  # per visit of an image
         }.get(config.avg_clustering.centres),

@@ -1,20 +1,22 @@
-"""What travels from the data wing to the steps."""
+"""What travels from the data to the steps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class TrainBatch(NamedTuple):
-    """Rows of a training batch: each labelled image beside its μ unlabelled companions.
+    """Rows of a training batch: the views of a labeled image and of its μ unlabeled companions.
 
     A slice of rows is a complete share of the batch, so devices exchange no images.
     """
 
-    images: np.ndarray  # [B, 1 + 2μ, H, W, 3] uint8: labelled; weak, strong views of unlabelled
+    images: np.ndarray  # [B, V, H, W, 3] uint8, the views in the order of views.Layout
     labels: np.ndarray  # [B] int32
-    indices: np.ndarray  # [B, μ] int32, positions in the unlabelled set
-    true_labels: np.ndarray  # [B, μ] int32, for diagnostics only; -1 = unknown, or a labelled image
+    labeled_indices: np.ndarray  # [B] int32, positions in the labeled set
+    unlabeled_indices: np.ndarray  # [B, μ] int32, positions in the unlabeled set
+    true_labels: np.ndarray  # [B, μ] int32, for diagnostics; -1 = unknown, or a labeled image
+    draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 
 
 class EvalBatch(NamedTuple):

@@ -49,7 +49,7 @@ def load(written: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"{path}: get_config returned {config!r}, no config. It must end with "
-            "`return config_lib.apply_arg(config, arg)`"
+            "`return presets.apply_arg(config, arg)`"
         )
     known, own = config_lib.fields(config_lib.base()), config_lib.fields(config)
     if wrong := known.keys() ^ own.keys():

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from layermatch_jax import parallel
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.images import Images
-from layermatch_jax.metrics import means
-from layermatch_jax.state import TrainState
+from layermatch_jax.method import windows
+from layermatch_jax.method.state import TrainState
+from layermatch_jax.runtime import parallel
 
 
 def evaluate(
@@ -18,7 +18,7 @@ def evaluate(
     """Evaluates the raw and the EMA parameters.
 
     Args:
-      eval_step: steps.eval_step, compiled.
+      eval_step: steps.eval_step, compiled by `parallel.compile_step`.
       state: on the devices.
       images: the split.
       config: reads eval_batch_size, dataset.image_size and parallelism.
@@ -30,9 +30,9 @@ def evaluate(
     size = min(config.eval_batch_size, _rounded_up(len(images.labels), jax.device_count()))
     rows = parallel.host_rows(size)
     for batch in pipeline.eval_batches(images, size, config.dataset.image_size, rows):
-        _, metrics = eval_step(state, parallel.place_batch(batch, config.parallelism))
+        metrics = eval_step(state, parallel.place_batch(batch, config.parallelism))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
-    return means(jax.device_get(sums))
+    return windows.means(jax.device_get(sums))
 
 
 def _rounded_up(count: int, multiple: int) -> int:

@@ -11,9 +11,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from layermatch_jax import automatic, config_file, modes, terminal
+from layermatch_jax import automatic, config_file, modes
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
+from layermatch_jax.runtime import terminal
 
 # Data sets that the default config, the digits' demo, does not fit, and the configs that do.
 CONFIGS_FOR = {
@@ -32,16 +33,20 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
+        for line in automatic.ignored(flag_values.config):
+            print(line, file=sys.stderr)
         config = automatic.resolve(flag_values.config)
         if argv[1:]:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in modes.MODES:
             raise unknown("--mode", flag_values.mode, modes.MODES)
-        from layermatch_jax import hosts, parallel, workdir  # JAX: not for a wrong flag
+        from layermatch_jax.runtime import hosts, parallel, workdir  # JAX: not for a wrong flag
 
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
+        if "://" in folder and not folder.startswith("gs://"):
+            raise InputError(f"--workdir={folder}: a local folder, or a bucket as gs://NAME/PATH")
         given = config_flags.get_override_values(flag_values["config"])
         if said := modes.MODES[flag_values.mode](config, folder, given):
             print(said)

@@ -15,19 +15,28 @@ from layermatch_jax.errors import InputError
 
 def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Trains, or goes on; a summary of the result."""
-    from layermatch_jax import hosts, train, workdir
+    from etils import epath
 
-    with hosts.signals() as told_to_stop:
-        result = train.train_and_evaluate(config, folder, told_to_stop)
-    return result and workdir.summary(result, folder)
+    from layermatch_jax import train
+    from layermatch_jax.after.layer_report import picture
+    from layermatch_jax.runtime import hosts
+    from layermatch_jax.runtime import result as result_lib
+
+    try:
+        with hosts.signals() as told_to_stop:
+            result = train.train_and_evaluate(config, folder, told_to_stop)
+    finally:
+        if config.layer_report.at_steps and hosts.is_first():
+            picture.write(epath.Path(folder))
+    return result and result_lib.summary(result, folder)
 
 
 def benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Times the parts of a run; a table."""
-    from layermatch_jax import benchmark
+    from layermatch_jax.benchmark import measure, summary
 
-    report = benchmark.benchmark(config, folder)
-    return report and benchmark.table(report, folder)
+    report = measure.benchmark(config, folder)
+    return report and summary.table(report, folder)
 
 
 def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
@@ -37,20 +46,23 @@ def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str
     """
     from etils import epath
 
-    from layermatch_jax import layer_report, runs, workdir
+    from layermatch_jax.after import runs
+    from layermatch_jax.after.layer_report import measuring, picture, record
+    from layermatch_jax.runtime import workdir
 
     _alone("layer_report")
     run = runs.read(folder, data_dir=config.dataset.data_dir)
     with workdir.lock(epath.Path(folder)):
         asked = "layer_report.batches" in given
-        report = layer_report.of_run(run, config.layer_report.batches if asked else None)
-        layer_report.add(epath.Path(folder), report)
-    return f"{layer_report.table(report)}\n\nfiles: {folder}/ ({', '.join(layer_report.FILES)})"
+        report = measuring.of_run(run, config.layer_report.batches if asked else None)
+        record.add(epath.Path(folder), report)
+        picture.write(epath.Path(folder))
+    return f"{record.table(report)}\n\nfiles: {folder}/ ({', '.join(record.FILES)})"
 
 
 def report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     """Draws the runs in folders, comma-separated; where the pictures are."""
-    from layermatch_jax import report
+    from layermatch_jax.after import report
 
     _alone("report")
     # Each run has its own config; where its data are may have changed since.

@@ -6,7 +6,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -14,139 +13,22 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import (
-    automatic,
-    checkpoint,
-    data_file,
-    evaluate,
-    hosts,
-    layer_report,
-    metrics,
-    parallel,
-    program,
-    progress,
-    state,
-    steps,
-)
-from layermatch_jax import clock as clock_lib
-from layermatch_jax import config as config_lib
-from layermatch_jax import workdir as workdir_lib
-from layermatch_jax.data import feed as feed_lib
-from layermatch_jax.data import pipeline, sources, splits
-from layermatch_jax.errors import InputError, NonFiniteLossError, Stopped
-
-
-class Data(NamedTuple):
-    """The images of a run, on the host."""
-
-    statistics: tuple  # of sources.channel_statistics
-    partition: splits.Partition
-    feed: feed_lib.Feed
-    images_per_step: int  # views through the backbone
-    notes: tuple[str, ...]  # of the source: what the user is told at the start
-    description: dict  # of data_file.describe
-
-
-class Prepared(NamedTuple):
-    """A run that could begin: its data, its initial state, its programs."""
-
-    data: Data
-    resident: Any  # what the feed keeps on the devices
-    method: steps.Method
-    initial: state.TrainState
-    train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
-    eval_step: Callable  # (state, placed EvalBatch) -> (state, metrics)
-    layer_gradients: Callable  # of layer_report
-    empty_window: dict
-
-
-def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
-    """Source -> split -> the draws of every step -> a feed of the steps.
-
-    Args:
-      config: the whole config, resolved (automatic.resolve) and validated.
-      statistics: what a run that is opened again kept of `channel_statistics`; None = taken of the
-        training images.
-
-    Raises:
-      InputError: the data cannot be used.
-    """
-    source = None
-    with hosts.all_or_none():
-        if hosts.is_first():
-            source = sources.load(config.dataset)
-    with hosts.all_or_none():
-        # The others after the first: it may have had to download the set to a folder they share.
-        source = source or sources.load(config.dataset)
-    with hosts.all_or_none():
-        mine = sources.digest(source)
-        if (hosts.from_first(mine) != mine).any():
-            raise InputError(
-                "this process found other images or classes than the first one. Give all processes "
-                "the same files; an image that only one of them cannot read is a difference, too"
-            )
-        partition = splits.partition(source, config.dataset)
-        sampler = pipeline.create_sampler(config, partition)
-        rows = parallel.host_rows(config.batch_size)
-        statistics = statistics or sources.channel_statistics(source.train)
-        return Data(
-            statistics=statistics,
-            partition=partition,
-            feed=feed_lib.create(config, partition, sampler, rows),
-            images_per_step=config.batch_size * (1 + 2 * sampler.unlabeled_ratio),
-            notes=source.notes,
-            description=data_file.describe(source, config.dataset, statistics),
-        )
-
-
-def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:
-    """Places what the devices keep, and makes the state and the programs of a run.
-
-    Args:
-      config: the whole config, resolved (automatic.resolve) and validated.
-      data: of `load`.
-      resident: another run's, of the same data on the same devices; None = placed here.
-
-    Raises:
-      InputError: the images do not fit where they are to be kept, or cannot be read; the gradient
-        mask fits no parameter.
-    """
-    feed, partition = data.feed, data.partition
-    if config.compilation_cache:
-        parallel.keep_compiled(config.compilation_cache)
-    initial = state.create(
-        config,
-        num_classes=len(partition.class_names),
-        num_unlabeled=len(partition.unlabeled.labels),
-        axis_name=parallel.axis_name(config.parallelism),
-    )
-    with hosts.all_or_none():
-        method = steps.create_method(config, initial.params, data.statistics)
-        if resident is None:
-            parallel.check_room(feed.resident_bytes)
-            resident = feed.resident(config.parallelism)
-    train_program = parallel.compile_step(
-        functools.partial(program.train_steps, batch=feed.batch, method=method),
-        config.parallelism,
-        resident=True,
-    )
-    eval_step = parallel.compile_step(
-        functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
-    )
-    layer_gradients = layer_report.compile_gradients(config, feed, method)
-    example = parallel.place_batch(feed.example, config.parallelism)
-    _, window = jax.eval_shape(train_program, initial, resident, example)
-    empty_window = metrics.empty_window(window)
-    return Prepared(
-        data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
-    )
+from layermatch_jax import automatic, evaluate, rules, setup
+from layermatch_jax.after.layer_report import measuring, record
+from layermatch_jax.data import description, splits
+from layermatch_jax.errors import NonFiniteLossError, Stopped
+from layermatch_jax.method import state, windows
+from layermatch_jax.runtime import checkpoint, hosts, metrics, parallel, progress
+from layermatch_jax.runtime import clock as clock_lib
+from layermatch_jax.runtime import result as result_lib
+from layermatch_jax.runtime import workdir as workdir_lib
 
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict,
     workdir: str,
     told_to_stop: Callable[[], str | None] = lambda: None,
-    prepared: Prepared | None = None,
+    prepared: setup.Prepared | None = None,
 ) -> dict | None:
     """Trains, evaluates and writes everything down; goes on where an earlier start left off.
 
@@ -174,10 +56,10 @@ def train_and_evaluate(
     workdir, first, result = epath.Path(workdir).expanduser(), hosts.is_first(), None
     with hosts.all_or_none():
         config = automatic.resolve(config)
-        config_lib.validate(config, jax.device_count())
+        rules.validate(config, jax.device_count())
         if first:
             workdir_lib.check(workdir, config)
-            result = workdir_lib.read_result(workdir)
+            result = result_lib.read_result(workdir)
     if hosts.from_first(result is not None):
         if first:
             done = f"{workdir} holds this run, and it is finished: nothing to do.\n"
@@ -185,12 +67,12 @@ def train_and_evaluate(
         return result
 
     # --- Data, state and programs ----------------------------------------------------------------
-    prepared = prepared or prepare(config, load(config))
+    prepared = prepared or setup.prepare(config, setup.load(config))
     feed, partition = prepared.data.feed, prepared.data.partition
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
     empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
     if config.layer_report.at_steps:
-        report_layers = layer_report.create(
+        report_layers = measuring.create(
             config, partition, feed, prepared.resident, prepared.layer_gradients
         )
     run = {
@@ -208,14 +90,14 @@ def train_and_evaluate(
                 to_the_end.enter_context(workdir_lib.lock(workdir))
                 workdir_lib.set_aside(workdir)
                 workdir_lib.check(workdir, config)  # again: another run may have been here since
-                data_file.check(workdir, prepared.data.description)
+                description.check(workdir, prepared.data.description)
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
                     checkpoint.open_manager(workdir, config.checkpoints_kept)
                 )
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
                 metrics.cut_back(workdir, int(run["lines"]), int(run["state"].step))
-                data_file.write(workdir, prepared.data.description)
+                description.write(workdir, prepared.data.description)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
@@ -231,7 +113,7 @@ def train_and_evaluate(
         )
         to_the_end.callback(log.close)
         if first:
-            layer_report.cut_back(workdir, start)
+            record.cut_back(workdir, start)
             introduce(config, prepared.data, current, workdir)
             told = progress.Progress(config, start, clock)
 
@@ -241,7 +123,7 @@ def train_and_evaluate(
         try:
             for step, call in feed.calls(range(start, config.train_steps)):
                 current, of_call = prepared.train_program(current, prepared.resident, place(call))
-                window = metrics.join(window, of_call)
+                window = windows.join(window, of_call)
                 # Wait for the call before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
@@ -276,9 +158,9 @@ def train_and_evaluate(
                         if report_now:
                             report = report_layers(current)
                             if first:
-                                layer_report.add(workdir, report)
+                                record.add(workdir, report)
                         if save_now:  # before the next call is taken: state and step agree
-                            metrics.check_finite(window, current)
+                            windows.check_finite(window, current)
                             if first:
                                 log.to_disk()
                                 saved = {
@@ -309,11 +191,14 @@ def train_and_evaluate(
             return None
         written = metrics.read(workdir, log.lines)
         measured = metrics.result(written, config.dataset.evaluate_on)
-        return workdir_lib.write_result(workdir, config, partition.record, measured)
+        return result_lib.write_result(workdir, config, partition.record, measured)
 
 
 def introduce(
-    config: ml_collections.ConfigDict, data: Data, current: state.TrainState, workdir: epath.Path
+    config: ml_collections.ConfigDict,
+    data: setup.Data,
+    current: state.TrainState,
+    workdir: epath.Path,
 ) -> None:
     """Says what is about to be trained, on what, and from which step."""
     partition = data.partition

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from layermatch_jax.data import operations
-from layermatch_jax.data.operations import NAMES
+from layermatch_jax.data.augment import operations
+from layermatch_jax.data.augment.operations import NAMES
 
 
 def pillow(image, name, value):

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from layermatch_jax import automatic, steps
+from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.state import TrainState
+from layermatch_jax.method import assembly, policies, steps
+from layermatch_jax.method.state import TrainState
+from layermatch_jax.views import ByView
 
 B, MU, K, D = 4, 3, 3, 4
 SIDE = 2
@@ -60,23 +62,84 @@ def make_batch(seed=0, mu=MU):
     return TrainBatch(
         images=rng.randint(0, 256, (B, 1 + 2 * mu, SIDE, SIDE, 3)).astype(np.uint8),
         labels=rng.randint(0, K, B).astype(np.int32),
-        indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
+        labeled_indices=np.random.RandomState(seed + 1000).randint(0, B, B).astype(np.int32),
+        unlabeled_indices=rng.randint(0, NUM_UNLABELED, (B, mu)).astype(np.int32),
         true_labels=rng.randint(-1, K, (B, mu)).astype(np.int32),
     )
 
 
 def make_config(method="fixmatch", **fields):
     """`fields`: dotted names with '__' for the dot."""
-    config = config_lib.apply_method(config_lib.base(), method)
+    config = presets.apply_method(config_lib.base(), method)
     config.policy.threshold = THRESHOLD
+    config.batch_size, config.unlabeled_ratio = B, MU
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in fields.items()}
     )
     return automatic.resolve(config)
 
 
+def make_spec(num_classes=K, num_unlabeled=NUM_UNLABELED):
+    return policies.Spec(
+        num_classes=num_classes,
+        feature_dim=D,
+        batch_size=B,
+        unlabeled_ratio=MU,
+        num_unlabeled=num_unlabeled,
+        labels=np.arange(B) % num_classes,
+    )
+
+
+def make_inputs(weak, strong, labeled, labels, indices, teacher=None):
+    """What a policy of one weak and one strong view is asked; logits by view."""
+    return policies.Inputs(
+        target_logits={"weak": weak, "strong": strong},
+        outputs=policies.Outputs({"weak": weak, "strong": strong}, {}),
+        labeled_logits={"weak": labeled},
+        labels=labels,
+        labeled_indices=jnp.arange(len(labels), dtype=jnp.int32),
+        unlabeled_indices=indices,
+        teacher_logits=teacher,
+    )
+
+
+def make_inputs_of(policy, num_labeled=B, mu=MU, num_classes=K, seed=0):
+    """Random inputs of a policy with whatever views and heads."""
+    rng = np.random.RandomState(seed)
+    rows = {"labeled": num_labeled, "unlabeled": mu * num_labeled}
+
+    def by_view(kind, width):
+        return {
+            name: jnp.array(2 * rng.randn(rows[kind], width), jnp.float32)
+            for name in getattr(policy.views, kind)
+        }
+
+    def output(create, features):
+        head = create(D, num_classes, None)
+        return head.init_with_output(jax.random.key(seed), features, train=False)[0]
+
+    heads = {
+        name: ByView(
+            *(
+                {view: output(create, x) for view, x in by_view(kind, D).items()}
+                for kind in ByView._fields
+            )
+        )
+        for name, create in policy.heads.items()
+    }
+    return policies.Inputs(
+        target_logits=by_view("unlabeled", num_classes),
+        outputs=policies.Outputs(by_view("unlabeled", num_classes), heads),
+        labeled_logits=by_view("labeled", num_classes),
+        labels=jnp.arange(num_labeled, dtype=jnp.int32) % num_classes,
+        labeled_indices=jnp.arange(num_labeled, dtype=jnp.int32),
+        unlabeled_indices=jnp.arange(mu * num_labeled, dtype=jnp.int32),
+        teacher_logits=by_view("unlabeled", num_classes)[policy.target_view],
+    )
+
+
 def make_method(params, method="fixmatch", **fields):
-    return steps.create_method(make_config(method, **fields), params, ((0.0,) * 3, (1.0,) * 3))
+    return assembly.create_method(make_config(method, **fields), params, ((0.0,) * 3, (1.0,) * 3))
 
 
 def make_state(params, method, tx=None, apply_fn=backbone):
@@ -90,9 +153,10 @@ def make_state(params, method, tx=None, apply_fn=backbone):
         tx=tx,
         opt_state=tx.init(params),
         batch_stats={"mean": jnp.zeros(D), "var": jnp.ones(D)},
+        head_stats={},
         ema_params=params,
         centres=jax.tree.map(to_float64, method.centres.init(params["classifier"], NUM_UNLABELED)),
-        policy=method.policy.init(K, NUM_UNLABELED),
+        policy=method.policy.init(make_spec()),
     )
 
 
@@ -110,7 +174,7 @@ def views(params, batch):
     images = batch.images.reshape(-1, SIDE, SIDE, 3) / 255
     features = backbone({"params": params, "batch_stats": {}}, images, train=True)
     features = features.reshape(B, -1, D)
-    mu = batch.indices.shape[1]
+    mu = batch.unlabeled_indices.shape[1]
     weak, strong = features[:, 1 : mu + 1], features[:, mu + 1 :]
     return features[:, 0], weak.reshape(-1, D), strong.reshape(-1, D)
 

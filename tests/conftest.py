@@ -6,8 +6,35 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import pytest
+from absl import flags, logging
+
+from layermatch_jax import main
+
+# Helper modules whose failed assertions show values, as those of the tests do.
+pytest.register_assert_rewrite(
+    "command_line", "objectives", "oracles", "report_pages", "runs_of_tests"
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, programs that were dispatched ahead wait for each other's threads.
 # (The speed tests run with XLA_FLAGS= : one device, and dispatch as a user has it.)
 jax.config.update("jax_cpu_enable_async_dispatch", not os.environ["XLA_FLAGS"])
+
+
+@pytest.fixture
+def call(capfd):
+    """The command line in this process, which has JAX already: (status, stdout, stderr)."""
+    verbosity = logging.get_verbosity()
+
+    def run(*args):
+        values = flags.FlagValues()
+        capfd.readouterr()
+        try:
+            status = main.main(main.parse_flags(["main", *args], values), values)
+        except SystemExit as end:
+            status = end.code
+        return status, *capfd.readouterr()
+
+    yield run
+    logging.set_verbosity(verbosity)

@@ -8,13 +8,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from layermatch_jax import parallel
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.data import augment_jax, pipeline
+from layermatch_jax.data import pipeline
+from layermatch_jax.data.augment import device
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Draws, Sampler
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import parallel
 
 _CHUNK = 256  # images read and placed at a time
 
@@ -66,7 +67,7 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
     padding = config.dataset.padding
 
     def call(batch: TrainBatch) -> TrainBatch:
-        return TrainBatch(*(x[:, None] for x in batch))
+        return jax.tree.map(lambda x: x[:, None], batch)
 
     def calls(steps: range) -> Iterator[tuple[int, TrainBatch]]:
         batches = pipeline.train_batches(
@@ -82,9 +83,9 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
 
     def one_step(step: int) -> TrainBatch:
         _, made = next(calls(range(step, step + 1)))
-        return TrainBatch(*(x[:, 0] for x in made))
+        return jax.tree.map(lambda x: x[:, 0], made)
 
-    example, _ = pipeline.weak_views(partition, sampler, padding, 0, rows)
+    example, _ = pipeline.moved_views(partition, sampler, padding, 0, rows)
     return Feed(lambda _: (), 0, call(example), calls, lambda resident, batch: batch, one_step)
 
 
@@ -94,7 +95,7 @@ def _device(config, partition, sampler, rows) -> Feed:
 
     def call(steps: range) -> Draws:
         of_steps = [sampler.draw(step).rows(rows) for step in steps]
-        return Draws(*(np.stack(x, axis=1) for x in zip(*of_steps, strict=True)))
+        return jax.tree.map(lambda *x: np.stack(x, axis=1), *of_steps)
 
     def calls(steps: range) -> Iterator[tuple[int, Draws]]:
         start = steps.start
@@ -103,13 +104,13 @@ def _device(config, partition, sampler, rows) -> Feed:
             yield stop, call(range(start, stop))
             start = stop
 
-    def batch(resident: augment_jax.ResidentData, draws: Draws) -> TrainBatch:
-        return augment_jax.make_batch(resident, draws, padding, size)
+    def batch(resident: device.ResidentData, draws: Draws) -> TrainBatch:
+        return device.make_batch(resident, draws, sampler.layout, padding, size)
 
     labeled, unlabeled = partition.labeled, partition.unlabeled
-    counts = len(labeled.labels), len(unlabeled.labels) if sampler.unlabeled_ratio else 0
+    counts = len(labeled.labels), len(unlabeled.labels) if sampler.layout.mu else 0
 
-    def resident(parallelism: str) -> augment_jax.ResidentData:
+    def resident(parallelism: str) -> device.ResidentData:
         def pixels(images: Images, count: int) -> jax.Array:
             shape = (count, *[config.dataset.stored_size] * 2, 3)
             parts = (
@@ -118,7 +119,7 @@ def _device(config, partition, sampler, rows) -> Feed:
             )
             return parallel.fill(shape, parts, parallelism)
 
-        return augment_jax.ResidentData(
+        return device.ResidentData(
             labeled_images=pixels(labeled, counts[0]),
             labels=parallel.replicate(labeled.labels, parallelism),
             unlabeled_images=pixels(unlabeled, counts[1]),
@@ -127,7 +128,7 @@ def _device(config, partition, sampler, rows) -> Feed:
 
     def one_step(step: int) -> TrainBatch:
         draws = sampler.draw(step).rows(rows)
-        few = augment_jax.ResidentData(
+        few = device.ResidentData(
             labeled_images=labeled.read(draws.labeled),
             labels=labeled.labels[draws.labeled],
             unlabeled_images=unlabeled.read(draws.unlabeled.reshape(-1)),
@@ -139,7 +140,8 @@ def _device(config, partition, sampler, rows) -> Feed:
                 draws.unlabeled.shape
             ),
         )
-        return jax.jit(batch)(few, among_few)._replace(indices=draws.unlabeled)
+        made = jax.jit(batch)(few, among_few)
+        return made._replace(labeled_indices=draws.labeled, unlabeled_indices=draws.unlabeled)
 
     resident_bytes = sum(counts) * 3 * config.dataset.stored_size**2
     return Feed(resident, resident_bytes, call(range(K)), calls, batch, one_step)

@@ -1,36 +1,52 @@
 """From positions to batches: the tf.data training pipeline and the evaluation batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import jax
 import ml_collections
 import numpy as np
 
 from layermatch_jax.batch import EvalBatch, TrainBatch
-from layermatch_jax.data import crop
+from layermatch_jax.data.augment import crop
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.data.splits import Partition
+from layermatch_jax.views import Layout
+
+_ARRAYS = TrainBatch._fields.index("draws")  # what goes through tf.data; draws are a tree
 
 
-def create_sampler(config: ml_collections.ConfigDict, partition: Partition) -> Sampler:
-    """The sampler of a run: a function of its config and the sizes of its sets."""
+def create_sampler(
+    config: ml_collections.ConfigDict,
+    partition: Partition,
+    layout: Layout,
+    policy_draws: Callable | None = None,
+) -> Sampler:
+    """The sampler of a run: a function of its config, the sizes of its sets and its policy.
+
+    Args:
+      config: the whole config.
+      partition: the run's images; their numbers are read.
+      layout: of the views that the policy wants.
+      policy_draws: of the policy; see `Sampler`.
+    """
     dataset = config.dataset
     return Sampler(
         seed=config.seed,
         num_labeled=len(partition.labeled.labels),
         num_unlabeled=len(partition.unlabeled.labels),
         batch_size=config.batch_size,
-        # Without a loss on them, unlabelled images would only change BatchNorm's statistics.
-        unlabeled_ratio=config.unlabeled_ratio if config.unsupervised_weight > 0 else 0,
+        layout=layout,
         image_size=dataset.image_size,
         crop_range=dataset.stored_size + 2 * dataset.padding - dataset.image_size,
         flip=dataset.flip,
         randaugment_ops=config.augment.randaugment_ops,
+        policy_draws=policy_draws,
     )
 
 
-def weak_views(partition: Partition, sampler: Sampler, padding: int, step: int, rows: slice):
-    """Reads, crops and flips the images of some rows of a step's batch.
+def moved_views(partition: Partition, sampler: Sampler, padding: int, step: int, rows: slice):
+    """Reads the images of some rows of a step's batch, and crops and flips their views.
 
     Args:
       partition: the run's images.
@@ -40,14 +56,16 @@ def weak_views(partition: Partition, sampler: Sampler, padding: int, step: int, 
       rows: which rows of the global batch.
 
     Returns:
-      The TrainBatch, its strong views not yet augmented, and the draws of these rows.
+      The TrainBatch, no view of which is augmented yet, and the draws of these rows.
     """
-    draws = sampler.draw(step).rows(rows)
+    draws, wanted = sampler.draw(step).rows(rows), sampler.layout.views
     count, mu = draws.unlabeled.shape
     labeled = partition.labeled.read(draws.labeled)[:, None]
     unlabeled = partition.unlabeled.read(draws.unlabeled.reshape(-1))
     unlabeled = unlabeled.reshape(count, mu, *labeled.shape[2:])
-    views = np.concatenate([labeled, unlabeled, unlabeled], axis=1)
+    views = np.concatenate(
+        [labeled] * len(wanted.labeled) + [unlabeled] * len(wanted.unlabeled), axis=1
+    )
     views = crop.crop_and_flip(
         views.reshape(-1, *views.shape[2:]),
         draws.offset.reshape(-1, 2),
@@ -56,10 +74,12 @@ def weak_views(partition: Partition, sampler: Sampler, padding: int, step: int, 
         sampler.image_size,
     )
     batch = TrainBatch(
-        images=views.reshape(count, 1 + 2 * mu, *views.shape[1:]),
+        images=views.reshape(count, len(sampler.layout.kinds), *views.shape[1:]),
         labels=partition.labeled.labels[draws.labeled],
-        indices=draws.unlabeled,
+        labeled_indices=draws.labeled,
+        unlabeled_indices=draws.unlabeled,
         true_labels=partition.unlabeled.labels[draws.unlabeled],
+        draws=draws.policy,
     )
     return batch, draws
 
@@ -91,54 +111,57 @@ def train_batches(
     """
     import tensorflow as tf
 
-    from layermatch_jax.data import augment_tf
+    from layermatch_jax.data.augment import host
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
-    mu, size, n = sampler.unlabeled_ratio, sampler.image_size, sampler.randaugment_ops
+    layout, size, n = sampler.layout, sampler.image_size, sampler.randaugment_ops
+    mu, V, A = layout.mu, len(layout.kinds), len(layout.augmented)
     failures = {}  # by step
 
     def read(step):
         try:
-            batch, draws = weak_views(partition, sampler, padding, int(step), rows)
+            batch, draws = moved_views(partition, sampler, padding, int(step), rows)
         # Raised here, TensorFlow would print pages of traceback. That holds for every error: when
         # the process ends, batches made ahead find the threads that decode images gone.
         except Exception as error:
             failures[int(step)] = error
-            batch, draws = weak_views(partition, sampler, padding, int(step), slice(0))
-        return *batch, draws.op, draws.value, draws.affine, draws.cutout
+            batch, draws = moved_views(partition, sampler, padding, int(step), slice(0))
+        return *batch[:_ARRAYS], draws.op, draws.value, draws.affine, draws.cutout
 
     @tf.autograph.experimental.do_not_convert
     def load(step):
-        kinds = [tf.uint8] + [tf.int32] * 4 + [tf.float32, tf.int32, tf.int32]
+        kinds = [tf.uint8] + [tf.int32] * 5 + [tf.float32, tf.int32, tf.int32]
         arrays = tf.numpy_function(read, [step], kinds, stateful=False)
-        shapes = [[None, 1 + 2 * mu, size, size, 3], [None], [None, mu], [None, mu]]
-        shapes += [[None, mu, n], [None, mu, n], [None, mu, n, 6], [None, mu, 4]]
+        shapes = [[None, V, size, size, 3], [None], [None], [None, mu], [None, mu]]
+        shapes += [[None, A, n], [None, A, n], [None, A, n, 6], [None, A, 4]]
         return tuple(map(tf.ensure_shape, arrays, shapes))
 
     @tf.autograph.experimental.do_not_convert
-    def augment(images, labels, indices, true_labels, op, value, affine, cutout):
-        strong = augment_tf.strong_views(
-            tf.reshape(images[:, 1 + mu :], [-1, size, size, 3]),
+    def augment(images, *others):
+        *others, op, value, affine, cutout = others
+        ground = tf.concat(layout.only_augmented(images), axis=1)
+        strong = host.strong_views(
+            tf.reshape(ground, [-1, size, size, 3]),
             tf.reshape(op, [-1, n]),
             tf.reshape(value, [-1, n]),
             tf.reshape(affine, [-1, n, 6]),
             tf.reshape(cutout, [-1, 4]),
         )
-        strong = tf.reshape(strong, [-1, mu, size, size, 3])
-        images = tf.concat([images[:, : 1 + mu], strong], axis=1)
-        return images, labels, indices, true_labels
+        strong = tf.reshape(strong, [-1, A, size, size, 3])
+        return tf.concat(layout.with_augmented(images, strong), axis=1), *others
 
     dataset = tf.data.Dataset.range(steps.start, steps.stop)
     dataset = dataset.map(load, num_parallel_calls=2, deterministic=True)
-    if mu:
+    if A:
         dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
-        dataset = dataset.map(lambda *arrays: arrays[: len(TrainBatch._fields)])
+        dataset = dataset.map(lambda *arrays: arrays[:_ARRAYS])
     batches = dataset.prefetch(prefetch).as_numpy_iterator()
     for step, arrays in zip(steps, batches, strict=True):
         if step in failures:
             raise failures[step]
-        yield TrainBatch(*arrays)
+        policy_draws = jax.tree.map(lambda x: x[rows], sampler.draw_for_policy(step))
+        yield TrainBatch(*arrays, draws=policy_draws)
 
 
 def eval_batches(

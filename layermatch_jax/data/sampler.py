@@ -7,39 +7,44 @@ devices and the input backend cannot change a run, and a resumed run needs no it
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from layermatch_jax.data import operations
+from layermatch_jax.data.augment import operations
+from layermatch_jax.views import Layout
 
 CUTOUT_MAX_SIDE = 0.5  # of the image's side
 
 # Independent streams of random numbers: the second word of the generator's key.
-_LABELED, _UNLABELED, _AUGMENT = range(3)
+_LABELED, _UNLABELED, _AUGMENT, _POLICY = range(4)
 
+_IDENTITY = operations.NAMES.index("identity")
 _LOWEST, _HIGHEST = np.array([limits for _, *limits in operations.RANDAUGMENT], np.float32).T
 
 
 class Draws(NamedTuple):
-    """One step's choices for the global batch: B labelled rows with μ unlabelled images each.
+    """One step's choices for the global batch: B labeled images with μ unlabeled ones each.
 
-    View v = 0 is the labelled image's weak view, 1..μ are the weak and μ+1..2μ the strong views of
-    the row's unlabelled images.
+    V views of them in the order of views.Layout, A of which are augmented: the i-th entry on the
+    axis of length A belongs to the view at Layout.augmented[i].
     """
 
-    labeled: np.ndarray  # [B] int32, positions in the labelled set
-    unlabeled: np.ndarray  # [B, μ] int32, positions in the unlabelled set
-    flip: np.ndarray  # [B, 1 + 2μ] bool, mirrored left-right
-    offset: np.ndarray  # [B, 1 + 2μ, 2] int32, (y, x) of the crop in the padded image, pixels
-    op: np.ndarray  # [B, μ, n] int32, operations of the strong view in order, into RANDAUGMENT
-    value: np.ndarray  # [B, μ, n] float32, their magnitudes, in the operation's own unit
-    affine: np.ndarray  # [B, μ, n, 6] int32, `operations.coefficients` of these
-    cutout: np.ndarray  # [B, μ, 4] int32, box (y0, x0, y1, x1), half-open, pixels
+    labeled: np.ndarray  # [B] int32, positions in the labeled set
+    unlabeled: np.ndarray  # [B, μ] int32, positions in the unlabeled set
+    flip: np.ndarray  # [B, V] bool, mirrored left-right
+    offset: np.ndarray  # [B, V, 2] int32, (y, x) of the crop in the padded image, pixels
+    op: np.ndarray  # [B, A, n] int32, operations of the view in order, into RANDAUGMENT
+    value: np.ndarray  # [B, A, n] float32, their magnitudes, in the operation's own unit
+    affine: np.ndarray  # [B, A, n, 6] int32, `operations.coefficients` of these
+    cutout: np.ndarray  # [B, A, 4] int32, box (y0, x0, y1, x1), half-open, pixels
+    policy: Any = ()  # the policy's own draws, a tree of arrays [B, ...]
 
     def rows(self, rows: slice) -> "Draws":
         """One host's share of the batch."""
-        return Draws(*(x[rows] for x in self))
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +55,50 @@ class Sampler:
     num_labeled: int
     num_unlabeled: int
     batch_size: int  # B
-    unlabeled_ratio: int  # μ; 0 for supervised training
+    layout: Layout  # of the method's views; its μ is 0 for supervised training
     image_size: int  # side after the crop, pixels
     crop_range: int  # stored side + 2 · padding − image_size: offsets are in 0..crop_range, pixels
     flip: bool
     randaugment_ops: int  # n
+    # (generator, B, μ) -> the policy's own draws, a tree of arrays [B, ...]; None = it has none
+    policy_draws: Callable[[np.random.Generator, int, int], Any] | None = None
 
     def draw(self, step: int) -> Draws:
         """The draws of one step (0-based); a pure function of the settings and the step."""
-        B, mu, n = self.batch_size, self.unlabeled_ratio, self.randaugment_ops
+        B, mu, n = self.batch_size, self.layout.mu, self.randaugment_ops
+        kinds, augmented = self.layout.kinds, self.layout.augmented
+        V, A = len(kinds), len(augmented)
         rng = _generator(self.seed, _AUGMENT, step)
-        flip = rng.random((B, 1 + 2 * mu)) < 0.5
-        op = rng.integers(len(_LOWEST), size=(B, mu, n), dtype=np.int32)
-        level = rng.random((B, mu, n), np.float32)
+        moved = np.array([kind.moved for kind in kinds])
+        flip = (rng.random((B, V)) < 0.5) & moved & self.flip
+        op = rng.integers(len(_LOWEST), size=(B, A, n), dtype=np.int32)
+        for a, v in enumerate(augmented):
+            if kinds[v].operations is not None:
+                op[:, a, kinds[v].operations :] = _IDENTITY
+        level = rng.random((B, A, n), np.float32)
         value = _LOWEST[op] + (_HIGHEST - _LOWEST)[op] * level
+        offset = rng.integers(self.crop_range + 1, size=(B, V, 2), dtype=np.int32)
+        offset = np.where(moved[:, None], offset, np.int32(self.crop_range // 2))
         return Draws(
             labeled=_stream(self.seed, _LABELED, self.num_labeled, step * B, B),
             unlabeled=_stream(
                 self.seed, _UNLABELED, self.num_unlabeled, step * B * mu, B * mu
             ).reshape(B, mu),
-            flip=flip & self.flip,
-            offset=rng.integers(self.crop_range + 1, size=(B, 1 + 2 * mu, 2), dtype=np.int32),
+            flip=flip,
+            offset=offset,
             op=op,
             value=value,
             affine=operations.coefficients(op, value, self.image_size),
-            cutout=_cutout_boxes(rng, (B, mu), self.image_size),
+            cutout=_cutout_boxes(rng, (B, A), self.image_size),
+            policy=self.draw_for_policy(step),
         )
+
+    def draw_for_policy(self, step: int) -> Any:
+        """The policy's own draws of one step (0-based), a tree of arrays [B, ...]."""
+        if self.policy_draws is None:
+            return ()
+        rng = _generator(self.seed, _POLICY, step)
+        return self.policy_draws(rng, self.batch_size, self.layout.mu)
 
 
 def _generator(seed: int, stream: int, count: int) -> np.random.Generator:

@@ -15,9 +15,9 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from layermatch_jax import files
 from layermatch_jax.data.images import Images, Source, concatenate, take
 from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import files
 
 VALIDATION_SHARE = 0.2  # of the training images outside the labelled split
 

@@ -1,0 +1,181 @@
+"""Pictures of runs: arrays in, a matplotlib Figure out, for reports and notebooks.
+
+Nothing is read or written here, and no state of pyplot is touched. Without matplotlib, which
+training does not need, every function raises an InputError.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from layermatch_jax.after import style
+from layermatch_jax.after.drawing import GREY
+
+_WIDTH = 84  # characters of a legend's line
+
+
+class Series(NamedTuple):
+    """A line of a picture, and what lies around it."""
+
+    label: str
+    steps: np.ndarray  # [T]
+    values: np.ndarray  # [T]
+    low: np.ndarray | None = None  # [T], of the band around the line
+    high: np.ndarray | None = None
+
+
+def png(figure) -> bytes:
+    """A Figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return file.getvalue()
+
+
+def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = False):
+    """Lines over training steps.
+
+    Args:
+      series: what to draw, each in the look of its place; those without a step are left out.
+      title: what is drawn.
+      unit: of the values, for the axis.
+      percent: the values are fractions, to be shown in %.
+
+    Returns:
+      A Figure.
+    """
+    longest = max((len(style.shortened(one.label, _WIDTH)) for one in series), default=0)
+    columns = int(np.clip(_WIDTH // (longest + 7), 1, 3))
+    rows = -(-len(series) // columns) if len(series) > 1 else 0
+    with style.styled_figure(5.6, 3.1 + 0.2 * rows) as figure:
+        from matplotlib import ticker
+
+        axes = figure.subplots()
+        for i, one in enumerate(series):
+            if not len(one.steps):
+                continue
+            colour, line = style.COLOURS[i % len(style.COLOURS)], style.LINES[i % len(style.LINES)]
+            axes.plot(
+                one.steps,
+                one.values,
+                color=colour,
+                linestyle=line,
+                marker=style.marker(one.steps),
+                label=style.shortened(one.label, _WIDTH),
+            )
+            if one.low is not None:
+                axes.fill_between(
+                    one.steps, one.low, one.high, color=colour, alpha=0.18, linewidth=0
+                )
+        axes.set(title=title, xlabel="training step", ylabel=unit)
+        axes.set_xlim(left=0)
+        low, high = axes.get_ylim()
+        if low < 0 < high:
+            axes.axhline(0, color=GREY, linewidth=0.8)
+        style.step_axis(axes.xaxis)
+        if percent:
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None, symbol=""))
+        if len(series) > 1:
+            figure.legend(loc="outside lower center", ncols=columns)
+    return figure
+
+
+def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
+    """Pseudo-labels of each class over training, beside what is there of it.
+
+    Few classes have a panel each; of many, a map shows the ratio.
+
+    Args:
+      steps: [T], the last one of each window.
+      pseudo_labels: [T, K], rows a step.
+      truths: [T, K], rows a step.
+      names: of the K classes.
+
+    Returns:
+      A Figure.
+    """
+    if len(names) > style.SEPARATE:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.log2(np.where(truths > 0, pseudo_labels / truths, np.nan))
+        return class_map(
+            steps,
+            ratio,
+            names,
+            "Used pseudo-labels of a class per image of the class",
+            "ratio",
+            limits=(-2, 2),
+            ticks={-2: "≤ 1/4", -1: "1/2", 0: "1", 1: "2", 2: "≥ 4"},
+            colours="PuOr",
+        )
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    with style.styled_figure(9.2, 0.6 + 1.5 * rows) as figure:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for k, axes in enumerate(grid.flat):
+            if k >= len(names):
+                axes.set_axis_off()
+                continue
+            for values, colour, label in (
+                (truths, GREY, "images of the class"),
+                (pseudo_labels, style.COLOURS[0], "pseudo-labels used"),
+            ):
+                axes.plot(
+                    steps, values[:, k], color=colour, marker=style.marker(steps), label=label
+                )
+            axes.set_title(style.shortened(names[k], 16))
+            style.step_axis(axes.xaxis)
+        grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # all share them
+        figure.supxlabel("training step", fontsize=9)
+        figure.supylabel("rows a step", fontsize=9)
+        lines, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper right", ncols=2)
+    return figure
+
+
+def class_map(
+    steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks=None, colours=None
+):
+    """A quantity by class over training, as colours.
+
+    Args:
+      steps: [T], the last one of each window; T > 0.
+      values: [T, K]; NaN, where it is not known, is grey.
+      names: of the K classes.
+      title: what is drawn.
+      unit: of the values.
+      limits: (lowest, highest) value that has a colour of its own.
+      ticks: {value: what is written beside its colour}; None where fractions are shown in %.
+      colours: name of a colour map; None for viridis.
+
+    Returns:
+      A Figure.
+    """
+    with style.styled_figure(5.6, 1.2 + max(2.0, 0.17 * min(len(names), style.NAMED))) as figure:
+        import matplotlib
+        from matplotlib import ticker
+
+        axes = figure.subplots()
+        palette = matplotlib.colormaps[colours or "viridis"].with_extremes(bad="#c8c8c8")
+        mesh = axes.pcolormesh(
+            np.concatenate([[0], steps]),
+            np.arange(len(names) + 1) - 0.5,
+            np.ma.masked_invalid(np.clip(values, *limits)).T,
+            cmap=palette,
+            vmin=limits[0],
+            vmax=limits[1],
+        )
+        axes.grid(visible=False)
+        axes.set(title=title, xlabel="training step")
+        axes.invert_yaxis()
+        style.name_axis(axes.yaxis, names, "class")
+        style.step_axis(axes.xaxis)
+        bar = figure.colorbar(mesh, label=unit)
+        if ticks:
+            bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        else:
+            bar.formatter = ticker.PercentFormatter(1.0, decimals=None, symbol="")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------

@@ -1,0 +1,154 @@
+"""From the gradients of many batches to what is told of a layer, with an interval."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+
+KINDS = ("supervised", "true", "right", "wrong")
+
+
+QUANTITIES = {
+    "cosine_true": "cos(g_u, g_true)",
+    "cosine_supervised": "cos(g_u, g_s)",
+    "norm_ratio": "λ_u ‖g_u‖ / ‖g_s‖",
+    "noise_share": "‖g_wrong‖² / (‖g_right‖² + ‖g_wrong‖²)",
+}
+
+
+_LIMITS = {  # of the quantities, which an estimate may exceed
+    "cosine_true": (-1, 1),
+    "cosine_supervised": (-1, 1),
+    "norm_ratio": (0, np.inf),
+    "noise_share": (0, 1),
+}
+
+
+# Gradients that the host keeps at a time. What is more is computed again, some leaves in each pass
+# over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 24, with 32 6.
+_BYTES = 2**31
+
+
+def layer(path: str) -> str:
+    """The group of a parameter: 'backbone/stage1_block0/conv1/kernel' -> 'stage1_block0'."""
+    whose, name = path.split("/")[:2]
+    return name if whose == "backbone" else whose
+
+
+def forward_order(layers: Iterable[str]) -> list[str]:
+    """Stem, blocks by stage, what follows them, classifier."""
+
+    def place(name: str) -> tuple:
+        block = re.fullmatch(r"stage(\d+)_block(\d+)", name)
+        known = {"stem": 0, "final_norm": 3, "classifier": 4}
+        return (1, *map(int, block.groups())) if block else (known.get(name, 2), 0, 0)
+
+    return sorted(set(layers), key=place)
+
+
+def products(
+    batches: Callable[[], Iterator[tuple[dict, dict]]], params: Any, count: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Scalar products of all kinds of gradients of all batches, by layer.
+
+    Args:
+      batches: () -> what `gradients` gives for each batch. Called as often as it takes to keep no
+        more than 2 GiB (or the largest single parameter's gradients) on the host at a time.
+      params: tree; its shapes and dtypes are read.
+      count: batches, n.
+
+    Returns:
+      {layer, in forward order: [4, n, 4, n] float64, by kind of KINDS and batch}, and the sums'
+      means over batches.
+    """
+    params = {name: params[name] for name in ("backbone", "classifier")}  # own heads have no part
+    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    order = forward_order(layer(path) for path in leaves)
+    size = len(KINDS) * count
+    grams, sums = {name: np.zeros((size, size)) for name in order}, {}
+    for part in _parts({p: size * leaf.size * leaf.dtype.itemsize for p, leaf in leaves.items()}):
+        kept = {p: np.empty((len(KINDS), count, leaves[p].size), leaves[p].dtype) for p in part}
+        sums = []
+        for i, (trees, of_batch) in enumerate(batches()):
+            sums.append(jax.device_get(of_batch))
+            for k, kind in enumerate(KINDS):
+                for path, leaf in jax.tree_util.tree_leaves_with_path(trees[kind]):
+                    if _path(path) in kept:
+                        kept[_path(path)][k, i] = np.ravel(leaf)
+        for path in part:
+            rows = kept.pop(path).reshape(size, -1)
+            grams[layer(path)] += rows @ rows.T
+    shape = (len(KINDS), count, len(KINDS), count)
+    means = {name: float(np.mean([one[name] for one in sums])) for name in sums[0]}
+    return {name: gram.reshape(shape) for name, gram in grams.items()}, means
+
+
+def _path(path) -> str:
+    return "/".join(key.key for key in path)
+
+
+def _parts(sizes: dict[str, int]) -> list[list[str]]:
+    """Cuts names into runs of at most _BYTES each; one that is larger is alone."""
+    parts, room = [], 0
+    for name, size in sizes.items():
+        if not parts or size > room:
+            parts, room = [*parts, []], _BYTES
+        parts[-1].append(name)
+        room -= size
+    return parts
+
+
+def compare(gram: np.ndarray, strength: float = 1.0) -> dict[str, list[float | None]]:
+    """Estimates the quantities of a layer's mean gradients, those of infinitely many batches.
+
+    Each scalar product of two mean gradients is estimated without bias, by the mean over pairs of
+    different batches (a U-statistic). The 95 % interval is value ± t · standard error, cut at the
+    quantity's limits. The standard error is the jackknife's (Arvesen 1969, "Jackknifing
+    U-statistics"; Efron and Stein 1981: it is on average not too small), and t is Student's with
+    n − 1 degrees of freedom.
+
+    Args:
+      gram: float [4, n, 4, n], of `products`; n is 3 or more.
+      strength: λ_u.
+
+    Returns:
+      {name of QUANTITIES: [value, low, high]}. All three are None where the quantity is not known:
+      where a gradient that it divides by is 0, as where no pseudo-label was used, and where the
+      estimate of a squared length is negative, with all batches or without one of them: there the
+      noise of so few batches hides the gradient.
+    """
+    count = gram.shape[1]
+    apart = np.array(gram)
+    apart[:, np.arange(count), :, np.arange(count)] = 0
+    total = np.sum(apart, axis=(1, 3))
+    with_batch = np.sum(apart, axis=3).swapaxes(1, 2) + np.sum(apart, axis=1)
+    # Over all pairs, and over those without each of the batches: [4, 4, 1 + n]. The number of
+    # pairs is left out, for it is the same in all products of a ratio.
+    dots = np.concatenate([total[..., None], total[..., None] - with_batch], axis=2)
+
+    s, t, right, wrong = range(len(KINDS))
+    uu = dots[right, right] + dots[wrong, wrong] + 2 * dots[right, wrong]
+    rows = dots[right, right] + dots[wrong, wrong]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        length_u, length_t, length_s = np.sqrt(uu), np.sqrt(dots[t, t]), np.sqrt(dots[s, s])
+        values = {
+            "cosine_true": (dots[right, t] + dots[wrong, t]) / (length_u * length_t),
+            "cosine_supervised": (dots[right, s] + dots[wrong, s]) / (length_u * length_s),
+            "norm_ratio": strength * length_u / length_s,
+            "noise_share": np.where(rows > 0, dots[wrong, wrong] / rows, np.nan),
+        }
+    return {name: _with_interval(value, *_LIMITS[name]) for name, value in values.items()}
+
+
+def _with_interval(estimates: np.ndarray, least: float, most: float) -> list[float | None]:
+    """[1 + n], of all batches and without each of them -> [value, low, high]."""
+    if not np.isfinite(estimates).all():
+        return [None, None, None]
+    value, without = estimates[0], estimates[1:]
+    degrees = len(without) - 1
+    error = np.sqrt(degrees * np.var(without))
+    half = scipy.special.stdtrit(degrees, 0.975) * error
+    return [float(np.clip(x, least, most)) for x in (value, value - half, value + half)]

@@ -1,0 +1,38 @@
+"""The picture of a run's layer reports: layers on one axis, training time on the other."""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from layermatch_jax.after import drawing
+from layermatch_jax.after.layer_report import record
+from layermatch_jax.after.layer_report.estimates import QUANTITIES
+
+
+def write(workdir: epath.Path) -> None:
+    """Draws the reports in a run's folder into it, or removes the picture where there are none."""
+    if reports := record.read(workdir):
+        drawing.save(lambda: draw(reports), workdir / record.FIGURE)
+    else:
+        (workdir / record.FIGURE).unlink(missing_ok=True)
+
+
+def draw(reports: list[dict[str, Any]]) -> Any:
+    """Reports of one or several steps as a Figure: a map of layers by steps for each quantity."""
+    layers, at_steps = list(reports[0]["layers"]), [one["step"] for one in reports]
+
+    def values(name):  # [3, layers, steps]
+        told = [[one["layers"][x][name] for one in reports] for x in layers]
+        return np.moveaxis(np.array(told, float), -1, 0)
+
+    colours = {
+        "cosine_true": ("RdBu", -1, 1),
+        "cosine_supervised": ("RdBu", -1, 1),
+        "norm_ratio": ("viridis", None, None),
+        "noise_share": ("cividis", 0, 1),
+    }
+    panels = [drawing.Panel(QUANTITIES[name], *values(name), *colours[name]) for name in QUANTITIES]
+    counts = " or ".join(map(str, sorted({one["batches"] for one in reports})))
+    title = f"mean gradients, of {counts} batches; below: 95 % interval; empty: not known"
+    return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step", title)

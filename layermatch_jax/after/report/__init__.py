@@ -1,0 +1,156 @@
+"""Pictures of runs in one file: --mode=report.
+
+Of one run, all there is to see; of several, their curves and results by method. What is missing,
+such as the images of a run whose data are no longer there, is named, and the rest is drawn.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from layermatch_jax import setup
+from layermatch_jax.after import drawing, predict, runs
+from layermatch_jax.after.layer_report import picture as layer_picture
+from layermatch_jax.after.layer_report import record
+from layermatch_jax.after.report import curves, logs, model, pages, tables
+from layermatch_jax.after.report.logs import Log
+from layermatch_jax.after.report.pages import Note, Picture, Section, picture
+from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import files
+
+FILE = "report.html"
+
+
+def report(workdirs: str, data_dir: str = "") -> epath.Path:
+    """Writes the report of one or several runs, finished or under way; changes nothing else.
+
+    Args:
+      workdirs: folders of runs, comma-separated; see `logs.folders`. Folders that hold the same run
+        count once: see `logs.distinct`.
+      data_dir: where the data set is now; '' = where the run had it.
+
+    Returns:
+      The file: report.html in the run's folder, or in the folder that the runs share.
+
+    Raises:
+      InputError: a folder holds no run, the runs are of different images, the file cannot be
+        written, or matplotlib is missing.
+    """
+    drawing.figure(1, 1)  # raises now where there is no matplotlib
+    read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
+    read, left_out = logs.distinct(read)
+    logs.check_same_images(read)
+    for sentence in left_out:
+        logging.warning(sentence)
+    notes = [Note(sentence) for sentence in left_out]
+    if len(read) == 1:
+        (log,) = read
+        folder = log.folder
+        title = tables.title(log)
+        sections = _of_one(log, notes)
+    else:
+        folder = _shared([log.folder for log in read])
+        groups = logs.by_method(read)
+        title = f"{len(read)} runs on {read[0].config.dataset.name}"
+        sections = _of_several(groups, notes)
+    try:
+        return files.write_text(folder / FILE, pages.page(title, sections))
+    except PermissionError:
+        raise InputError(f"--workdir: {folder / FILE} cannot be written there") from None
+
+
+def _of_one(log: Log, notes: list[Note]) -> list[Section]:
+    missing = list(notes) if log.lines else [*notes, Note("The run has not logged anything yet.")]
+
+    def tried(said: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except (InputError, ImportError) as error:
+            logging.warning("%s %s", said, error)
+            missing.append(Note(f"{said} {error}"))
+
+    step, numbers = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]
+    names = (
+        tried("The classes' names are not known.", lambda: runs.read_class_names(log.folder))
+        or numbers
+    )
+    images, predictions, features = [], [], []
+    data = tried(
+        "The run's images cannot be shown.", lambda: runs.read_data(log.folder, log.config)
+    )
+    if data:
+        names = data.partition.class_names
+        seen = tried("There are no predictions.", lambda: _predicted(log, data))
+        if seen:
+            run, answer = seen
+            step = max(run.step - 1, 0)
+            predictions, features = model.predictions(run, answer), model.features(run, answer)
+        views = tried("The views cannot be shown.", lambda: model.views(log.config, data, step))
+        images = [views] if views else []
+    return [
+        Section("Result", [*tables.accuracies(log), tables.provenance(log), *missing]),
+        Section("Training", curves.of_one(log)),
+        Section("Pseudo-labels by class", curves.of_classes(log, names)),
+        Section("Images and their views", images),
+        Section("Predictions", predictions),
+        Section("Features", features),
+        Section("Layers", _layers(record.read(log.folder))),
+        Section("Settings", [tables.settings(log)]),
+    ]
+
+
+def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, predict.Predictions]:
+    run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
+    return run, predict.predict(run, data.partition.evaluation)
+
+
+def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
+    """What --mode=layer_report, or training itself, has written."""
+    if not reports:
+        return []
+    last = reports[-1]
+    cosines = [
+        f"{layer} {told['cosine_true'][0]:.2f}"
+        for layer, told in last["layers"].items()
+        if told["cosine_true"][0] is not None
+    ]
+    return [
+        picture(
+            layer_picture.draw(reports),
+            f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
+            "pseudo-labels and of the true labels: "
+            + (", ".join(cosines) or "not known of any layer"),
+            "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
+            "labels on the same images (g_true) and that of the labelled images (g_s), and the "
+            "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
+            "the truth does, at 0 elsewhere, below 0 away from it.",
+        )
+    ]
+
+
+def _of_several(groups: dict[str, list[Log]], notes: list[Note]) -> list[Section]:
+    unfinished = [
+        f"{log.folder} ({tables.progress(log)})"
+        for of_method in groups.values()
+        for log in of_method
+        if not log.result
+    ]
+    if unfinished:
+        listed = Note(f"Left out of the table by method: {', '.join(unfinished)}")
+        notes = [listed, *notes]
+    return [
+        Section("Results", [*tables.results(groups), *notes]),
+        Section("Training", curves.of_several(groups)),
+        Section("Settings", [*tables.differences(groups), tables.origins(groups)]),
+    ]
+
+
+def _shared(folders: Sequence[epath.Path]) -> epath.Path:
+    """The innermost folder that all of them lie in."""
+    parts = [f.parts if "://" in str(f) else f.absolute().parts for f in folders]
+    same = 0
+    while len({p[: same + 1] for p in parts}) == 1 and same + 1 < min(map(len, parts)):
+        same += 1
+    return epath.Path(*parts[0][:same])

@@ -1,0 +1,249 @@
+"""The tables of a report: results, settings, and what they were made with."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.after.report import logs
+from layermatch_jax.after.report.logs import Log
+from layermatch_jax.after.report.pages import Table
+from layermatch_jax.runtime import clock, metrics
+from layermatch_jax.runtime import result as result_lib
+
+_ACCURACIES = ("last", "median20", "best")
+_CAPTION = (
+    "last: at the last step; median20: median of the last 20 evaluations, or of all where there "
+    "are fewer; best: maximum over the evaluations, which selects on these images and is there for "
+    "comparison with tables that do so."
+)
+
+
+def title(log: Log) -> str:
+    """Which run it is."""
+    dataset = log.config.dataset
+    labels = f", {log.split['num_labels']:,} labels" if log.split else ""
+    seeds = f"label seed {dataset.label_seed}, seed {log.config.seed}"
+    return f"{log.config.method} on {dataset.name}{labels} ({seeds})"
+
+
+def accuracies(log: Log) -> list[Table]:
+    """A run's accuracies so far; no table before its first evaluation."""
+    if not (measured := _measured(log)):
+        return []
+    scores = measured[f"{log.evaluated_on}_accuracy"]
+    return [
+        Table(
+            f"Accuracy on {log.evaluated_on} images, %. {_CAPTION}",
+            ("parameters", *_ACCURACIES),
+            [
+                (name, *(f"{100 * scores[kind][which]:.2f}" for which in _ACCURACIES))
+                for kind, name in (("ema", "EMA"), ("raw", "raw"))
+            ],
+        )
+    ]
+
+
+def results(groups: dict[str, list[Log]]) -> list[Table]:
+    """The methods' results over their finished runs, and each run's own.
+
+    Args:
+      groups: of logs.by_method.
+    """
+    images = next(iter(groups.values()))[0].evaluated_on
+    baseline = "fixmatch" if "fixmatch" in groups else next(iter(groups))
+    finished = {
+        method: [(_seeds(log), _row(log)) for log in of_method if log.result]
+        for method, of_method in groups.items()
+    }
+    compared = dict(finished[baseline])
+    measured = [_measured(log) for of_method in groups.values() for log in of_method]
+    missing = metrics.missing_accuracy(filter(None, measured))
+    rows = []
+    for method, of_method in finished.items():
+        differences = [
+            row["median20"] - compared[seeds]["median20"]
+            for seeds, row in of_method
+            if seeds in compared and method != baseline
+        ]
+        first, *rest = (_spread([row[name] for _, row in of_method]) for name in _COLUMNS)
+        count = f"{len(of_method)} of {len(groups[method])}"
+        difference = _spread(differences, "+.1f", paired=True)
+        rows.append((method, *_layers(groups[method][0]), count, first, difference, *rest))
+    by_run = [
+        (
+            log.folder.name,
+            method,
+            *_layers(log),
+            str(log.config.dataset.label_seed),
+            str(log.config.seed),
+            progress(log),
+            *("" if x is None else f"{x:.1f}" for x in _row(log).values()),
+        )
+        for method, of_method in groups.items()
+        for log in of_method
+    ]
+    return [
+        Table(
+            f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
+            f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
+            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"images, points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
+            (
+                "method",
+                "mask",
+                "centres",
+                "finished",
+                "median20",
+                f"− {baseline}",
+                *list(_COLUMNS)[1:],
+            ),
+            rows,
+        ),
+        Table(
+            "Each run, as far as it has come; %, and seconds of training with evaluation.",
+            ("folder", "method", "mask", "centres", "label seed", "seed", "steps", *_COLUMNS),
+            by_run,
+            folded=True,
+        ),
+    ]
+
+
+def provenance(log: Log) -> Table:
+    """What a run was made of and on."""
+    dataset, split, result = log.config.dataset, log.split, log.result
+    mask, centres = _layers(log)
+    rows = [
+        ("folder", str(log.folder)),
+        ("method", log.config.method),
+        ("gradient mask", mask),
+        ("centres", centres),
+        ("data set", dataset.name),
+    ]
+    if split:
+        counts = sorted(set(split["class_counts"]))
+        each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        rows += [
+            ("labelled images", f"{split['num_labels']}, {each} of each class"),
+            ("unlabelled images", str(split["num_unlabeled"])),
+            (f"{log.evaluated_on} images", str(split["num_evaluation"])),
+            ("labelled split (SHA-256 of its indices)", split["sha256"]),
+        ]
+    rows += [("label seed", str(dataset.label_seed)), ("seed", str(log.config.seed))]
+    rows += [("steps", progress(log))]
+    if log.lines:
+        seconds = sum(line["seconds"] for line in log.lines)
+        rows += [("training and evaluation", clock.duration(seconds))]
+    if result:
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        rows += [
+            ("device", "{count} x {kind}".format(**result["device"])),
+            ("versions", versions),
+            ("code (git commit)", result["git_commit"] or "not known"),
+        ]
+    return Table("What it is of", (), rows)
+
+
+def settings(log: Log) -> Table:
+    """Every setting of a run."""
+    standard = config_lib.fields(config_lib.base())
+    rows = [
+        (name, _shown(value), "" if value == standard[name] else _shown(standard[name]))
+        for name, value in config_lib.fields(log.config).items()
+    ]
+    return Table("All settings", ("field", "value", "where it differs: default"), rows, folded=True)
+
+
+def differences(groups: dict[str, list[Log]]) -> list[Table]:
+    """Settings in which methods differ, and those that are the same for all."""
+    firsts = [logs.settings_of(of_method[0]) for of_method in groups.values()]
+    differ = [name for name in firsts[0] if len({first[name] for first in firsts}) > 1]
+    same = [(name, value) for name, value in firsts[0].items() if name not in differ]
+    tables = []
+    if differ:
+        rows = [(name, *(first[name] for first in firsts)) for name in differ]
+        tables.append(Table("Settings in which they differ", ("field", *groups), rows))
+    tables.append(Table("Settings of all of them", ("field", "value"), same, folded=True))
+    return tables
+
+
+def origins(groups: dict[str, list[Log]]) -> Table:
+    """What the runs were made of and on: one line for those that agree."""
+    rows = {}
+    for of_method in groups.values():
+        for log in of_method:
+            result = log.result or {}
+            device = "{count} x {kind}".format(**result["device"]) if result else "not finished"
+            key = (
+                log.split.get("sha256", "not written yet"),
+                str(log.config.dataset.label_seed),
+                device,
+                f"jax {result['versions']['jax']}" if result else "",
+                (result.get("git_commit") or "not known") if result else "",
+            )
+            rows[key] = rows.get(key, 0) + 1
+    return Table(
+        "What they are of: runs with the same labelled images, device, versions and code",
+        ("labelled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
+        [(*key, str(count)) for key, count in rows.items()],
+    )
+
+
+def progress(log: Log) -> str:
+    """How far a run has come."""
+    if log.result:
+        return f"{log.config.train_steps:,}"
+    return f"{log.step:,} of {log.config.train_steps:,}, not finished"
+
+
+# The columns of a run's numbers, after `_row`.
+_COLUMNS = ("median20", "last", "best", "last, raw", "used", "used right", "all right", "seconds")
+
+
+def _row(log: Log) -> dict[str, float | None]:
+    measured = _measured(log)
+    if not measured:
+        return dict.fromkeys(_COLUMNS)
+    scores = measured[f"{log.evaluated_on}_accuracy"]
+    shares = (
+        *(scores["ema"][which] for which in ("median20", "last", "best")),
+        scores["raw"]["last"],
+        measured["mask_rate"],
+        measured["pseudo_label_accuracy"],
+        measured["pseudo_label_accuracy_all"],
+    )
+    values = [None if x is None else 100 * x for x in shares]
+    return dict(zip(_COLUMNS, [*values, measured["wall_seconds"]], strict=True))
+
+
+def _measured(log: Log) -> dict[str, Any] | None:
+    """As in result.json, of what is there so far."""
+    splits = {line["split"] for line in log.lines}
+    return metrics.result(log.lines, log.evaluated_on) if len(splits) > 1 else None
+
+
+def _layers(log: Log) -> tuple[str, str]:
+    """The gradient mask and the centres of a run."""
+    return tuple(result_lib.trained_layers(log.config).values())
+
+
+def _seeds(log: Log) -> tuple[int, int, str]:
+    """What runs of two methods must share to be compared: with a split file, the seed says less."""
+    return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
+
+
+def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
+    """'mean ± standard deviation', or the standard error of paired differences."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    text = f"{statistics.fmean(known):{form}}"
+    if len(known) < 2:
+        return text
+    spread = statistics.stdev(known) / (len(known) ** 0.5 if paired else 1)
+    return f"{text} ± {spread:.1f}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

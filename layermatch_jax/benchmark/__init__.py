@@ -1,0 +1,1 @@
+"""How fast a run is, part by part."""

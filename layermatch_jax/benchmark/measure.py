@@ -1,0 +1,274 @@
+"""What a run of a config is made of, timed: --mode=benchmark.
+
+All parts take turns in one process, so that a machine that is slower for a while is so for all of
+them; a speed is the median over the rounds, and so is a ratio of two speeds of one round.
+"""
+
+import collections
+import contextlib
+import functools
+import io
+import itertools
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from layermatch_jax import automatic, evaluate, presets, rules, setup, train
+from layermatch_jax.benchmark import summary
+from layermatch_jax.data.images import take
+from layermatch_jax.method import reductions, steps
+from layermatch_jax.runtime import files, hosts, metrics, parallel
+from layermatch_jax.views import Views
+
+ROUNDS = 5
+SECONDS = 2.0  # about, for each part in each round
+_MOST = 1000  # times that a part is done in a round
+_WINDOWS = 4  # of the whole loop; the first one, with its start, is not counted
+
+
+class Part(NamedTuple):
+    """Something to time."""
+
+    run: Callable[[int], float]  # how often to do it -> seconds for each, the devices done with all
+    steps: int  # train steps in each; 0 for none
+    images: int  # in each
+
+
+def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
+    """Times the train step, the input, the whole loop and the evaluation.
+
+    Nothing that is trained is kept. With config.profile, a trace of the whole loop (jax.profiler)
+    goes to workdir/profile, for TensorBoard's profiler or ui.perfetto.dev.
+
+    Args:
+      config: the whole config.
+      workdir: where benchmark.json goes (see `_report`); made if it is not there. With several
+        processes all call this, and the first one writes.
+
+    Returns:
+      What benchmark.json holds; None in all processes but the first.
+
+    Raises:
+      InputError: the config or the data cannot be used.
+    """
+    config = automatic.resolve(config)
+    rules.validate(config, jax.device_count())
+    folder = epath.Path(workdir).expanduser()
+    data = setup.load(config)
+    main = setup.prepare(config, data)
+    program = _analyse(main, config)
+    parts = {"train step": _step(main, config)}
+    parts["train step"].run(1)  # before others take memory, too
+    memory = jax.local_devices()[0].memory_stats() or {}
+    program["peak_bytes_per_device"] = memory.get("peak_bytes_in_use")
+    for name, other in _others(config).items():
+        # The images are on the devices only once where both programs can use them.
+        same = parallel.replicated(other.parallelism) == parallel.replicated(config.parallelism)
+        resident = main.resident if same else None
+        prepared = setup.prepare(other, setup.with_feed_of(other, data), resident)
+        parts[name] = _step(prepared, other)
+    parts["input"] = _input(main, config)
+    usual = main.method.layout.mu > 0 and main.method.layout.views == Views()
+    if config.input.backend == "tf_data" and usual:
+        parts["input, image by image"] = _input_per_image(main, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts["whole loop"] = _loop(main, config, scratch)
+        parts["evaluation"] = _evaluation(main, config)
+        seconds = _take_turns(parts)
+        if config.profile:
+            with jax.profiler.trace(str(folder / summary.PROFILE)):
+                parts["whole loop"].run(1)
+    if not hosts.is_first():
+        return None
+    report = summary.report(config, data, program, parts, seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / summary.FILE, report)
+    return report
+
+
+def _others(config) -> dict[str, ml_collections.ConfigDict]:
+    """What the train step is compared with: the other parallelism, and FixMatch."""
+    parallelism = "jit" if config.parallelism == "pmap" else "pmap"
+    others = {f"train step, {parallelism}": config.copy_and_resolve_references()}
+    others[f"train step, {parallelism}"].parallelism = parallelism
+    if config.method != "supervised":
+        method = "fixmatch" if config.method != "fixmatch" else "layermatch"
+        others[f"train step, {method}"] = automatic.resolve(presets.exchange_method(config, method))
+    return others
+
+
+# ---------------------------------------------------------------------------------------------
+# The parts.
+
+
+def _step(prepared: setup.Prepared, config) -> Part:
+    """The train program on calls that wait on the devices."""
+    feed = prepared.data.feed
+    K = config.input.steps_per_call
+    calls = [
+        parallel.place_batch(call, config.parallelism)
+        for _, call in itertools.islice(feed.calls(range(4 * K)), 4)
+    ]
+    state = [parallel.replicate(prepared.initial, config.parallelism)]
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for call in itertools.islice(itertools.cycle(calls), count):
+            state[0], _ = prepared.train_program(state[0], prepared.resident, call)
+        jax.block_until_ready(state[0])
+        return (time.perf_counter() - start) / count
+
+    return Part(run, K, K * prepared.data.images_per_step)
+
+
+def _input(prepared: setup.Prepared, config) -> Part:
+    """Making batches, and bringing them to the devices, without training on them."""
+    feed, K = prepared.data.feed, config.input.steps_per_call
+    calls = feed.calls(range(2**31))
+
+    def sum_of_pixels(state, resident, call, *, axis_name):  # or XLA would not make them
+        def one_step(total, rows):
+            images = feed.batch(resident, rows).images
+            return total + jnp.sum(images, dtype=jnp.int32), None
+
+        by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
+        total, _ = jax.lax.scan(one_step, jnp.int32(0), by_step)
+        return reductions.total(total, axis_name)
+
+    program = parallel.compile_step(
+        sum_of_pixels, config.parallelism, resident=True, donate_state=False
+    )
+    state = parallel.replicate(jnp.int32(0), config.parallelism)
+
+    def make(count: int) -> None:
+        for _, call in itertools.islice(calls, count):
+            placed = parallel.place_batch(call, config.parallelism)
+            jax.block_until_ready(program(state, prepared.resident, placed))
+
+    def run(count: int) -> float:
+        make(config.input.prefetch + 2)  # those that were made while other parts were timed
+        return _seconds(lambda: make(count)) / count
+
+    return Part(run, K, K * prepared.data.images_per_step)
+
+
+def _input_per_image(prepared: setup.Prepared, config) -> Part:
+    """The same views by tf.data as it is usually written: image by image."""
+    from layermatch_jax.benchmark import per_image  # TensorFlow
+
+    partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
+    sampler = setup.create_sampler(config, partition)
+    batches = per_image.batches(partition.unlabeled, sampler, config.dataset.padding)
+
+    def run(count: int) -> float:
+        next(batches), next(batches), next(batches)  # made while other parts were timed
+        return _seconds(lambda: collections.deque(itertools.islice(batches, count), 0)) / count
+
+    return Part(run, 1, 2 * size)
+
+
+def _loop(prepared: setup.Prepared, config, scratch: str) -> Part:
+    """train_and_evaluate as it is, but for a short evaluation and its one checkpoint at the end."""
+    K, data = config.input.steps_per_call, prepared.data
+    few = take(data.partition.evaluation, np.arange(1))
+    data = data._replace(partition=data.partition._replace(evaluation=few))
+    prepared = prepared._replace(data=data)
+
+    def run(count: int) -> float:
+        window = -(-count // (_WINDOWS - 1))  # calls
+        short, folder = config.copy_and_resolve_references(), tempfile.mkdtemp(dir=scratch)
+        short.log_every, short.layer_report.at_steps = window * K, ()
+        short.train_steps = short.eval_every = short.checkpoint_every = _WINDOWS * window * K
+        with contextlib.redirect_stderr(io.StringIO()):
+            train.train_and_evaluate(short, folder, prepared=prepared)
+        lines = [x for x in metrics.read(epath.Path(folder)) if x["split"] == "train"]
+        seconds = sum(x["seconds"] for x in lines[1:])  # 0 where no log is written
+        return float(hosts.from_first(np.float32(seconds))) / (window * (_WINDOWS - 1))
+
+    return Part(run, K, K * data.images_per_step)
+
+
+def _evaluation(prepared: setup.Prepared, config) -> Part:
+    """Of the whole split, with the raw and the EMA parameters."""
+    state = parallel.replicate(prepared.initial, config.parallelism)
+    images = prepared.data.partition.evaluation
+
+    def run(count: int) -> float:
+        def all_of_it():
+            for _ in range(count):
+                evaluate.evaluate(prepared.eval_step, state, images, config)
+
+        return _seconds(all_of_it) / count
+
+    return Part(run, 0, len(images.labels))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
+    """Seconds for each part, once a round, in an order that changes."""
+    counts = {}
+    for name, part in parts.items():
+        print(f"{name}: compiles and warms up", file=sys.stderr)
+        part.run(1)
+        count = np.int32(np.clip(SECONDS / part.run(1), 1, _MOST))
+        counts[name] = int(hosts.from_first(count))  # all processes make the same programs run
+    seconds, rng = {name: [] for name in parts}, random.Random(0)
+    for turn in range(1, ROUNDS + 1):
+        print(f"round {turn} of {ROUNDS}", file=sys.stderr)
+        for name in rng.sample(list(parts), len(parts)):
+            seconds[name].append(parts[name].run(counts[name]))
+    return seconds
+
+
+# ---------------------------------------------------------------------------------------------
+# What is told.
+
+
+def _analyse(prepared: setup.Prepared, config) -> dict[str, Any]:
+    """What the compiler says of the train program."""
+    state = parallel.replicate(prepared.initial, config.parallelism)
+    call = parallel.place_batch(prepared.data.feed.example, config.parallelism)
+    lowered = prepared.train_program.lower(state, prepared.resident, call)
+    start = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    seconds = time.perf_counter() - start
+    return {
+        "compile_seconds": seconds,
+        "flops_per_step": _flops(prepared, state, config),
+        "program_bytes_per_device": (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        ),
+    }
+
+
+def _flops(prepared: setup.Prepared, state, config) -> float:
+    """Of a train step without its input, on all devices, by XLA's count."""
+    feed = prepared.data.feed
+    one_step = jax.tree.map(lambda x: x[:, 0], feed.example)
+    batch = jax.eval_shape(feed.batch, prepared.resident, one_step)
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    step = parallel.compile_step(
+        functools.partial(steps.train_step, method=prepared.method), config.parallelism
+    )
+    lowered = step.lower(state, parallel.place_batch(batch, config.parallelism))
+    # A pmapped program is one device's.
+    return lowered.cost_analysis()["flops"] * (
+        jax.device_count() if config.parallelism == "pmap" else 1
+    )

@@ -1,0 +1,99 @@
+"""What a benchmark writes down, and its table."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.runtime import result as result_lib
+
+FILE, PROFILE = "benchmark.json", "profile"
+
+# FLOP/s of dense bfloat16 (float16 where there is none) by device kind, from the makers' tables.
+PEAK = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def report(config, data, program, parts: Mapping, seconds) -> dict[str, Any]:
+    """What benchmark.json holds.
+
+    {'parts': {name: {'steps_per_second' (None for evaluation), 'images_per_second' (views),
+    'relative_speed' (to the train step's; None for evaluation), 'seconds' [rounds]}}, 'program':
+    of `_analyse` with 'peak_bytes_per_device' (None where the device does not tell),
+    'flops_per_second' and 'peak_share' of all devices (None where the peak is not known), 'config':
+    by field, 'images_per_step', and what it ran on}.
+    """
+    rates = {}
+    for name, part in parts.items():
+        once = statistics.median(seconds[name])
+        relative = [
+            (a / parts["train step"].steps) / (b / part.steps)
+            for a, b in zip(seconds["train step"], seconds[name], strict=True)
+            if part.steps
+        ]
+        rates[name] = {
+            "steps_per_second": part.steps / once if part.steps else None,
+            "images_per_second": part.images / once,
+            "relative_speed": statistics.median(relative) if relative else None,
+            "seconds": seconds[name],
+        }
+    kind = jax.devices()[0].device_kind
+    peak = next((peak for name, peak in PEAK.items() if kind.startswith(name)), None)
+    speed = program["flops_per_step"] * rates["train step"]["steps_per_second"]
+    program["flops_per_second"] = speed
+    program["peak_share"] = speed / peak / jax.device_count() if peak else None
+    return {
+        "parts": rates,
+        "program": program,
+        "images_per_step": data.images_per_step,
+        "config": config_lib.fields(config),
+        **result_lib.provenance(),
+    }
+
+
+def table(report: dict[str, Any], workdir: str) -> str:
+    """A report as a person reads it."""
+    config, program, device = (report[name] for name in ("config", "program", "device"))
+    lines = [
+        f"{config['method']} on {config['dataset.name']}, {config['model.name']}, "
+        f"{config['model.dtype']}, {config['parallelism']}, {report['images_per_step']} images a "
+        f"step, input by {config['input.backend']}; {device['count']} x {device['kind']}",
+        "",
+        f"{'':24}{'ms a step':>12}{'steps/s':>10}{'images/s':>12}{'to the step':>13}",
+    ]
+    for name, part in report["parts"].items():
+        if part["steps_per_second"]:
+            steps = part["steps_per_second"]
+            row = f"{1e3 / steps:12.2f}{steps:10.2f}{part['images_per_second']:12,.0f}"
+            row += f"{part['relative_speed']:13.3f}"
+        else:
+            row = f"{'':22}{part['images_per_second']:12,.0f}"
+        lines.append(f"{name:24}{row}")
+    share = program["peak_share"]
+    share = "peak of this device not known" if share is None else f"{share:.1%} of the peak"
+    peak = program["peak_bytes_per_device"]
+    peak = "" if peak is None else f", at most {peak / 1e9:.2f} GB in use"
+    lines += [
+        "",
+        f"a step: {program['flops_per_step'] / 1e9:,.1f} GFLOP (XLA's count), "
+        f"{program['flops_per_second'] / 1e12:.3f} TFLOP/s, {share}",
+        f"memory of a device: {program['program_bytes_per_device'] / 1e9:.2f} GB for the train "
+        f"program{peak}",
+        f"compiling it: {program['compile_seconds']:.1f} s",
+        "",
+        f"files: {workdir}/{FILE}" + (f", {workdir}/{PROFILE}/" if config["profile"] else ""),
+    ]
+    return "\n".join(lines)

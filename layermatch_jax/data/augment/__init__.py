@@ -1,0 +1,1 @@
+"""Crops, flips, RandAugment and Cutout: the same views on the host and on the devices."""

@@ -1,0 +1,136 @@
+"""One image file, decoded: square, uint8, red, green and blue, whatever the file holds."""
+
+import concurrent.futures
+import functools
+import os
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from layermatch_jax.data.images import square
+from layermatch_jax.data.sources import names
+from layermatch_jax.errors import InputError
+
+# By content, not by extension. Others (EPS, TGA, ...) would start programs or take any bytes.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_BITS = (8, 10, 12, 14, 16, 24, 32)  # that a camera or a scanner fills
+
+
+class Decoded(NamedTuple):
+    """One image, and what was done to it that its owner may not expect."""
+
+    pixels: np.ndarray  # uint8 [side, side, 3]
+    remarks: tuple[str, ...]  # each goes on with "in 12 of 300 images"
+
+
+def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
+    """One image file as uint8 [side, side, 3]: its central square, resized.
+
+    The image is turned as its EXIF orientation says. Of several frames the first counts. Grey
+    levels of more than 8 bits are scaled by what is there: white is the largest value of the fewest
+    bits, of 8, 10, 12, 14, 16, 24 and 32, that hold the image's largest value (PGM files say
+    themselves what white is). Floats are in 0..1 or, where the largest is above 1, in 0..255;
+    negative values, and floats above 255, are stretched from the image's lowest to its highest.
+
+    Args:
+      path: of the file.
+      side: of the result, pixels.
+      alpha: 'white' puts the image on a white ground, 'drop' takes all pixels as opaque.
+
+    Raises:
+      InputError: the file cannot be read or decoded; names it.
+    """
+    try:
+        return _decode(path, side, alpha).pixels
+    # Decoders raise whatever the broken bytes lead them to: OSError, SyntaxError, struct.error...
+    except Exception as error:
+        raise InputError(
+            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put the whole"
+            " file back: a run that has begun then goes on. Without it, or with another image in"
+            " its place, the data set is another one and needs a new run."
+        ) from error
+
+
+def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ...]]:
+    """Why the image cannot be decoded, None if it can; and the remarks on it (see Decoded)."""
+    try:
+        return None, _decode(path, side, alpha).remarks
+    except Exception as error:
+        return _reason(error, path), ()
+
+
+@functools.cache
+def pool() -> concurrent.futures.Executor:
+    """Threads to decode in: Pillow decodes without the GIL."""
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
+
+
+def _decode(path: str, side: int, alpha: str) -> Decoded:
+    remarks = []
+    with Image.open(path, formats=_formats()) as image:
+        if getattr(image, "is_animated", False):
+            remarks.append("only the first of several frames is used")
+        # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; twice what is
+        # needed is left, so that the resizing after it still decides the quality.
+        image.draft("RGB", (2 * side, 2 * side))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":  # I, I;16, I;16B, F: Pillow's own conversion would clip to white
+            white = 65535 if image.format == "PPM" and image.mode == "I" else None
+            image, remark = _eight_bits(image, white)
+            remarks.append(remark)
+        if image.mode == "LAB":
+            image = ImageCms.applyTransform(image, _lab_to_rgb())
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema()[0] < 255:
+                if alpha == "white":
+                    ground = Image.new("RGBA", image.size, "white")
+                    image = Image.alpha_composite(ground, image)
+                    remarks.append("transparent pixels become white (dataset.alpha=white)")
+                else:
+                    remarks.append("transparent pixels are taken as opaque (dataset.alpha=drop)")
+        return Decoded(np.asarray(square(image.convert("RGB"), side)), tuple(remarks))
+
+
+def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str]:
+    """A grey image of more than 8 bits as one of 8 (see `decode`), and what was done."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = values.min(), values.max()
+    whole = values.dtype.kind in "iu"
+    if whole and low >= 0:
+        high = max(int(high), white or 0)
+        bits = next(bits for bits in _BITS if high < 2**bits)
+        grey, low, high = values >> (bits - 8), 0, 2**bits - 1
+    else:
+        if low >= 0 and high <= 255:
+            low, high = 0, 1 if high <= 1 else 255
+        scaled = (values - np.float64(low)) / ((np.float64(high) - low) or 1)
+        grey = np.floor(255 * scaled + 0.5)
+    small = Image.fromarray(grey.astype(np.uint8))
+    if "transparency" in image.info:  # a PNG may declare one grey level transparent
+        small.putalpha(Image.fromarray(np.uint8(255) * (values != image.info["transparency"])))
+    return small, f"grey levels {low:g}..{high:g} are scaled to 0..255"
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # older Pillows lack AVIF
+
+
+@functools.cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Why a file could not be decoded, without its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format" if os.path.getsize(path) else "the file is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {names.text(str(error))}"

@@ -1,0 +1,1 @@
+"""The method: what a step computes. It knows nothing of devices, files or data sets."""

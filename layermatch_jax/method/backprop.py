@@ -1,0 +1,216 @@
+"""One forward pass, and the gradients of the two losses down to the features.
+
+The supervised loss L_s is that of the labels, the unsupervised loss L_u that of the pseudo-labels.
+layerwise.py decides which layer gets which share of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from layermatch_jax.batch import TrainBatch
+from layermatch_jax.method import layerwise, linear_head, losses, policies, reductions
+from layermatch_jax.method.assembly import Method
+from layermatch_jax.method.state import TrainState
+
+
+class Forward(NamedTuple):
+    """The forward half of a step: features, what the heads make of them, and pseudo-labels."""
+
+    features: jax.Array  # [B, V, D] float32, of this device's rows
+    pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
+    outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
+    # of this device's rows of `outputs` -> (gradient of the own heads' parameters, of features)
+    pull_back_outputs: Callable
+    classifier_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, global, of the classifier
+    # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
+    pull_back_classifier: Callable
+    batch_stats: Any  # BatchNorm's next running statistics of the backbone
+    head_stats: Any  # and of the own heads
+    centres: Any  # Avg-Clustering's state, with the batch seen
+    answer: policies.Assignment  # for the global batch
+    true_labels: jax.Array  # [μB] int32, of the global batch
+
+
+def run_forward(
+    state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None
+) -> Forward:
+    """Runs the network once over all views and has the policy assign pseudo-labels.
+
+    It changes nothing; arguments as of `train_step`.
+    """
+    policy, centres, layout = method.policy, method.centres, method.layout
+    backbone, classifier = state.params["backbone"], state.params["classifier"]
+
+    # One backbone pass over all views, with BatchNorm statistics over the global batch.
+    def apply_backbone(backbone, images):
+        features, updates = state.apply_fn(
+            {"params": backbone, "batch_stats": state.batch_stats},
+            normalize(images, method),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return features, updates.get("batch_stats", {})
+
+    def apply_to_views(backbone):
+        rows, views, *image = batch.images.shape
+        features, batch_stats = apply_backbone(backbone, batch.images.reshape(-1, *image))
+        return features.reshape(rows, views, -1), batch_stats
+
+    features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
+    views = layout.split(features)
+
+    # The heads, each by itself: a loss on their outputs can then be seen through another head.
+    def apply_heads(own_heads, features):
+        logits = {
+            name: centres.head(state.centres, classifier, x)
+            for name, x in layout.split(features).unlabeled.items()
+        }
+        outputs, stats = {}, {}
+        for name, head in method.heads.items():
+            variables = {"params": own_heads[name], "batch_stats": state.head_stats.get(name, {})}
+            flat = features.reshape(-1, features.shape[-1])
+            output, updates = head.apply(variables, flat, train=True, mutable=["batch_stats"])
+            outputs[name] = layout.split(output.reshape(*features.shape[:2], -1))
+            if norms := updates.get("batch_stats"):  # Flax gives {} for a head without BatchNorm
+                stats[name] = norms
+        return policies.Outputs(logits, outputs), stats
+
+    outputs, pull_back_outputs, head_stats = jax.vjp(
+        apply_heads, state.params.get("heads", {}), features, has_aux=True
+    )
+    classifier_logits, pull_back_classifier = jax.vjp(
+        lambda classifier: {
+            name: linear_head.linear(classifier, x) for name, x in views.unlabeled.items()
+        },
+        classifier,
+    )
+
+    # Pseudo-labels: a decision on the global batch, without gradient.
+    def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
+        images = layout.split(batch.images).unlabeled[policy.target_view]
+        features, _ = apply_backbone(state.ema_params["backbone"], images)
+        return linear_head.linear(state.ema_params["classifier"], features)
+
+    inputs, classifier_logits, true_labels = reductions.gather_rows(
+        (
+            policies.Inputs(
+                target_logits={
+                    name: centres.target_logits(state.centres, classifier, x)
+                    for name, x in views.unlabeled.items()
+                },
+                outputs=outputs,
+                labeled_logits={
+                    name: linear_head.linear(classifier, x) for name, x in views.labeled.items()
+                },
+                labels=batch.labels,
+                labeled_indices=batch.labeled_indices,
+                unlabeled_indices=batch.unlabeled_indices.reshape(-1),
+                draws=batch.draws,
+                teacher_logits=teacher_logits() if policy.needs_teacher else None,
+            ),
+            classifier_logits,
+            batch.true_labels.reshape(-1),
+        ),
+        axis_name,
+    )
+    centres_state, target_logits = centres.observe(
+        state.centres, inputs.target_logits[policy.target_view], inputs.unlabeled_indices
+    )
+    target_logits = inputs.target_logits | {policy.target_view: target_logits}
+    answer = policy.assign(state.policy, inputs._replace(target_logits=target_logits))
+    return Forward(
+        features=features,
+        pull_back=pull_back,
+        outputs=inputs.outputs,
+        pull_back_outputs=pull_back_outputs,
+        classifier_logits=classifier_logits,
+        pull_back_classifier=pull_back_classifier,
+        batch_stats=batch_stats,
+        head_stats=head_stats,
+        centres=centres_state,
+        answer=answer,
+        true_labels=true_labels,
+    )
+
+
+def supervised_gradients(
+    state: TrainState, batch: TrainBatch, seen: Forward, method: Method, axis_name: str | None
+) -> tuple[jax.Array, layerwise.HeadGradients]:
+    """This device's share of L_s, the mean over the labeled views, and of its gradients."""
+    views = method.layout.views.labeled
+    count = len(views) * batch.labels.size * reductions.num_shards(axis_name)
+    labels = jax.nn.one_hot(batch.labels, state.params["classifier"]["bias"].shape[0])
+    labeled_weights = reductions.own_rows(seen.answer.labeled_weights, axis_name)
+
+    def loss(classifier, features):
+        features = method.layout.split(features).labeled
+        by_view = [
+            losses.cross_entropy(linear_head.linear(classifier, features[name]), labels)
+            for name in views
+        ]
+        return sum(jnp.sum(labeled_weights * of_view) for of_view in by_view) / count
+
+    loss_s, (by_classifier, by_features) = jax.value_and_grad(loss, (0, 1))(
+        state.params["classifier"], seen.features
+    )
+    heads = {"classifier": by_classifier}
+    if "heads" in state.params:  # labels do not teach a policy's own heads
+        heads["heads"] = jax.tree.map(jnp.zeros_like, state.params["heads"])
+    return loss_s, layerwise.HeadGradients(heads, by_features)
+
+
+def unsupervised_gradients(
+    state: TrainState,
+    seen: Forward,
+    answer: policies.Assignment,
+    method: Method,
+    axis_name: str | None,
+    only: str | None = None,
+) -> tuple[dict[str, jax.Array], layerwise.HeadGradients]:
+    """The terms of L_u, and this device's share of their gradients.
+
+    The classifier's gradient is that of L_u(H = g_φ), the features' that of L_u(H = centres). Both
+    are taken at the outputs of the global batch; each device pulls back its own rows.
+
+    Args:
+      state: of the step.
+      seen: of `run_forward`.
+      answer: for the global batch.
+      method: the parts.
+      axis_name: of the step.
+      only: the one term to differentiate; None = all.
+
+    Returns:
+      The terms of the global batch, and the gradients, unmasked and without λ_u.
+    """
+    policy = method.policy
+
+    def loss(outputs, answer):
+        terms = policy.loss(outputs, answer)
+        return terms[only] if only else sum(terms.values()), terms
+
+    def own_gradient(outputs, answer):
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(outputs, answer)
+        return terms, reductions.own_rows(gradient, axis_name)
+
+    targets, weights = method.centres.pullable(state.centres, answer.targets, answer.weights)
+    pulled = answer._replace(targets=targets, weights=weights)
+    terms, by_outputs = own_gradient(seen.outputs, pulled)
+    by_own_heads, by_features = seen.pull_back_outputs(by_outputs)
+
+    through_classifier = seen.outputs._replace(logits=seen.classifier_logits)
+    _, by_outputs = own_gradient(through_classifier, answer)
+    (by_classifier,) = seen.pull_back_classifier(by_outputs.logits)
+    heads = {"classifier": by_classifier}
+    if "heads" in state.params:
+        heads["heads"] = by_own_heads
+    return terms, layerwise.HeadGradients(heads, by_features)
+
+
+def normalize(images: jax.Array, method: Method) -> jax.Array:
+    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (method.mean, method.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std

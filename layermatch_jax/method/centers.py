@@ -1,0 +1,183 @@
+"""Avg-Clustering: what the features are pulled to, in four readings.
+
+The paper (arXiv 2406.14207) names the idea; its formulas were not available to us.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import per_sample, reductions
+from layermatch_jax.method.linear_head import linear
+
+# Divides the cosine similarities of the `features` reading.
+TEMPERATURE = 0.1
+
+
+# The logit of a class that has no centre yet: its probability is an exact zero in float32, and
+# unlike -inf it gives no NaN when multiplied by a zero target.
+_NO_CENTRE = -1e9
+
+
+class Rows(NamedTuple):
+    """What class centres are averaged over: this device's labelled images and their weak views."""
+
+    features: jax.Array  # [B, 1 + μ, D] float32
+    targets: jax.Array  # [B, 1 + μ, K] float32, labels and pseudo-labels
+    weights: jax.Array  # [B, 1 + μ] float32, 1 for labelled images
+
+
+class Centres(NamedTuple):
+    """A reading: its state, what it does to the pseudo-labels, and what features are pulled to.
+
+    The state is float32 (counts int32), no parameter, and the same on every device.
+    """
+
+    # (classifier, num_unlabeled) -> state
+    init: Callable[[Any, int], Any]
+    # (state, classifier, weak features [n, D]) -> the target head's logits [n, K]
+    target_logits: Callable[[Any, Any, jax.Array], jax.Array]
+    # (state, those of the global batch [μB, K], indices [μB]) -> state and the logits to label by
+    observe: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
+    # (state, classifier, features [n, D]) -> logits [n, K] of the head H
+    head: Callable[[Any, Any, jax.Array], jax.Array]
+    # (state, targets [n, K], weights [n]) -> the two as L_u(H)/∂z takes them
+    pullable: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    # (state, new classifier, step [] int32, Rows, axis_name) -> the state after the update
+    update: Callable[[Any, Any, jax.Array, Rows, str | None], Any]
+
+
+# Without averaging: features see the loss through the classifier itself.
+_NONE = Centres(
+    init=lambda classifier, num_unlabeled: (),
+    target_logits=lambda state, classifier, features: linear(classifier, features),
+    observe=lambda state, logits, indices: (state, logits),
+    head=lambda state, classifier, features: linear(classifier, features),
+    pullable=lambda state, targets, weights: (targets, weights),
+    update=lambda state, classifier, step, rows, axis_name: state,
+)
+
+
+def _warmed_up(momentum: float, warm_up: float, count: jax.Array) -> jax.Array:
+    """min(m, (1 + t) / (w + t)): short memory while there is little to remember; w = 1 is none."""
+    return jnp.minimum(momentum, (1.0 + count) / (warm_up + count))
+
+
+def _classifier_centres(momentum: float, warm_up: float, target_head: str) -> Centres:
+    """φ̄ ← m·φ̄ + (1 − m)·φ after each update, φ̄₀ = φ₀; H = g_φ̄.
+
+    With softmax cross-entropy ∂L/∂z = W(p − ŷ): the columns of W are the centres that features are
+    pulled to, and averaging the weights of a linear head averages its outputs on a feature.
+    """
+
+    def update(state, classifier, step, rows, axis_name):
+        del rows, axis_name
+        m = _warmed_up(momentum, warm_up, step)
+        return jax.tree.map(lambda mean, new: m * mean + (1 - m) * new, state, classifier)
+
+    averaged = lambda state, classifier, features: linear(state, features)  # noqa: E731
+    return _NONE._replace(
+        init=lambda classifier, num_unlabeled: jax.tree.map(jnp.array, classifier),
+        target_logits=averaged if target_head == "centres" else _NONE.target_logits,
+        head=averaged,
+        update=update,
+    )
+
+
+def _feature_centres(momentum: float, warm_up: float) -> Centres:
+    """c_k ← m_k·c_k + (1 − m_k)·(weighted mean feature of class k); H = cosine(z, c_k) / 0.1.
+
+    The mean is over the global batch's labelled and weak rows; a class without weight keeps its
+    centre. m_k warms up with the number of updates that the class has had.
+    """
+
+    def init(classifier, num_unlabeled):
+        del num_unlabeled
+        dim, num_classes = classifier["kernel"].shape
+        return {
+            "centres": jnp.zeros((num_classes, dim), jnp.float32),
+            "updates": jnp.zeros(num_classes, jnp.int32),
+        }
+
+    def head(state, classifier, features):
+        del classifier
+        cosine = jnp.dot(
+            _unit(features), _unit(state["centres"]).T, precision=jax.lax.Precision.HIGHEST
+        )
+        return jnp.where(state["updates"][None, :] > 0, cosine / TEMPERATURE, _NO_CENTRE)
+
+    def pullable(state, targets, weights):
+        seen = (state["updates"] > 0).astype(jnp.float32)
+        return targets * seen[None, :], weights * seen[jnp.argmax(targets, axis=-1)]
+
+    def update(state, classifier, step, rows, axis_name):
+        del classifier, step
+        members = rows.targets * rows.weights[..., None]
+        sums = jnp.einsum(
+            "bvk,bvd->kd", members, rows.features, precision=jax.lax.Precision.HIGHEST
+        )
+        sums, weight = reductions.total((sums, jnp.sum(members, axis=(0, 1))), axis_name)
+        present = weight > 0
+        mean = sums / jnp.where(present, weight, 1.0)[:, None]
+        m = _warmed_up(momentum, warm_up, state["updates"])[:, None]
+        centres = m * state["centres"] + (1 - m) * mean
+        return {
+            "centres": jnp.where(present[:, None], centres, state["centres"]),
+            "updates": state["updates"] + present.astype(jnp.int32),
+        }
+
+    return _NONE._replace(init=init, head=head, pullable=pullable, update=update)
+
+
+def _output_centres(momentum: float) -> Centres:
+    """o_j ← m·o_j + (1 − m)·q_j per sample; labels from o_j / (1 − m^n_j) (Laine 2017, eq. 3).
+
+    Temporal ensembling: per-sample averages of the weak view's probabilities, n_j the visits. Where
+    a sample occurs twice in a batch, the last row in global order counts.
+    """
+
+    def init(classifier, num_unlabeled):
+        num_classes = classifier["bias"].shape[0]
+        return {
+            "outputs": jnp.zeros((num_unlabeled, num_classes), jnp.float32),
+            "visits": jnp.zeros(num_unlabeled, jnp.int32),
+        }
+
+    def observe(state, logits, indices):
+        outputs = momentum * state["outputs"][indices] + (1 - momentum) * jax.nn.softmax(logits)
+        visits = state["visits"][indices] + 1
+        last = per_sample.last_of_each(indices)
+        state = {
+            "outputs": per_sample.write(state["outputs"], indices, outputs, last),
+            "visits": per_sample.write(state["visits"], indices, visits, last),
+        }
+        debias = 1 - momentum ** state["visits"][indices].astype(jnp.float32)
+        mean = state["outputs"][indices] / debias[:, None]
+        return state, jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
+
+    return _NONE._replace(init=init, observe=observe)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
+
+
+def create_centres(config: ml_collections.ConfigDict) -> Centres:
+    """The reading that `config.avg_clustering.centres` names.
+
+    Args:
+      config: the whole config, of automatic.resolve; reads avg_clustering.{centres, momentum,
+        warm_up, target_head}. The momentum is per step for `classifier`, per update of a class for
+        `features`, per visit of an image for `outputs`.
+    """
+    settings = config.avg_clustering
+    momentum = settings.momentum
+    return {
+        "classifier": lambda: _classifier_centres(momentum, settings.warm_up, settings.target_head),
+        "features": lambda: _feature_centres(momentum, settings.warm_up),
+        "outputs": lambda: _output_centres(momentum),
+        "none": lambda: _NONE,
+    }[settings.centres]()

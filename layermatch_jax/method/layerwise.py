@@ -1,0 +1,102 @@
+"""The paper: which layer sees which gradient of the unsupervised loss.
+
+With z = h_θ(image) the features and g_φ(z) = z·W + b the linear classifier, one step follows
+
+    ∇θ = J_θᵀ [ ∂L_s/∂z + λ_u · ∂L_u(H = centres)/∂z ]     features: pulled to clustering centres
+    ∇φ =        ∂L_s/∂φ + γ · λ_u · ∂L_u(H = g_φ)/∂φ       classifier: gated
+
+*Grad-ReLU* is γ = 0: pseudo-labels, whose noise harms the linear classifier, do not reach it.
+*Avg-Clustering* replaces the head H that the features see the loss through by an averaged one.
+FixMatch is γ = 1 and H = g_φ. ("Do Pseudo-labels Benefit All Layers?", arXiv 2406.14207. The
+formulas are our reading of its abstract; docs/method.md says what is known and what is not.)
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from layermatch_jax.errors import InputError
+
+
+def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict:
+    """What each parameter's unsupervised gradient is multiplied by.
+
+    Args:
+      gradient_mask: ordered (regular expression, multiplier) pairs. A pair names the parameters
+        whose whole path ('backbone/stem/kernel') its expression matches; the first match counts,
+        no match means 1. (('classifier/.*', 0.0),) is Grad-ReLU, () is FixMatch.
+      params: the tree of parameters; only its structure is read.
+
+    Returns:
+      The same tree of Python floats.
+
+    Raises:
+      InputError: an expression matches no parameter.
+    """
+    paths = [
+        "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern, _ in gradient_mask:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise InputError(
+                f"gradient mask {pattern!r} matches no parameter. It must match a whole path; the "
+                "paths are:\n  " + "\n  ".join(paths)
+            )
+
+    def multiplier(path: str) -> float:
+        return next((float(m) for pattern, m in gradient_mask if re.fullmatch(pattern, path)), 1.0)
+
+    return jax.tree.unflatten(jax.tree.structure(params), [multiplier(path) for path in paths])
+
+
+class HeadGradients(NamedTuple):
+    """The gradients of a loss down to the features: of this device's share of it."""
+
+    heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with own ones
+    features: jax.Array  # [B, V, D]
+
+
+def masked_gradients(
+    pull_back: Callable,
+    supervised: HeadGradients,
+    unsupervised: HeadGradients,
+    multipliers,
+) -> dict:
+    """Puts the two losses' gradients together, each layer with its own share of L_u.
+
+    Where all backbone parameters have one multiplier, the two cotangents are added and pulled back
+    once: the cost of plain FixMatch. Masks inside the backbone need a second pull-back.
+
+    Args:
+      pull_back: z-cotangent [B, V, D] -> (gradient of the backbone's parameters,).
+      supervised: ∂L_s/∂φ and ∂L_s/∂z.
+      unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centres)/∂z.
+      multipliers: of `mask_multipliers`, for all parameters.
+
+    Returns:
+      Gradients for all parameters, this device's share of the global objective's.
+    """
+
+    def add(gradient, extra, multiplier):
+        # A zero multiplier is an exact zero, whatever the gradient (0 · inf is not).
+        return gradient if multiplier == 0.0 else gradient + multiplier * extra
+
+    of_heads = {name: multipliers[name] for name in supervised.heads}
+    heads = jax.tree.map(add, supervised.heads, unsupervised.heads, of_heads)
+    distinct = set(jax.tree.leaves(multipliers["backbone"]))
+    if len(distinct) == 1:
+        (backbone,) = pull_back(add(supervised.features, unsupervised.features, distinct.pop()))
+    else:
+        backbone = jax.tree.map(
+            add,
+            *pull_back(supervised.features),
+            *pull_back(unsupervised.features),
+            multipliers["backbone"],
+        )
+    return {"backbone": backbone, **heads}
+
+
+# ---------------------------------------------------------------------------------------------
+# Avg-Clustering. Four readings of "EMA-smooth feature clustering centres".

@@ -1,0 +1,61 @@
+"""AdaMatch: predictions aligned to the labelled ones, a threshold relative to their confidence."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting, decay
+
+SETTINGS = {
+    "relative_threshold": Setting(
+        0.9, "Threshold, in units of the labeled rows' mean confidence.", low=0
+    ),
+    "momentum": decay("the averaged predictions"),
+}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: q̃ = norm(q · p_l / p_u), ŷ = arg max q̃, w = 1[max q̃ ≥ 0.9 · mean max p].
+
+    p are the labelled rows' probabilities, p_l and p_u moving averages of the labelled and the
+    unlabelled mean prediction (Berthelot 2021, "distribution alignment" and "relative confidence
+    threshold", in the form of the semi-supervised tables: no logit interpolation and no second
+    labelled view). The paper takes both means of the batch alone; USB adds 1e-6 to them, and starts
+    p_u at the first batch's.
+
+    Args:
+      config: the whole config; reads policy.{relative_threshold, momentum}.
+
+    Returns:
+      A policy whose state holds the two averages [K], 1/K at first, updated before they are used.
+      Diagnostics: class_threshold [K], the step's.
+    """
+    momentum = config.policy.momentum
+
+    def init(spec: Spec) -> dict:
+        uniform = functools.partial(jnp.full, spec.num_classes, 1 / spec.num_classes, jnp.float32)
+        return {"labeled": uniform(), "unlabeled": uniform()}  # no buffer can be donated twice
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        labeled = jax.nn.softmax(inputs.labeled_logits["weak"])
+        unlabeled = jax.nn.softmax(inputs.target_logits["weak"])
+        mean = {"labeled": jnp.mean(labeled, axis=0), "unlabeled": jnp.mean(unlabeled, axis=0)}
+        state = {k: parts.moving_average(state[k], mean[k], momentum) for k in state}
+
+        aligned = parts.ratio(unlabeled * state["labeled"][None, :], state["unlabeled"][None, :])
+        threshold = config.policy.relative_threshold * jnp.mean(jnp.max(labeled, axis=-1))
+        confidence, _, one_hot = parts.hard_labels(aligned)
+        return assignment(
+            inputs,
+            targets=one_hot,
+            weights=confidence >= threshold,
+            state=state,
+            diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

@@ -1,0 +1,86 @@
+"""Dash: a bound on the pseudo-label's loss that falls over training."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting
+
+# C, γ and the least bound, in nats (Xu 2021).
+C, GAMMA, FLOOR = 1.0001, 1.27, 0.05
+
+
+SETTINGS = {
+    "temperature": Setting(0.5, "Temperature of soft pseudo-labels.", above=0),
+    "warm_up": Setting(
+        lambda train_steps: min(1.0, max(2048 / 2**20, 20 / train_steps)),
+        "Share of train_steps in which every pseudo-label counts. Automatic: 2048 / 2^20, but at "
+        "least 20 steps.",
+        low=0,
+        high=1,
+        kind=float,
+    ),
+    "period": Setting(
+        10240 / 2**20,
+        "Share of train_steps after which the bound falls, again and again.",
+        low=0,
+        high=1,
+    ),
+}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: w = 1[CE(weak logits, ŷ) ≤ ρ_t], ρ_t = max(C·γ^−t·ρ̂, 0.05) (Xu 2021, Algorithm 1).
+
+    ρ̂ is the mean labelled loss of a warm-up in which every row passes; t counts periods after it.
+    ŷ = softmax(logits / 0.5) until ρ_t reaches the floor, arg max from then on. The paper's first
+    stage, and USB's warm-up, see labelled images alone; USB takes ρ̂ from the test set's loss.
+
+    Args:
+      config: the whole config; reads policy.{temperature, warm_up, period}, the latter two as
+        fractions of train_steps.
+
+    Returns:
+      A policy whose state holds the step and the sum of the warm-up's losses. Diagnostics:
+      loss_threshold, ρ_t in nats (infinite, so null, during the warm-up); class_threshold [K], the
+      confidence that a hard pseudo-label needs for it, exp(−ρ_t).
+    """
+    settings, train_steps = config.policy, config.train_steps
+    temperature = settings.temperature
+    warm_up = max(1, round(settings.warm_up * train_steps))
+    period = max(1, round(settings.period * train_steps))
+
+    def init(spec: Spec) -> dict:
+        del spec
+        return {"step": jnp.int32(0), "loss_sum": jnp.float32(0.0)}
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        step, weak_logits = state["step"], inputs.target_logits["weak"]
+        num_classes = weak_logits.shape[-1]
+        warming = step < warm_up
+        labels = jax.nn.one_hot(inputs.labels, num_classes)
+        loss = jnp.mean(losses.cross_entropy(inputs.labeled_logits["weak"], labels))
+        loss_sum = state["loss_sum"] + jnp.where(warming, loss, 0.0)
+
+        t = jnp.maximum(step - warm_up, 0) // period
+        bound = C * GAMMA ** -t.astype(jnp.float32) * loss_sum / warm_up
+        hard = ~warming & (bound <= FLOOR)
+        bound = jnp.where(warming, jnp.inf, jnp.maximum(bound, FLOOR))
+
+        _, _, one_hot = parts.hard_labels(weak_logits)
+        targets = jnp.where(hard, one_hot, jax.nn.softmax(weak_logits / temperature))
+        return assignment(
+            inputs,
+            targets=targets,
+            weights=losses.cross_entropy(weak_logits, targets) <= bound,
+            state={"step": step + 1, "loss_sum": loss_sum},
+            diagnostics={
+                "loss_threshold": bound,
+                "class_threshold": jnp.full(num_classes, jnp.exp(-bound)),
+            },
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

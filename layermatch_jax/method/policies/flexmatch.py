@@ -1,0 +1,64 @@
+"""FlexMatch: a class that is learnt late gets a lower threshold."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses, per_sample
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+
+SETTINGS = {"threshold": parts.THRESHOLD}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: w = 1[max q ≥ τ·M(β_c)], M(β) = β / (2 − β), c = arg max q (Zhang 2021, eqs. 5-11).
+
+    β_c = σ_c / max(max σ, number of samples never selected), where σ_c counts the samples whose
+    last confident (≥ τ) prediction was c. The thresholds of a step are those that the step before
+    left; while no sample was ever selected they are 0, and every row passes.
+
+    Args:
+      config: the whole config; reads policy.threshold, τ.
+
+    Returns:
+      A policy whose state holds each sample's last confident class (`classes` int32 [N_u], −1 =
+      never) and how many have which (`counts` int32 [K + 1], the last one: never). The counts
+      follow from the classes; they are carried along, so that a step does not read all samples.
+      Diagnostics: class_threshold [K]; never_selected, a fraction of the samples.
+    """
+    threshold = config.policy.threshold
+
+    def init(spec: Spec) -> dict:
+        return {
+            "classes": jnp.full(spec.num_unlabeled, -1, jnp.int32),
+            "counts": jnp.zeros(spec.num_classes + 1, jnp.int32).at[-1].set(spec.num_unlabeled),
+        }
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        probabilities = jax.nn.softmax(inputs.target_logits["weak"])
+        confidence, classes, one_hot = parts.hard_labels(probabilities)
+        selected, never = state["counts"][:-1], state["counts"][-1]
+        beta = selected / jnp.maximum(jnp.max(selected), never)
+        thresholds = threshold * beta / (2 - beta)
+
+        # Who is confident now is counted from the next step on.
+        indices = inputs.unlabeled_indices
+        writes = per_sample.last_of_each(indices, confidence >= threshold)
+        before = state["classes"][indices]  # −1 is also the place of `never` in the counts
+        moved = writes.astype(jnp.int32)
+        return assignment(
+            inputs,
+            targets=one_hot,
+            weights=confidence >= thresholds[classes],
+            state={
+                "classes": per_sample.write(state["classes"], indices, classes, writes),
+                "counts": state["counts"].at[before].add(-moved).at[classes].add(moved),
+            },
+            diagnostics={
+                "class_threshold": thresholds,
+                "never_selected": never / state["classes"].size,
+            },
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

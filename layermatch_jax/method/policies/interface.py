@@ -1,0 +1,97 @@
+"""What a pseudo-label policy is asked and what it answers. It knows nothing of layers or devices.
+
+A policy sees the global batch, in global row order: B labeled rows, μB unlabeled rows, K classes.
+Logits are float32. Arrays by view have the names that the policy's `views` give them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layermatch_jax.views import ByView, Views
+
+
+class Spec(NamedTuple):
+    """The sizes that a policy's state may depend on."""
+
+    num_classes: int  # K
+    feature_dim: int  # D, of the backbone's pooled features
+    batch_size: int  # B, labeled images a step, all devices together
+    unlabeled_ratio: int  # μ
+    num_unlabeled: int  # N_u
+    labels: np.ndarray  # [N_l] int32, of the labeled images by position
+
+
+class Outputs(NamedTuple):
+    """What the unsupervised loss is a function of, and is differentiated by."""
+
+    logits: dict[
+        str, jax.Array
+    ]  # {unlabeled view: [μB, K]}, of the head that the loss goes through
+    heads: dict[str, ByView]  # {own head: its output for every view}
+
+
+class Inputs(NamedTuple):
+    """What a policy sees, without gradient."""
+
+    target_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, of the head that labels
+    outputs: Outputs  # of the head that the features see the loss through, and of the own heads
+    labeled_logits: dict[str, jax.Array]  # {labeled view: [B, K]}, of the classifier
+    labels: jax.Array  # [B] int32
+    labeled_indices: jax.Array  # [B] int32, positions in the labeled set
+    unlabeled_indices: jax.Array  # [μB] int32, positions in the unlabeled set
+    draws: Any = ()  # the policy's own, a tree of arrays [B, ...]
+    teacher_logits: jax.Array | None = None  # [μB, K], the EMA model's of the target view
+
+
+class Assignment(NamedTuple):
+    """What a policy answers, for the same rows."""
+
+    targets: jax.Array  # [μB, K] float32, probabilities
+    weights: jax.Array  # [μB] float32, 0 for a rejected row
+    labeled_weights: jax.Array  # [B] float32, of the supervised loss
+    scale: jax.Array  # [] float32, multiplies λ_u (ramps)
+    state: Any  # the next state
+    diagnostics: dict[str, jax.Array]  # [] or [K], for the log
+    extra: Any = ()  # what else the policy's loss needs
+
+
+class Policy(NamedTuple):
+    """A policy: functions, and what it needs of the step."""
+
+    init: Callable[[Spec], Any]  # spec -> state
+    assign: Callable[[Any, Inputs], Assignment]  # (state, inputs) -> answer, without gradient
+    # (outputs, assignment) -> {name: [] float32}, the terms of the unsupervised loss, whose sum is
+    # multiplied by λ_u · scale. A function of the global batch, the same on every device. The term
+    # "unsupervised" is the loss by `targets` and `weights`; the others do not depend on them.
+    loss: Callable[[Outputs, Assignment], dict[str, jax.Array]]
+    views: Views = Views()
+    target_view: str = "weak"  # the unlabeled view that pseudo-labels are made of
+    needs_teacher: bool = False  # whether the EMA model looks at the target view, too
+    # Heads of its own beside the classifier, on the pooled features of all views:
+    # {name: (D, K, device axis for BatchNorm) -> module whose call takes (features [n, D], train)}
+    heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
+    # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
+    draws: Callable[[np.random.Generator, int, int], Any] | None = None
+
+
+def assignment(inputs: Inputs, targets: jax.Array, weights: jax.Array, **others) -> Assignment:
+    """An Assignment in which what most policies do not use stands at its neutral value.
+
+    Args:
+      inputs: what the policy was asked; its shapes are read.
+      targets: [μB, K] float32.
+      weights: [μB] float32 or bool.
+      **others: further fields of Assignment.
+    """
+    neutral = {
+        "labeled_weights": jnp.ones(inputs.labels.shape, jnp.float32),
+        "scale": jnp.float32(1.0),
+        "state": (),
+        "diagnostics": {},
+    }
+    return Assignment(targets=targets, weights=weights.astype(jnp.float32), **(neutral | others))

@@ -1,0 +1,66 @@
+"""What several policies are made of."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from layermatch_jax.method.policies.interface import Assignment, Outputs
+from layermatch_jax.setting import Setting
+
+# Settings that several policies read.
+THRESHOLD = Setting(0.95, "Confidence that a pseudo-label needs to be used (τ).", low=0, high=1)
+RAMP = Setting(0.4, "Share of train_steps over which the weight λ_u rises from 0.", low=0, high=1)
+
+# Averages of probabilities may fall below any bound over a million steps; they divide, though.
+_SMALL = 1e-30
+
+
+def hard_labels(probabilities: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Confidence, class (the first one wins a tie) and one-hot pseudo-label of each row.
+
+    Args:
+      probabilities: [n, K].
+
+    Returns:
+      max q [n] float32, arg max q [n] int32, and [n, K] float32.
+    """
+    classes = jnp.argmax(probabilities, axis=-1)
+    one_hot = jax.nn.one_hot(classes, probabilities.shape[-1])
+    return jnp.max(probabilities, axis=-1), classes, one_hot
+
+
+def moving_average(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+    """An exponential moving average's update: momentum · old + (1 − momentum) · new."""
+    return momentum * old + (1 - momentum) * new
+
+
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Norm(numerator / denominator): scaled to sum 1 over the last axis. [..., K] float32."""
+    quotient = numerator / jnp.maximum(denominator, _SMALL)
+    return quotient / jnp.sum(quotient, axis=-1, keepdims=True)
+
+
+def ramp(step: jax.Array, length: float) -> jax.Array:
+    """min(step / length, 1): 0 at step 0, 1 from `length` steps on (at once for length 0)."""
+    return jnp.minimum(step / length, 1.0) if length > 0 else jnp.float32(1.0)
+
+
+def unsupervised(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], view: str = "strong"
+) -> Callable[[Outputs, Assignment], dict[str, jax.Array]]:
+    """The loss of most policies: (1/μB) Σ_j weights_j · loss(logits_j, targets_j).
+
+    Args:
+      loss: (logits [n, K], targets [n, K]) -> [n], of losses.py.
+      view: the unlabeled view that the loss is taken on.
+
+    Returns:
+      A function for `Policy.loss` with the one term "unsupervised"; 0 where there are no rows.
+    """
+
+    def terms(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
+        weighted = answer.weights * loss(outputs.logits[view], answer.targets)
+        return {"unsupervised": jnp.sum(weighted) / max(answer.weights.size, 1)}
+
+    return terms

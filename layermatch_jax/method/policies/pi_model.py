@@ -1,0 +1,54 @@
+"""Π-model: two weak views of an image should be classified alike."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.views import Views
+
+SETTINGS = {"ramp": parts.RAMP}
+PRESET = {"unsupervised_weight": 10.0, "unlabeled_ratio": 1}
+CENTRES = ("none", "classifier")
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Loss: mean_k (softmax(a)_k − softmax(b)_k)², a and b the logits of two weak views.
+
+    b is a constant of the loss, so it serves as the target (Laine 2017, section 2.1, whose network
+    draws its noise anew for each view). λ_u rises linearly over the first 40 % of the steps; the
+    paper's ramp is a Gaussian one over the first 80 epochs. The weight of 10 and μ = 1 are those
+    of the published tables (USB). BatchNorm's running statistics are those of all views; TorchSSL
+    keeps the labeled batch's alone.
+
+    Args:
+      config: the whole config; reads policy.ramp and train_steps.
+
+    Returns:
+      A policy whose state counts steps. Diagnostics: ramp in [0, 1].
+    """
+    length = config.policy.ramp * config.train_steps
+
+    def init(spec: Spec) -> dict:
+        del spec
+        return {"step": jnp.int32(0)}
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        scale = parts.ramp(state["step"], length)
+        return assignment(
+            inputs,
+            targets=jax.nn.softmax(inputs.target_logits["weak"]),
+            weights=jnp.ones(inputs.unlabeled_indices.shape),
+            scale=scale,
+            state={"step": state["step"] + 1},
+            diagnostics={"ramp": scale},
+        )
+
+    return Policy(
+        init,
+        assign,
+        parts.unsupervised(losses.squared_error, view="second_weak"),
+        views=Views(unlabeled={"weak": "weak", "second_weak": "weak"}),
+    )

@@ -1,0 +1,47 @@
+"""Pseudo-Label: confident predictions are labels for the very image they were made on."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+
+SETTINGS = {"threshold": parts.THRESHOLD, "ramp": parts.RAMP}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: ŷ = arg max q, w = 1[max q ≥ τ], the loss on the weak view, ramped up (Lee 2013).
+
+    In TorchSSL's form: Lee takes every row and a ramp between two epochs; TorchSSL adds the
+    threshold, and the ramp is linear over the first 40 % of the steps.
+
+    Args:
+      config: the whole config; reads policy.{threshold, ramp} and train_steps.
+
+    Returns:
+      A policy whose state counts steps. Diagnostics: class_threshold [K], ramp in [0, 1].
+    """
+    threshold, length = config.policy.threshold, config.policy.ramp * config.train_steps
+
+    def init(spec: Spec) -> dict:
+        del spec
+        return {"step": jnp.int32(0)}
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.target_logits["weak"]))
+        scale = parts.ramp(state["step"], length)
+        return assignment(
+            inputs,
+            targets=one_hot,
+            weights=confidence >= threshold,
+            scale=scale,
+            state={"step": state["step"] + 1},
+            diagnostics={
+                "class_threshold": jnp.full(one_hot.shape[-1], threshold),
+                "ramp": scale,
+            },
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy, "weak"))

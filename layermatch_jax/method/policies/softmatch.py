@@ -1,0 +1,63 @@
+"""SoftMatch: every pseudo-label counts, the less confident ones less."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import decay
+
+SETTINGS = {"momentum": decay("the averaged predictions")}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: w = exp(−min(max q̃ − μ_t, 0)² / (2σ_t²/4)), ŷ = arg max q (Chen 2023, eqs. 6-9).
+
+    q̃ = norm(q · (1/K) / p_u) is q aligned to uniform; it serves the weight alone. μ_t and σ_t² are
+    moving averages of the mean and the unbiased variance of max q̃, p_u of the mean prediction, all
+    updated before they are used. (USB starts p_u at the first batch's and adds 1e-6 to it.)
+
+    Args:
+      config: the whole config; reads policy.momentum.
+
+    Returns:
+      A policy whose state holds `mean` (1/K at first), `variance` (1 at first) and `prediction` [K]
+      (1/K). Diagnostics: confidence_mean, μ_t; confidence_deviation, σ_t.
+    """
+    momentum = config.policy.momentum
+
+    def init(spec: Spec) -> dict:
+        return {
+            "mean": jnp.float32(1 / spec.num_classes),
+            "variance": jnp.float32(1.0),
+            "prediction": jnp.full(spec.num_classes, 1 / spec.num_classes, jnp.float32),
+        }
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        probabilities = jax.nn.softmax(inputs.target_logits["weak"])
+        prediction = parts.moving_average(
+            state["prediction"], jnp.mean(probabilities, axis=0), momentum
+        )
+        confidence = jnp.max(parts.ratio(probabilities, prediction[None, :]), axis=-1)
+        batch_mean = jnp.mean(confidence)
+        squares = jnp.sum((confidence - batch_mean) ** 2)
+        mean = parts.moving_average(state["mean"], batch_mean, momentum)
+        variance = parts.moving_average(
+            state["variance"], squares / max(confidence.size - 1, 1), momentum
+        )
+        below = jnp.minimum(confidence - mean, 0.0)
+        _, _, one_hot = parts.hard_labels(probabilities)
+        return assignment(
+            inputs,
+            targets=one_hot,
+            weights=jnp.exp(-(below**2) / jnp.maximum(variance / 2, jnp.finfo(jnp.float32).tiny)),
+            state={"mean": mean, "variance": variance, "prediction": prediction},
+            diagnostics={
+                "confidence_mean": mean,
+                "confidence_deviation": jnp.sqrt(variance),
+            },
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

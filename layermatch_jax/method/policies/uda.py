@@ -1,0 +1,83 @@
+"""UDA: sharpened soft targets where the model is confident."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from layermatch_jax.method import losses
+from layermatch_jax.method.policies import parts
+from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.setting import Setting
+
+# How far training-signal annealing has come, 0 to 1, at the fraction x of training (Xie 2020,
+# "training signal annealing"): which labelled rows still teach.
+SCHEDULES = {
+    "linear": lambda x: x,
+    "log": lambda x: 1 - jnp.exp(-5 * x),
+    "exp": lambda x: jnp.exp(5 * (x - 1)),
+}
+
+
+SETTINGS = {
+    "threshold": parts.THRESHOLD._replace(default=0.8),
+    "temperature": Setting(0.4, "Temperature of soft pseudo-labels.", above=0),
+    "signal_annealing": Setting(
+        "none",
+        "Training-signal annealing: how labeled rows that are learned already are left out.",
+        choices=("none", *SCHEDULES),
+    ),
+}
+
+
+def create(config: ml_collections.ConfigDict) -> Policy:
+    """Rule: ŷ = softmax(logits / T), w = 1[max q ≥ τ] (Xie 2020); T = 0.4, τ = 0.8.
+
+    With training-signal annealing, labelled rows whose *true class's* probability is above
+    η_t = α_t·(1 − 1/K) + 1/K are left out, and the supervised loss is the mean over the others. USB
+    never sharpens (its temperature is ignored once probabilities are passed), and its annealing
+    looks at the largest probability in place of the true class's.
+
+    Args:
+      config: the whole config; reads policy.{threshold, temperature, signal_annealing} and
+        train_steps.
+
+    Returns:
+      A policy whose state counts steps. Diagnostics: class_threshold [K]; signal_threshold, η_t
+      (1 without annealing).
+    """
+    settings, train_steps = config.policy, config.train_steps
+    temperature = settings.temperature
+
+    def init(spec: Spec) -> dict:
+        del spec
+        return {"step": jnp.int32(0)}
+
+    def annealed(step: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        """Weights of the labelled rows [B], of mean 1 where any is left, and η_t."""
+        if settings.signal_annealing == "none":
+            return jnp.ones(inputs.labels.shape, jnp.float32), jnp.float32(1.0)
+        num_classes = inputs.labeled_logits["weak"].shape[-1]
+        progress = SCHEDULES[settings.signal_annealing](step / train_steps)
+        threshold = progress * (1 - 1 / num_classes) + 1 / num_classes
+        probabilities = jax.nn.softmax(inputs.labeled_logits["weak"])
+        true = jnp.take_along_axis(probabilities, inputs.labels[:, None], axis=1)[:, 0]
+        kept = (true <= threshold).astype(jnp.float32)
+        return kept * kept.size / jnp.maximum(jnp.sum(kept), 1), threshold
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        confidence = jnp.max(jax.nn.softmax(inputs.target_logits["weak"]), axis=-1)
+        labeled_weights, signal_threshold = annealed(state["step"], inputs)
+        num_classes = inputs.target_logits["weak"].shape[-1]
+        return assignment(
+            inputs,
+            targets=jax.nn.softmax(inputs.target_logits["weak"] / temperature),
+            weights=confidence >= settings.threshold,
+            labeled_weights=labeled_weights,
+            state={"step": state["step"] + 1},
+            diagnostics={
+                "class_threshold": jnp.full(num_classes, settings.threshold),
+                "signal_threshold": signal_threshold,
+            },
+        )
+
+    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))

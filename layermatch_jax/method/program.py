@@ -1,0 +1,47 @@
+"""The train program: one or several train steps, with the making of their batches, as one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from layermatch_jax.batch import TrainBatch
+from layermatch_jax.method import assembly, steps, windows
+from layermatch_jax.method.state import TrainState
+
+
+def train_steps(
+    state: TrainState,
+    resident: Any,
+    call: Any,
+    *,
+    batch: Callable[[Any, Any], TrainBatch],
+    method: assembly.Method,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict]:
+    """As many train steps as the call holds; pure.
+
+    Args:
+      state: the same on every device.
+      resident: what the feed keeps on every device.
+      call: this device's rows of what the steps need, arrays [rows, K, ...].
+      batch: (resident, rows of one step) -> TrainBatch, of the feed.
+      method: the parts of a step.
+      axis_name: the device axis to reduce over; None when `call` is of global batches.
+
+    Returns:
+      The next state and the window of these steps (see metrics.py), the same on every device.
+    """
+
+    def one_step(state, rows):
+        state, step_metrics = steps.train_step(
+            state, batch(resident, rows), method=method, axis_name=axis_name
+        )
+        return state, windows.window_of(step_metrics, state.step)
+
+    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
+    if len(jax.tree.leaves(by_step)[0]) == 1:  # no loop around a single step
+        return one_step(state, jax.tree.map(lambda x: x[0], by_step))
+    state, of_steps = jax.lax.scan(one_step, state, by_step)
+    return state, windows.add_up(of_steps)

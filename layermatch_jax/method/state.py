@@ -1,0 +1,108 @@
+"""What a run carries from step to step, and how it begins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax.training import train_state
+
+from layermatch_jax import models
+from layermatch_jax.method import centers, optimizer, policies
+
+
+class TrainState(train_state.TrainState):
+    """Flax's TrainState (step, params, opt_state, apply_fn, tx) with what LayerMatch adds.
+
+    `params` is {'backbone': the model's tree, 'classifier': {'kernel' [D, K], 'bias' [K]}}, and for
+    a policy that has heads of its own also {'heads': {name: its tree}}.
+    """
+
+    batch_stats: Any  # BatchNorm's running statistics of the backbone, float32
+    head_stats: Any  # and of the policy's own heads, {name: tree}
+    ema_params: Any  # exponential moving average of params
+    centres: Any  # Avg-Clustering's state
+    policy: Any  # the pseudo-label policy's state
+
+
+def initializer(
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    num_unlabeled: int,
+    labels: np.ndarray,
+    axis_name: str | None = None,
+) -> Callable[[], TrainState]:
+    """A function that makes the state before the first step; it can be traced.
+
+    `jax.eval_shape` of it gives the shapes of a state without computing one.
+
+    Args:
+      config: the whole config, resolved; the state is a function of it (its seed) alone.
+      num_classes: K.
+      num_unlabeled: size of the unlabeled set, for per-sample state.
+      labels: [N_l] int32, of the labeled images, for a policy that remembers them.
+      axis_name: the device axis that BatchNorm's statistics are taken over in training.
+
+    Returns:
+      () -> TrainState.
+    """
+    model = models.create_model(config.model, axis_name)
+    tx = optimizer.create(config)
+    centres = centers.create_centres(config)
+    policy = policies.create(config)
+    side = config.dataset.image_size
+
+    def init() -> TrainState:
+        rng = jax.random.key(config.seed)
+        rng_backbone, rng_classifier = jax.random.split(rng)
+        images = jnp.zeros((1, side, side, 3), jnp.float32)
+        variables = model.init(rng_backbone, images, train=False)
+        features = model.apply(variables, images, train=False)
+        kernel = nn.initializers.glorot_normal()(
+            rng_classifier, (features.shape[-1], num_classes), jnp.float32
+        )
+        params = {
+            "backbone": variables["params"],
+            "classifier": {"kernel": kernel, "bias": jnp.zeros(num_classes, jnp.float32)},
+        }
+        dim, head_stats = features.shape[-1], {}
+        for i, (name, create_head) in enumerate(policy.heads.items()):
+            head = create_head(dim, num_classes, axis_name)
+            # Keys of their own: a policy with heads starts from the same backbone as one without.
+            made = head.init(jax.random.fold_in(rng, 2 + i), features, train=False)
+            params.setdefault("heads", {})[name] = made["params"]
+            head_stats |= {name: made["batch_stats"]} if "batch_stats" in made else {}
+        spec = policies.Spec(
+            num_classes=num_classes,
+            feature_dim=dim,
+            batch_size=config.batch_size,
+            unlabeled_ratio=config.unlabeled_ratio,
+            num_unlabeled=num_unlabeled,
+            labels=labels,
+        )
+        return TrainState(
+            step=jnp.int32(0),
+            apply_fn=model.apply,
+            params=params,
+            tx=tx,
+            opt_state=tx.init(params),
+            batch_stats=variables.get("batch_stats", {}),
+            head_stats=head_stats,
+            # A copy: the state is donated, and one buffer cannot be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+            centres=centres.init(params["classifier"], num_unlabeled),
+            policy=policy.init(spec),
+        )
+
+    return init
+
+
+def create(*args, **kwargs) -> TrainState:
+    """The state before the first step, on the default device; arguments as of `initializer`."""
+    # One program: hundreds of initializers would otherwise compile one by one. It runs once, so it
+    # is not optimized on a CPU, where that takes a quarter of a minute.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(initializer(*args, **kwargs), compiler_options=quick)()

@@ -1,0 +1,187 @@
+"""The train step and the evaluation step: pure functions, the same on one device and on many."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.method import (
+    backprop,
+    centers,
+    layerwise,
+    linear_head,
+    losses,
+    policies,
+    reductions,
+)
+from layermatch_jax.method.assembly import Method
+from layermatch_jax.method.state import TrainState
+
+# A metric is [sum, weight], so that steps can be averaged without a mean of means; [2, K] by class.
+Metrics = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState, batch: TrainBatch, *, method: Method, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update of everything.
+
+    Each device differentiates its share of the global objective (its rows, divided by the global
+    count); gradients are summed over devices.
+
+    Args:
+      state: the same on every device.
+      batch: this device's rows.
+      method: the parts.
+      axis_name: the device axis to reduce over; None when `batch` is the global batch.
+
+    Returns:
+      The next state and the metrics of the global batch, the same on every device.
+    """
+    seen = backprop.run_forward(state, batch, method, axis_name)
+    answer = seen.answer
+    loss_s, supervised = backprop.supervised_gradients(state, batch, seen, method, axis_name)
+    terms, unsupervised = backprop.unsupervised_gradients(state, seen, answer, method, axis_name)
+
+    # Each layer's own mixture of the two, pulled back once, and summed over devices.
+    strength = method.unsupervised_weight * answer.scale
+    gradients, loss_s, head_gradients = reductions.total(
+        (
+            layerwise.masked_gradients(
+                seen.pull_back,
+                supervised,
+                jax.tree.map(lambda g: strength * g, unsupervised),
+                method.multipliers,
+            ),
+            loss_s,
+            (supervised.heads["classifier"], unsupervised.heads["classifier"]),
+        ),
+        axis_name,
+    )
+
+    # The update, and then what averages over updates.
+    new = state.apply_gradients(
+        grads=gradients, batch_stats=seen.batch_stats, head_stats=seen.head_stats
+    )
+    new = new.replace(
+        ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
+        centres=method.centres.update(
+            seen.centres,
+            new.params["classifier"],
+            state.step,
+            _members(seen, batch, method, axis_name),
+            axis_name,
+        ),
+        policy=answer.state,
+    )
+
+    # What a step does not define is left out of the means: a weight of 0.
+    any_labeled = jnp.any(answer.labeled_weights > 0)
+    any_unlabeled = method.layout.mu > 0
+    metrics = {
+        "loss": (loss_s + strength * sum(terms.values()), 1),
+        "loss_supervised": (loss_s, any_labeled),
+        **{f"loss_{name}": (term, any_unlabeled) for name, term in terms.items()},
+        "learning_rate": (method.learning_rate(state.step), 1),
+        "classifier_gradient_cosine": cosine(*head_gradients),
+        "gradient_norm": (optax.tree.norm(gradients), 1),
+        "parameter_norm": (optax.tree.norm(new.params), 1),
+        **_pseudo_label_metrics(answer, seen.true_labels),
+        **{name: (value, any_unlabeled) for name, value in answer.diagnostics.items()},
+    }
+    return new, {name: _pair(*pair) for name, pair in metrics.items()}
+
+
+def _members(
+    seen: backprop.Forward, batch: TrainBatch, method: Method, axis_name: str | None
+) -> centers.Rows:
+    """What class centers average: the labeled images' and the target views' features."""
+    layout = method.layout
+    targets, weights = reductions.own_rows((seen.answer.targets, seen.answer.weights), axis_name)
+    rows, K = len(batch.labels), targets.shape[-1]
+    labeled = layout.labeled("weak")
+    target_view = layout.unlabeled(method.policy.target_view)
+    labels = jax.nn.one_hot(batch.labels, K)
+    return centers.Rows(  # kept by labeled row: joined end to end, devices would swap them
+        features=jnp.concatenate(
+            [seen.features[:, labeled : labeled + 1], seen.features[:, target_view]], axis=1
+        ),
+        targets=jnp.concatenate([labels[:, None], targets.reshape(rows, layout.mu, K)], axis=1),
+        weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, layout.mu)], axis=1),
+    )
+
+
+def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
+    """Utilisation, accuracy where the truth is known, and what there is of each class.
+
+    Utilisation (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:
+    it is −1 where it is not known, and for labelled images.
+
+    By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
+    is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
+    `class_truths`, how many are of it.
+    """
+    weights, pseudo_labels = answer.weights, jnp.argmax(answer.targets, axis=-1)
+    num_classes = answer.targets.shape[-1]
+    by_class = jax.nn.one_hot(pseudo_labels, num_classes)
+    known = (true_labels >= 0).astype(jnp.float32)
+    correct = known * (pseudo_labels == true_labels)
+    return {
+        "mask_rate": (jnp.sum(weights), weights.size),
+        "pseudo_label_accuracy": (jnp.vdot(weights, correct), jnp.vdot(weights, known)),
+        "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
+        "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
+        "class_pseudo_labels": ((weights * known) @ by_class, weights.size > 0),
+        # of −1 there is no class
+        "class_truths": (
+            jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0),
+            weights.size > 0,
+        ),
+    }
+
+
+def _pair(total, weight) -> jax.Array:
+    """[2] or, of what is counted by class, [2, K] float32."""
+    return jnp.stack(jnp.broadcast_arrays(jnp.float32(total), jnp.float32(weight)))
+
+
+def eval_step(
+    state: TrainState, batch: EvalBatch, *, method: Method, axis_name: str | None = None
+) -> Metrics:
+    """Accuracy and loss of the raw and of the EMA parameters on a batch.
+
+    Both use the live BatchNorm statistics.
+
+    Args:
+      state: the same on every device.
+      batch: this device's rows; those with mask 0 count for nothing.
+      method: the parts; reads mean and std.
+      axis_name: the device axis to reduce over; None when `batch` is the global batch.
+
+    Returns:
+      {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
+    """
+    images = backprop.normalize(batch.images, method)
+    labels = jnp.maximum(batch.labels, 0)
+    metrics = {}
+    for suffix, params in (("", state.params), ("_ema", state.ema_params)):
+        variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
+        features = state.apply_fn(variables, images, train=False)
+        logits = linear_head.linear(params["classifier"], features)
+        loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        correct = jnp.argmax(logits, axis=-1) == batch.labels
+        metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
+        metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
+    metrics = {name: _pair(*pair) for name, pair in metrics.items()}
+    return reductions.total(metrics, axis_name)
+
+
+def cosine(a, b) -> tuple[jax.Array, jax.Array]:
+    """The cosine of two trees seen as vectors, and the weight that it has in a mean.
+
+    Returns:
+      (cosine, True); (0, False) where one of them is 0, which has no direction.
+    """
+    norms = optax.tree.norm(a) * optax.tree.norm(b)
+    defined = norms > 0
+    return jnp.where(defined, optax.tree.vdot(a, b) / jnp.where(defined, norms, 1), 0), defined

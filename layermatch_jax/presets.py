@@ -1,0 +1,247 @@
+"""Names for sets of choices: methods, gradient masks, and what stands behind --config=FILE:….
+
+A config file starts from `config.base()`, sets what its data set needs, and ends with `apply_arg`,
+so that `--config=cifar10:labels=250,method=fixmatch` works everywhere.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import ml_collections
+
+from layermatch_jax.config import base, fields
+from layermatch_jax.errors import InputError, unknown
+from layermatch_jax.method.policies import POLICIES
+
+GRAD_RELU = (("classifier/.*", 0.0),)
+
+# Named gradient masks, for ablations. A name says what pseudo-labels do not train: from stage 3 on
+# is stage 3 and all that follows, the classifier included; to stage 1 is the stem and stage 1. One
+# list serves every backbone, for their paths are alike (models/__init__.py). A stage that a network
+# does not have is refused: with three, from_stage3 is its last stage, to_stage1 its first half;
+# with four (ResNet-50), from_stage4 and to_stage2.
+_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # only WideResNet has a final norm
+MASKS = {
+    "none": (),  # FixMatch
+    "half_classifier": (("classifier/.*", 0.5),),
+    "classifier": GRAD_RELU,
+    "from_stage4": (("backbone/stage4.*", 0.0), _LAST),
+    "from_stage3": (("backbone/stage[3-4].*", 0.0), _LAST),
+    "from_stage2": (("backbone/stage[2-4].*", 0.0), _LAST),
+    "everything": ((".*", 0.0),),  # unlabelled images count in BatchNorm's statistics alone
+    "to_stage1": (("backbone/stem/.*", 0.0), ("backbone/stage1.*", 0.0)),
+    "to_stage2": (("backbone/stem/.*", 0.0), ("backbone/stage[1-2].*", 0.0)),
+    "backbone": (("backbone/.*", 0.0),),  # the reverse of Grad-ReLU
+}
+
+# A method is a set of choices; what it does not name is as in base(). Each policy has a method of
+# its name, but for FixMatch's, fixed_threshold.
+METHODS = {
+    "supervised": {"unsupervised_weight": 0.0},  # no unlabeled image is loaded then
+    "fixmatch": {},
+    **{
+        name: {"policy.name": name} | getattr(module, "PRESET", {})
+        for name, module in POLICIES.items()
+        if name != "fixed_threshold"
+    },
+    "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
+    "avg_clustering": {"avg_clustering.centres": "classifier"},
+    "layermatch": {
+        "layerwise.gradient_mask": GRAD_RELU,
+        "avg_clustering.centres": "classifier",
+    },
+}
+
+# What `METHOD+ADDITION` adds to a method's choices.
+ADDITIONS = {
+    "layerwise": METHODS["layermatch"],
+    "grad_relu": METHODS["grad_relu"],
+    "avg_clustering": METHODS["avg_clustering"],
+}
+
+
+def method_choices(method: str) -> dict[str, Any]:
+    """What a method sets, by dotted field name.
+
+    Args:
+      method: a key of METHODS, or one with "+" and a key of ADDITIONS behind it: "+grad_relu",
+        "+avg_clustering", or "+layerwise" for both.
+
+    Raises:
+      InputError: no such method (names the nearest), or nothing can be added to it.
+    """
+    _, plus, addition = method.partition("+")
+    choices = METHODS[base_method(method)]
+    if not plus:
+        return choices
+    if addition not in ADDITIONS:
+        raise InputError(
+            f"method {method!r}: only {', '.join(f'+{name}' for name in ADDITIONS)} can be added "
+            "to a method. A gradient mask is set by :mask=NAME, centres by "
+            "--config.avg_clustering.centres=NAME"
+        )
+    if base_method(method) == "supervised":
+        raise InputError(f"{method}: without an unsupervised gradient, +{addition} means nothing")
+    return choices | ADDITIONS[addition]
+
+
+def base_method(method: str) -> str:
+    """'freematch' of 'freematch+grad_relu'.
+
+    Raises:
+      InputError: no such method; names the nearest.
+    """
+    name = method.partition("+")[0]
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return name
+
+
+def method_name(method: str, gradient_mask: tuple, centres: str) -> str:
+    """The one name of what a run does, however its settings were written.
+
+    Args:
+      method: any name of it, as METHOD or METHOD+...: METHOD tells the policy.
+      gradient_mask: layerwise.gradient_mask of the run.
+      centres: avg_clustering.centres of the run.
+
+    Returns:
+      A key of METHODS, where one means just this. Else METHOD with what is added to it:
+      "+grad_relu", "+avg_clustering", or "+layerwise" for both; other masks and centres as in
+      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centres=features". All characters of it
+      are safe in a path.
+
+    Raises:
+      InputError: no such method.
+    """
+    name = base_method(method)
+    if METHODS[name].keys() <= METHODS["layermatch"].keys():  # FixMatch with a mask or centres
+        name = "fixmatch"
+    added = []
+    if gradient_mask:
+        added += ["grad_relu" if gradient_mask == GRAD_RELU else f"mask={mask_name(gradient_mask)}"]
+    if centres != "none":
+        added += ["avg_clustering" if centres == "classifier" else f"centres={centres}"]
+    if added == ["grad_relu", "avg_clustering"]:
+        added = ["layerwise"]
+    name = "+".join([name, *added])
+    return {
+        "fixmatch+grad_relu": "grad_relu",
+        "fixmatch+avg_clustering": "avg_clustering",
+        "fixmatch+layerwise": "layermatch",
+    }.get(name, name)
+
+
+def mask_name(gradient_mask: tuple) -> str:
+    """The key of MASKS that a gradient mask has; else 'custom-' and six digits of its SHA-256."""
+    for name, mask in MASKS.items():
+        if gradient_mask == mask:
+            return name
+    # 0 and 0.0 are one multiplier.
+    numbers = json.loads(json.dumps(gradient_mask), parse_int=float)
+    return f"custom-{hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:6]}"
+
+
+def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """Fills in a method's choices.
+
+    Args:
+      config: one that no method was applied to yet; changed in place.
+      method: as of `method_choices`.
+
+    Returns:
+      The same config.
+
+    Raises:
+      InputError: as `method_choices`.
+    """
+    names = {"method": method, "applied_method": method}
+    config.update_from_flattened_dict(names | method_choices(method))
+    return config
+
+
+def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """A copy of a config with another method's choices in place of its own.
+
+    Raises:
+      InputError: as `method_choices`.
+    """
+    # Its own method's choices alone: what other methods choose, such as μ, is the user's here.
+    chosen = {"policy.name", *METHODS[base_method(config.method)], *METHODS["layermatch"]}
+    if method_choices(method).get("policy.name", base().policy.name) != config.policy.name:
+        chosen |= {f"policy.{name}" for name in config.policy}  # each policy has its own defaults
+    neutral = {name: value for name, value in fields(base()).items() if name in chosen}
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(neutral)
+    return apply_method(other, method)
+
+
+def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
+    """Applies what stands behind the colon of --config=file.py:labels=…,method=…,mask=….
+
+    Args:
+      config: a data set's config, changed in place.
+      arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
+        percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
+        `layerwise` (True puts "+layerwise" behind the method), `mask` (a key of MASKS, in place of
+        the method's gradient mask).
+
+    Returns:
+      The same config.
+
+    Raises:
+      InputError: an unknown key or a value that is none.
+    """
+    given = parse_arg(arg, ("labels", "method", "layerwise", "mask"))
+    if (labels := given.get("labels")) is not None:
+        config.dataset.num_labels, config.dataset.label_fraction = _parse_labels(
+            labels, config.dataset.num_labels
+        )
+    layerwise = given.get("layerwise", "False")
+    if layerwise not in ("True", "False"):
+        raise InputError(f"layerwise={layerwise}: give True or False")
+    method = given.get("method", "layermatch")
+    if layerwise == "True" and not method.endswith("+layerwise"):
+        method += "+layerwise"
+    apply_method(config, method)
+    if (mask := given.get("mask")) is not None:
+        if mask not in MASKS:
+            raise unknown("gradient mask", mask, MASKS)
+        config.layerwise.gradient_mask = MASKS[mask]
+    return config
+
+
+def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
+    """'250' -> (250, 0.0); '10%' -> (num_labels, 0.1)."""
+    try:
+        if not labels.endswith("%"):
+            return int(labels), 0.0
+        # Refused here, because a fraction of 0 would mean num_labels.
+        if 0 < (percent := float(labels[:-1])) <= 100:
+            return num_labels, percent / 100
+    except ValueError:
+        pass
+    raise InputError(
+        f"labels={labels}: give a whole number of images for all classes together (labels=250), "
+        "or a percentage of each class, above 0% and up to 100% (labels=10%)"
+    )
+
+
+def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Parses 'a=1,b=x' into {'a': '1', 'b': 'x'}.
+
+    Raises:
+      InputError: a part without '=', a key that is not in `keys`, or one that is there twice.
+    """
+    given = {}
+    for part in filter(None, arg.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"config argument {part!r}: write key=value, keys: {', '.join(keys)}")
+        if key not in keys:
+            raise unknown("config argument", key, keys)
+        if key in given:
+            raise InputError(f"config argument {key!r} is there twice: {given[key]!r}, {value!r}")
+        given[key] = value
+    return given

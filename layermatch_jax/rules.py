@@ -1,0 +1,211 @@
+"""What is refused before a run begins, because it cannot be run or cannot be meant.
+
+A rule looks at a whole config and returns what is wrong and how to mend it, or None.
+"""
+
+import math
+import re
+
+import ml_collections
+
+from layermatch_jax import config as config_lib
+from layermatch_jax import presets
+from layermatch_jax.errors import InputError
+from layermatch_jax.method.policies import POLICIES
+
+# Between them lie whole calls of the train program.
+_PERIODS = ("train_steps", "log_every", "eval_every", "checkpoint_every")
+
+
+def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+    """Refuses what cannot be run, before anything is loaded or written.
+
+    Args:
+      config: the whole config, of automatic.resolve.
+      num_devices: all devices of all hosts, which share every batch.
+
+    Raises:
+      InputError: says what was wrong, what is allowed and how to mend it.
+    """
+    values = config_lib.fields(config)
+    own = POLICIES[config.policy.name].SETTINGS if config.policy.name in POLICIES else {}
+    of_policy = {f"policy.{name}": setting for name, setting in own.items()}
+    for name, setting in (config_lib.SETTINGS | of_policy).items():
+        setting.check(name, values[name])
+    for rule in RULES:
+        if wrong := rule(config):
+            raise InputError(wrong)
+    if wrong := _not_divisible(config, num_devices):
+        raise InputError(wrong)
+
+
+def _padding(config) -> str | None:
+    padding, largest = config.dataset.padding, config.dataset.stored_size - 1
+    if padding > largest:
+        return (
+            f"--config.dataset.padding={padding} must be at most {largest}: a reflected border "
+            "cannot be wider than the image (stored_size - 1)"
+        )
+    return None
+
+
+def _crop(config) -> str | None:
+    padded = config.dataset.stored_size + 2 * config.dataset.padding
+    if config.dataset.image_size > padded:
+        return (
+            f"--config.dataset.image_size={config.dataset.image_size} is more than stored_size + "
+            f"2 · padding = {padded} pixels: no crop fits"
+        )
+    return None
+
+
+def _no_unlabeled_images(config) -> str | None:
+    if config.unsupervised_weight > 0 and config.unlabeled_ratio == 0:
+        return (
+            "an unsupervised loss needs unlabelled images: set --config.unlabeled_ratio to 1 or "
+            "more, or use :method=supervised"
+        )
+    return None
+
+
+def _target_head(config) -> str | None:
+    settings = config.avg_clustering
+    if settings.target_head == "centres" and settings.centres != "classifier":
+        return (
+            "--config.avg_clustering.target_head=centres needs --config.avg_clustering.centres="
+            "classifier: only these centres are a classifier that can label"
+        )
+    return None
+
+
+def _policy_of_the_method(config) -> str | None:
+    # A run is called by its method: what makes another method of it is refused.
+    method = presets.base_method(config.method)
+    policy = presets.METHODS[method].get("policy.name", "fixed_threshold")
+    if config.policy.name != policy:
+        name = {"fixed_threshold": "fixmatch"}.get(config.policy.name, config.policy.name)
+        return (
+            f"--config.policy.name={config.policy.name} is not the policy of {config.method} "
+            f"({policy}). Write --config=FILE:method={name}, which brings its other settings, too"
+        )
+    return None
+
+
+def _weight_of_the_method(config) -> str | None:
+    supervised = presets.base_method(config.method) == "supervised"
+    if (config.unsupervised_weight == 0) != supervised:
+        return (
+            f"--config.unsupervised_weight={config.unsupervised_weight} with method "
+            f"{config.method}: :method=supervised has the weight 0, all others one above it"
+        )
+    return None
+
+
+def _supervised(config) -> str | None:
+    if presets.base_method(config.method) != "supervised":
+        return None
+    if config.layerwise.gradient_mask or config.avg_clustering.centres != "none":
+        return (
+            "supervised has no unsupervised gradient: --config.layerwise.gradient_mask and "
+            "--config.avg_clustering.centres mean nothing to it"
+        )
+    if config.layer_report.at_steps:
+        return "--config.layer_report.at_steps: supervised has no pseudo-labels"
+    return None
+
+
+def _teacher(config) -> str | None:
+    settings = config.avg_clustering
+    brings = settings.centres == "outputs" or settings.target_head == "centres"
+    if config.policy.name == "mean_teacher" and brings:
+        return (
+            "--config.policy.name=mean_teacher brings its own targets, the EMA model's: averaged "
+            "ones would never be used. Take --config.avg_clustering.centres=classifier, features "
+            "or none, and --config.avg_clustering.target_head=classifier"
+        )
+    return None
+
+
+def _centres_of_the_policy(config) -> str | None:
+    allowed = getattr(POLICIES[config.policy.name], "CENTRES", None)
+    if allowed and config.avg_clustering.centres not in allowed:
+        return (
+            f"--config.avg_clustering.centres={config.avg_clustering.centres} has no meaning for "
+            f"{config.policy.name}, whose targets are no pseudo-labels of single images. Take one "
+            f"of {', '.join(allowed)}"
+        )
+    return None
+
+
+def _steps_per_call(config) -> str | None:
+    values = config_lib.fields(config)
+    K, periods = config.input.steps_per_call, [values[name] for name in _PERIODS]
+    if K > 1 and config.input.backend != "device":
+        return (
+            f"--config.input.steps_per_call={K} needs --config.input.backend=device: a call of "
+            "several steps makes its batches itself"
+        )
+    if math.gcd(K, *periods) != K:
+        common = math.gcd(*periods)
+        allowed = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
+        return (
+            f"--config.input.steps_per_call={K} does not divide {', '.join(_PERIODS)} = "
+            f"{', '.join(map(str, periods))}. Take one of {allowed}, or other periods"
+        )
+    return None
+
+
+def _steps_of_layer_reports(config) -> str | None:
+    K = config.input.steps_per_call
+    for step in config.layer_report.at_steps:
+        if not (isinstance(step, int) and 1 <= step <= config.train_steps and step % K == 0):
+            return (
+                f"--config.layer_report.at_steps: {step!r} is none. Give whole numbers from 1 to "
+                f"train_steps = {config.train_steps}"
+                + (f", multiples of input.steps_per_call = {K}" if K > 1 else "")
+            )
+    return None
+
+
+def _gradient_mask(config) -> str | None:
+    for pair in config.layerwise.gradient_mask:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
+            return (
+                f"gradient mask entry {pair!r}: write (regular expression, multiplier), as in "
+                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\", or take a named "
+                f"one, --config=FILE:mask=NAME: {', '.join(presets.MASKS)}"
+            )
+        if not (isinstance(pair[1], (int, float)) and 0 <= pair[1] <= 1):
+            return f"gradient mask {pair[0]!r}: multiplier {pair[1]!r} is not in [0, 1]"
+        try:
+            re.compile(pair[0])
+        except re.error as error:
+            return f"gradient mask {pair[0]!r} is no expression: {error}"
+    return None
+
+
+RULES = (
+    _padding,
+    _crop,
+    _no_unlabeled_images,
+    _target_head,
+    _policy_of_the_method,
+    _weight_of_the_method,
+    _supervised,
+    _teacher,
+    _centres_of_the_policy,
+    _steps_per_call,
+    _steps_of_layer_reports,
+    _gradient_mask,
+)
+
+
+def _not_divisible(config, num_devices: int) -> str | None:
+    uneven = []
+    for name in ("batch_size", "eval_batch_size"):
+        size = config[name]
+        if size % num_devices:
+            below = size - size % num_devices
+            allowed = " or ".join(str(n) for n in (below, below + num_devices) if n)
+            uneven.append(f"--config.{name}={size} (use {allowed})")
+    return f"not divisible by {num_devices} devices: {', '.join(uneven)}" if uneven else None

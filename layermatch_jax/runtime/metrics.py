@@ -1,0 +1,243 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, result.json."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from layermatch_jax.errors import InputError, NonFiniteLossError
+from layermatch_jax.method import windows
+from layermatch_jax.runtime import clock as clock_lib
+from layermatch_jax.runtime import events, files
+
+FILE = "metrics.jsonl"
+UNKNOWN = -1  # number of lines, in a checkpoint of a version that did not count them
+# Fields of metrics.jsonl that depend on the machine; all others are the run's own.
+TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
+
+# Why there is no accuracy of pseudo-labels, in one wording wherever it is missing.
+TRUTH_UNKNOWN = "no unlabelled image has a known class (labelled images do not count)"
+
+
+class Log:
+    """metrics.jsonl and TensorBoard events of one run.
+
+    It adds to metrics.jsonl, which `cut_back` has brought to the step that the run goes on from.
+    Without a workdir it only checks what it is given: of several processes one writes, and all
+    notice that the run has diverged.
+
+    Attributes:
+      lines: how many metrics.jsonl has; 0 without a workdir.
+      latest: {split: what its newest line holds}, of this start; another dict after every line.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path | None,
+        step: int,
+        clock: clock_lib.Clock,
+        images_per_step: int,
+        tensorboard: bool,
+    ):
+        self._path = workdir / FILE if workdir else None
+        self.lines = len(read(workdir)) if workdir else 0
+        self._events = _event_file(workdir, step) if workdir and tensorboard else None
+        self._clock, self._images_per_step = clock, images_per_step
+        self.latest = {}
+
+    def train(self, step: int, window: dict) -> None:
+        """Fetches and writes a window of train steps that ends with `step`.
+
+        Its `seconds` are the clock's since the last window. Speeds are null if no step was timed.
+
+        Raises:
+          NonFiniteLossError: the loss of one of its steps is NaN or infinite.
+        """
+        window = jax.device_get(window)
+        windows.check_finite(window)
+        spent = self._clock.next_window()
+        timed = spent["timed_steps"] and spent["timed_seconds"]
+        speed = spent["timed_steps"] / spent["timed_seconds"] if timed else None
+        times = {
+            "seconds": spent["seconds"],
+            "steps_per_second": speed,
+            "images_per_second": speed and speed * self._images_per_step,
+        }
+        self._write(step, "train", windows.means(window["sums"]) | times)
+
+    def evaluation(self, step: int, split: str, scores: dict[str, float], seconds: float) -> None:
+        """Writes the scores of an evaluation, and the seconds that it took.
+
+        Raises:
+          NonFiniteLossError: the loss of the split is NaN or infinite, with either parameters.
+        """
+        if not math.isfinite(scores["loss"] + scores["loss_ema"]):
+            raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
+        self._write(step, split, scores | {"seconds": seconds})
+
+    def to_disk(self) -> None:
+        """Returns when a power cut can take nothing from metrics.jsonl: for a checkpoint."""
+        if self._path and self._path.exists() and "://" not in str(self._path):
+            with open(self._path, "ab") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        if self._events:
+            self._events.close()
+
+    def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        if not self._path:
+            return
+        # JSON has no word for NaN: a diagnostic that is not finite is not known.
+        known = lambda x: x if math.isfinite(x or 0) else None  # noqa: E731
+        values = {
+            name: [known(x) for x in value] if isinstance(value, list) else known(value)
+            for name, value in values.items()
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split} | values) + "\n")
+        self.lines += 1
+        self.latest = self.latest | {split: values}
+        if self._events:
+            tags = {f"{split}/{name}": x for name, x in values.items() if x is not None}
+            by_class = {tag: x for tag, x in tags.items() if isinstance(x, list)}
+            scalars = {tag: x for tag, x in tags.items() if tag not in by_class}
+            self._events.write(step, scalars, by_class)
+
+
+def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
+    try:
+        return events.EventFile(workdir / "tensorboard", first_step=step + 1)
+    except ImportError:
+        logging.warning("TensorBoard is not installed: no events are written.")
+        return None
+
+
+def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Args:
+      workdir: the run's folder.
+      count: how many lines there must be; more are left out. None = all: none if the file is not
+        there, and without a last line that was cut off, as of a run that is under way.
+
+    Raises:
+      InputError: a line is damaged, or there are fewer than `count`.
+    """
+    path = workdir / FILE
+    lines = path.read_bytes().split(b"\n")[:-1][:count] if path.exists() else []
+    read = []
+    for number, line in enumerate(lines, 1):
+        try:
+            read.append(json.loads(line))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise InputError(
+                f"{path} is damaged in line {number} ({error}). Bring the file back from a backup. "
+                "Without it the run has no result: take another --workdir to start anew."
+            ) from None
+    if count is not None and len(read) < count:
+        raise InputError(
+            f"{path} holds {len(read)} of the {count} lines that the run wrote: the result would "
+            "leave out the others. Bring the file back from a backup, or take another --workdir "
+            "to start anew."
+        )
+    return read
+
+
+def cut_back(workdir: epath.Path, count: int, step: int) -> None:
+    """Keeps the lines of metrics.jsonl that were there when a checkpoint was saved.
+
+    So that every line is there once however often the run was interrupted.
+
+    Args:
+      workdir: the run's folder.
+      count: how many lines they were; UNKNOWN = those up to `step`.
+      step: of the checkpoint.
+
+    Raises:
+      InputError: as `read`; nothing was changed.
+    """
+    lines = read(workdir, None if count == UNKNOWN else count)
+    lines = [line for line in lines if line["step"] <= step]
+    files.write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+# ---------------------------------------------------------------------------------------------
+# The result, computed from metrics.jsonl so that an interrupted run reports what another does.
+
+
+def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Accuracies and averages of a run.
+
+    Args:
+      lines: of metrics.jsonl.
+      split: 'test' or 'validation', the one that was evaluated.
+
+    Returns:
+      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1];
+      'evaluations_in_median': at most 20;
+      'mask_rate': over all pseudo-labels of the run; None if it makes none;
+      'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all': over those whose
+      truth is known, as it is of no labelled image; None if there are none. All three are the same
+      however the steps were cut into log windows;
+      'wall_seconds': of training and evaluation, over all starts of the run. Compilation of the
+      train step and of the evaluation is in it, once for each start. Loading the data, checkpoints,
+      layer reports, and steps that were lost and done again are not;
+      'images_per_second': views through the backbone in training, median of the log windows. The
+      first call of the train program of each start is left out; None if there is no other}.
+    """
+    evaluations = [line for line in lines if line["split"] == split]
+    windows = [line for line in lines if line["split"] == "train"]
+    accuracy = {}
+    for name, field in (("raw", "accuracy"), ("ema", "accuracy_ema")):
+        values = [line[field] for line in evaluations]
+        accuracy[name] = {
+            "last": values[-1],
+            "median20": statistics.median(values[-20:]),
+            "best": max(values),
+        }
+    # A mean over the run counts each window by what it is a mean of: its pseudo-labels, those of
+    # known truth, or the used ones of known truth. Older versions did not count truths.
+    steps = np.diff([0, *(line["step"] for line in windows)])
+    used = [line["mask_rate"] or 0 for line in windows]
+    counts = {
+        "mask_rate": np.ones(len(windows)),
+        "pseudo_label_accuracy": [
+            sum(line.get("class_pseudo_labels") or [x])
+            for line, x in zip(windows, used, strict=True)
+        ],
+        "pseudo_label_accuracy_all": [sum(line.get("class_truths") or [1]) for line in windows],
+    }
+    means = {}
+    for name, by_step in counts.items():
+        known = [
+            (line[name], n)
+            for line, n in zip(windows, steps * by_step, strict=True)
+            if line[name] is not None
+        ]
+        means[name] = statistics.fmean(*zip(*known, strict=True)) if known else None
+    speeds = [s for line in windows if (s := line["images_per_second"]) is not None]
+    return {
+        f"{split}_accuracy": accuracy,
+        "evaluations_in_median": min(20, len(evaluations)),
+        **means,
+        "wall_seconds": round(sum(line["seconds"] for line in lines), 1),
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
+    }
+
+
+def missing_accuracy(results: Iterable[dict[str, Any]]) -> str:
+    """A sentence for a table in which results have pseudo-labels but not their accuracy, or ''."""
+    missing = any(
+        result["mask_rate"] is not None and result["pseudo_label_accuracy_all"] is None
+        for result in results
+    )
+    return f"Accuracies of pseudo-labels are missing where {TRUTH_UNKNOWN}." if missing else ""

@@ -1,0 +1,136 @@
+"""What the terminal is told while a run trains."""
+
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.runtime import clock as clock_lib
+
+PERIOD = 2.0  # seconds between two lines
+_LONG_COMPILATION = 5  # seconds
+_LONG_RUN = 24 * 3600  # seconds on a CPU
+# Settings that make a run long.
+_COSTS = ("train_steps", "batch_size", "unlabeled_ratio", "dataset.image_size", "model.name")
+_COSTS_OF_MODELS = {
+    "wide_resnet": ("model.depth", "model.widen_factor"),
+    "conv4": ("model.width",),
+    "linear": ("model.width",),
+}
+
+
+class Progress:
+    """Tells on stderr what a run does and how long it will take.
+
+    Of several processes the first alone is to have one.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, step: int, clock: clock_lib.Clock):
+        self._config, self._clock = config, clock
+        self._began = self._printed = time.monotonic()
+        self._compiling, self._foreseen = step < config.train_steps, False
+        # The pace is measured from (step, time) on: anew after the first evaluation, which compiles
+        # a program, as the first call does.
+        self._evaluated, self._from = False, None
+        self._shown = {}
+        if self._compiling:
+            _say("compiling the train step ...")
+
+    def update(self, step: int, latest: dict[str, dict[str, Any]]) -> None:
+        """To be called after every call of the train program.
+
+        Args:
+          step: the last one of the call.
+          latest: of metrics.Log: the newest line of each split.
+        """
+        train_steps, now = self._config.train_steps, time.monotonic()
+        if self._compiling and self._clock.first_call:
+            self._compiling, self._from = False, self._clock.first_call
+            seconds = self._clock.first_call[1] - self._began
+            if seconds > _LONG_COMPILATION:
+                _say(f"compiled, and run for the first time, in {about(seconds)}")
+        if not self._foreseen and self._clock.step_seconds and step < train_steps:
+            self._foreseen = True
+            foresee(self._config, self._clock.step_seconds, train_steps - step)
+        if len(latest) > 1 and not self._evaluated:
+            self._evaluated, self._from = True, (step, now)
+        due = step == train_steps or now - self._printed >= PERIOD
+        if due and "train" in latest and latest is not self._shown:
+            self._printed, self._shown = now, latest
+            _say(line(step, train_steps, latest, self._seconds_left(step, now)))
+
+    def _seconds_left(self, step: int, now: float) -> float | None:
+        """At the pace so far, with its evaluations and checkpoints; None if it is not known yet."""
+        first, since = self._from or (step, now)
+        pace = (now - since) / (step - first) if step > first else self._clock.step_seconds
+        return None if pace is None else pace * (self._config.train_steps - step)
+
+
+def foresee(config: ml_collections.ConfigDict, step_seconds: float, steps: int) -> None:
+    """Says how long `steps` more steps will take; warns of more than a day on a CPU."""
+    seconds, device = steps * step_seconds, jax.devices()[0]
+    shown = f"{step_seconds:.2g}" if step_seconds < 10 else f"{step_seconds:.0f}"
+    _say(
+        f"a step takes {shown} s: the remaining {steps:,} steps will take about {about(seconds)} "
+        f"on {jax.device_count()} x {device.device_kind}, without evaluations"
+    )
+    if device.platform == "cpu" and seconds > _LONG_RUN:
+        logging.warning(
+            "%s is long, and a GPU or TPU would be much faster. On this CPU, lower some of %s",
+            about(seconds),
+            ", ".join(
+                f"--config.{name}={value}"
+                for name, value in config_lib.fields(config).items()
+                if name in (*_COSTS, *_COSTS_OF_MODELS.get(config.model.name, ()))
+            ),
+        )
+
+
+def line(
+    step: int, train_steps: int, latest: dict[str, dict[str, Any]], seconds_left: float | None
+) -> str:
+    """A line of at most 80 columns, unless several numbers are unusually long at once.
+
+    Args:
+      step: where the run is.
+      train_steps: where it ends.
+      latest: {'train' and, once there was an evaluation, 'test' or 'validation': the newest line of
+        metrics.jsonl}.
+      seconds_left: until the end; None if not known yet.
+    """
+    train = latest["train"]
+    parts = [f"{step:>{len(str(train_steps))}}/{train_steps}", f"loss {train['loss']:.2f}"]
+    shares = (("used", train["mask_rate"]), ("right", train["pseudo_label_accuracy"]))
+    if known := [f"{name} {share:.0%}" for name, share in shares if share is not None]:
+        parts.append(" ".join(known))
+    for split, scores in latest.items():
+        if split != "train":
+            name = {"validation": "val."}.get(split, split)
+            parts.append(f"{name} {scores['accuracy']:.1%} EMA {scores['accuracy_ema']:.1%}")
+    if seconds_left is not None:
+        parts.append(f"{_short(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def _short(seconds: float) -> str:
+    """'2:05' (minutes and seconds), '1.5 h', '63 h' or '140 d'."""
+    hours = seconds / 3600
+    if hours < 1:
+        return clock_lib.duration(seconds)
+    return f"{hours:.2g} h" if hours < 99.5 else f"{hours / 24:.0f} d"
+
+
+def about(seconds: float) -> str:
+    """90 -> '90 s', 5000 -> '83 minutes', 10_000_000 -> '116 days'."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

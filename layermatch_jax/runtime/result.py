@@ -1,0 +1,126 @@
+"""How a run ended: result.json, and the same for people."""
+
+import subprocess
+from typing import Any
+
+import flax
+import jax
+import ml_collections
+from etils import epath
+
+import layermatch_jax
+from layermatch_jax import presets
+from layermatch_jax.runtime import files, metrics
+from layermatch_jax.runtime.workdir import CONFIG, RESULT, SPLIT
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any] | None:
+    """What a finished run wrote; None if it is not finished.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    again = f"Delete it: the command of the run writes it again, from {metrics.FILE}."
+    return files.read_json(path, again)
+
+
+def write_result(
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    split: dict[str, Any],
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes result.json: what was run, what came out, and on what.
+
+    Args:
+      workdir: the run's folder.
+      config: the whole config, resolved.
+      split: the record that labeled_split.json holds.
+      measured: of metrics.result.
+
+    Returns:
+      What was written.
+    """
+    result = {
+        "method": config.method,
+        **trained_layers(config),
+        "dataset": config.dataset.name,
+        "num_labels": split["num_labels"],
+        "label_seed": config.dataset.label_seed,
+        "seed": config.seed,
+        "train_steps": config.train_steps,
+        **measured,
+        "split_sha256": split["sha256"],
+        "parallelism": config.parallelism,
+        **provenance(),
+    }
+    files.write_json(workdir / RESULT, result)
+    return result
+
+
+def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The gradient mask and the centres of a run by name, for results and tables."""
+    return {
+        "mask": presets.mask_name(config.layerwise.gradient_mask),
+        "centres": config.avg_clustering.centres,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What a measurement was made on and with."""
+    return {
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "versions": {
+            "layermatch_jax": layermatch_jax.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def summary(result: dict[str, Any], workdir: epath.Path) -> str:
+    """A result as a person reads it."""
+    split = "test" if "test_accuracy" in result else "validation"
+    speed = result["images_per_second"]
+    speed = "" if speed is None else f", {speed:.0f} images/s"
+    lines = [
+        f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
+        f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
+        f"steps in {result['wall_seconds']:.0f} s{speed}",
+        "",
+        f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
+    ]
+    if "mask" in result:  # not in results of older versions
+        lines.insert(1, f"gradient mask {result['mask']}, centres {result['centres']}")
+    for kind, values in result[f"{split}_accuracy"].items():
+        numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
+        lines.append(f"  {kind:<14}{numbers}")
+    if result["mask_rate"] is not None:
+        shown = f"{result['mask_rate']:.1%} used"
+        if result["pseudo_label_accuracy"] is not None:
+            shown += f", {result['pseudo_label_accuracy']:.1%} of these right"
+        if result["pseudo_label_accuracy_all"] is not None:
+            shown += f", {result['pseudo_label_accuracy_all']:.1%} of all right"
+        else:
+            shown += f"; how many are right is not known: {metrics.TRUTH_UNKNOWN}"
+        lines += ["", f"pseudo-labels over the run: {shown}"]
+    written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
+    return "\n".join([*lines, "", written])
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with '-dirty' where it was changed; None if not known."""
+    root = epath.Path(layermatch_jax.__file__).parent.parent
+    if not (root / ".git").exists():  # installed, perhaps within the repository of another project
+        return None
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root, check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None

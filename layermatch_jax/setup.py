@@ -1,0 +1,142 @@
+"""From a config to what a run is made of: its data, its initial state, its programs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from layermatch_jax.after.layer_report import measuring
+from layermatch_jax.data import description, pipeline, sources, splits
+from layermatch_jax.data import feed as feed_lib
+from layermatch_jax.data.sampler import Sampler
+from layermatch_jax.errors import InputError
+from layermatch_jax.method import assembly, policies, program, state, steps, windows
+from layermatch_jax.runtime import hosts, parallel
+
+
+class Data(NamedTuple):
+    """The images of a run, on the host."""
+
+    statistics: tuple  # of sources.channel_statistics
+    partition: splits.Partition
+    feed: feed_lib.Feed
+    images_per_step: int  # views through the backbone
+    notes: tuple[str, ...]  # of the source: what the user is told at the start
+    description: dict  # of data_file.describe
+
+
+class Prepared(NamedTuple):
+    """A run that could begin: its data, its initial state, its programs."""
+
+    data: Data
+    resident: Any  # what the feed keeps on the devices
+    method: assembly.Method
+    initial: state.TrainState
+    train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
+    eval_step: Callable  # (state, placed EvalBatch) -> metrics
+    layer_gradients: Callable  # of layer_report
+    empty_window: dict
+
+
+def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
+    """Source -> split -> the draws of every step -> a feed of the steps.
+
+    Args:
+      config: the whole config, resolved (automatic.resolve) and validated.
+      statistics: what a run that is opened again kept of `channel_statistics`; None = taken of the
+        training images.
+
+    Raises:
+      InputError: the data cannot be used.
+    """
+    source = None
+    with hosts.all_or_none():
+        if hosts.is_first():
+            source = sources.load(config.dataset)
+    with hosts.all_or_none():
+        # The others after the first: it may have had to download the set to a folder they share.
+        source = source or sources.load(config.dataset)
+    with hosts.all_or_none():
+        mine = sources.digest(source)
+        if (hosts.from_first(mine) != mine).any():
+            raise InputError(
+                "this process found other images or classes than the first one. Give all processes "
+                "the same files; an image that only one of them cannot read is a difference, too"
+            )
+        partition = splits.partition(source, config.dataset)
+        sampler = create_sampler(config, partition)
+        rows = parallel.host_rows(config.batch_size)
+        statistics = statistics or sources.channel_statistics(source.train)
+        return Data(
+            statistics=statistics,
+            partition=partition,
+            feed=feed_lib.create(config, partition, sampler, rows),
+            images_per_step=config.batch_size * len(sampler.layout.kinds),
+            notes=source.notes,
+            description=description.describe(source, config.dataset, statistics),
+        )
+
+
+def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
+    """The same images, fed as another config asks for: its views of them, its policy's draws."""
+    sampler = create_sampler(config, data.partition)
+    rows = parallel.host_rows(config.batch_size)
+    return data._replace(
+        feed=feed_lib.create(config, data.partition, sampler, rows),
+        images_per_step=config.batch_size * len(sampler.layout.kinds),
+    )
+
+
+def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:
+    """The draws of a run: of the views that its policy wants, and of the policy's own."""
+    policy = policies.create(config)
+    layout = assembly.create_layout(config, policy)
+    return pipeline.create_sampler(config, partition, layout, policy.draws)
+
+
+def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:
+    """Places what the devices keep, and makes the state and the programs of a run.
+
+    Args:
+      config: the whole config, resolved (automatic.resolve) and validated.
+      data: of `load`.
+      resident: another run's, of the same data on the same devices; None = placed here.
+
+    Raises:
+      InputError: the images do not fit where they are to be kept, or cannot be read; the gradient
+        mask fits no parameter.
+    """
+    feed, partition = data.feed, data.partition
+    if config.compilation_cache:
+        parallel.keep_compiled(config.compilation_cache)
+    initial = state.create(
+        config,
+        num_classes=len(partition.class_names),
+        num_unlabeled=len(partition.unlabeled.labels),
+        labels=partition.labeled.labels,
+        axis_name=parallel.axis_name(config.parallelism),
+    )
+    with hosts.all_or_none():
+        method = assembly.create_method(
+            config, initial.params, data.statistics, parallel.axis_name(config.parallelism)
+        )
+        if resident is None:
+            parallel.check_room(feed.resident_bytes)
+            resident = feed.resident(config.parallelism)
+    train_program = parallel.compile_step(
+        functools.partial(program.train_steps, batch=feed.batch, method=method),
+        config.parallelism,
+        resident=True,
+    )
+    eval_step = parallel.compile_step(
+        functools.partial(steps.eval_step, method=method), config.parallelism, donate_state=False
+    )
+    layer_gradients = measuring.compile_gradients(config, feed, method)
+    example = parallel.place_batch(feed.example, config.parallelism)
+    _, window = jax.eval_shape(train_program, initial, resident, example)
+    empty_window = windows.empty_window(window)
+    return Prepared(
+        data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
+    )

@@ -1,0 +1,190 @@
+"""The table and the picture of a grid, from the result files of its runs."""
+
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from layermatch_jax.after import drawing
+from layermatch_jax.runtime import metrics
+from layermatch_jax.runtime import result as result_lib
+from layermatch_jax.sweep.grid import Cell
+
+
+class Entry(NamedTuple):
+    """What stands in the table: a mean over seeds and its spread."""
+
+    title: str  # of its column
+    mean: float | None
+    spread: float | None  # None with less than two values
+    count: int
+    paired: bool  # a difference and its standard error; else a standard deviation
+
+
+# Name in `measured`, and whether its paired difference is of interest, too.
+COLUMNS = {
+    "median20": True,
+    "last": False,
+    "best": False,
+    "a tenth": True,
+    "used": False,
+    "used right": False,
+    "all right": True,
+    "seconds": False,
+}
+
+
+def measured(cell: Cell) -> dict[str, float | None] | None:
+    """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished.
+
+    'a tenth' is after a tenth of the steps; 'used' the utilisation (mean weight of pseudo-labels),
+    'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
+    """
+    result = result_lib.read_result(cell.folder)
+    if result is None:
+        return None
+    split = "test" if "test_accuracy" in result else "validation"
+    curve = {
+        line["step"]: line["accuracy_ema"]
+        for line in metrics.read(cell.folder)
+        if line["split"] == split
+    }
+    tenth = result["train_steps"] / 10
+    near = [step for step in curve if abs(step - tenth) <= tenth / 2]
+    values = {
+        **result[f"{split}_accuracy"]["ema"],
+        "a tenth": curve[min(near, key=lambda step: abs(step - tenth))] if near else None,
+        "used": result["mask_rate"],
+        "used right": result["pseudo_label_accuracy"],
+        "all right": result["pseudo_label_accuracy_all"],
+    }
+    percent = {name: None if value is None else 100 * value for name, value in values.items()}
+    return percent | {"seconds": result["wall_seconds"]}
+
+
+def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
+    """Means over seeds and paired differences to the baseline, by row."""
+    scores = by_row(cells)
+    rows = {}
+    for row, by_seed in scores.items():
+        rows[row] = []
+        for name, compared in COLUMNS.items():
+            own = [values[name] for values in by_seed.values()]
+            rows[row].append(summarise(name, own, paired=False))
+            if compared:
+                pairs = [
+                    (values[name], scores[baseline][seed][name])
+                    for seed, values in by_seed.items()
+                    if seed in scores[baseline] and row != baseline
+                ]
+                differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+                rows[row].append(summarise(f"− {baseline}", differences, paired=True))
+    return rows
+
+
+def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
+    """What is `measured`, by row and seed; a run that is not finished is not there."""
+    rows = {cell.row: {} for cell in cells}
+    for cell in cells:
+        if values := measured(cell):
+            rows[cell.row][cell.seed] = values
+    return rows
+
+
+def summarise(title: str, values: list[float | None], *, paired: bool) -> Entry:
+    """The mean of what is known, its standard deviation, or its standard error if paired."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Entry(title, None, None, 0, paired)
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    if paired and spread is not None:
+        spread /= len(known) ** 0.5
+    return Entry(title, statistics.fmean(known), spread, len(known), paired)
+
+
+def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -> str:
+    """The table as people read it; (n = …) stands where fewer seeds count than in the row.
+
+    Args:
+      rows: of `table`.
+      layers: the gradient mask and the centres of each row.
+    """
+
+    def shown(entry: Entry, seeds: int) -> str:
+        if entry.mean is None:
+            return ""
+        text = f"{entry.mean:{'+' if entry.paired else ''}.1f}"
+        text += "" if entry.spread is None else f" ± {entry.spread:.1f}"
+        return text if entry.count == seeds else f"{text} (n = {entry.count})"
+
+    first = next(iter(rows.values()))
+    header = ["method", "mask", "centres", "n", *(entry.title for entry in first)]
+    lines = [header, ["---"] * len(header)]
+    for name, row in rows.items():
+        seeds = row[0].count
+        cells = (shown(entry, seeds) for entry in row)
+        lines.append([f"`{name}`", *layers[name], str(seeds), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comma_separated(
+    rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]
+) -> list[list[Any]]:
+    """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
+    header, before = ["method", "mask", "centres"], ""
+    for entry in next(iter(rows.values())):
+        name = f"{before} {entry.title}" if entry.paired else entry.title
+        spread = "standard error" if entry.paired else "standard deviation"
+        header += [name, f"{name}, {spread}", f"{name}, n"]
+        before = before if entry.paired else entry.title
+    lines = [
+        [
+            name,
+            *layers[name],
+            *(x for entry in row for x in (entry.mean, entry.spread, entry.count)),
+        ]
+        for name, row in rows.items()
+    ]
+    return [header, *lines]
+
+
+def provenance(cells: list[Cell]) -> str:
+    """What the table's numbers are and what they were measured on, from the result files."""
+    results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
+    split = "test" if any("test_accuracy" in result for result in results) else "validation"
+    if missing := metrics.missing_accuracy(results):
+        missing += "\n"
+    return (
+        f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
+        "differences, points, mean ± standard error.\n"
+        f"{missing}"
+        f"{len(results)} of {len(cells)} runs. Data: {data(results)}; "
+        f"device: {all_of(results, lambda r: '{count} x {kind}'.format(**r['device']))}; "
+        f"jax {all_of(results, lambda r: r['versions']['jax'])}; "
+        f"commit {all_of(results, lambda r: r['git_commit'])}.\n"
+    )
+
+
+def data(results: list[dict[str, Any]]) -> str:
+    """The data of the runs and the steps they took."""
+    return (
+        f"{all_of(results, lambda r: r['dataset'])}, "
+        f"{all_of(results, lambda r: r['num_labels'])} labels; "
+        f"steps: {all_of(results, lambda r: r['train_steps'])}"
+    )
+
+
+def all_of(results: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]) -> str:
+    """Every value that occurs."""
+    return ", ".join(sorted({str(value(result)) for result in results}))
+
+
+def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
+    """The rows' median20, and its differences to the baseline, as a PNG; tells where it is not."""
+    scores = {
+        row: {seed: values["median20"] for seed, values in by_seed.items()}
+        for row, by_seed in by_row(cells).items()
+    }
+    results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
+    quantity = "accuracy (EMA, median20), %"
+    drawing.save(lambda: drawing.comparison(scores, baseline, quantity, title=data(results)), path)

@@ -1,0 +1,112 @@
+"""Views: the augmented copies of a batch's images that a method looks at, by name.
+
+A method names the views that it wants of each labeled and of each unlabeled image. The sampler, the
+augmentation and the train step all read that list, so a method may have as many as it likes.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+
+class Kind(NamedTuple):
+    """How a view is made of an image."""
+
+    moved: bool  # by a random crop and, if the data set allows it, a random flip; else the center
+    # Of RandAugment, after the crop, with Cutout behind them; None = as many as the config says
+    operations: int | None
+
+
+KINDS = {
+    "none": Kind(moved=False, operations=0),
+    "weak": Kind(moved=True, operations=0),
+    "medium": Kind(moved=True, operations=1),
+    "strong": Kind(moved=True, operations=None),
+}
+
+
+class Views(NamedTuple):
+    """The views that a method wants: {name: key of KINDS}, of every image of a kind.
+
+    Both have a view called "weak": class centers average its features.
+    """
+
+    labeled: Mapping[str, str] = {"weak": "weak"}
+    unlabeled: Mapping[str, str] = {"weak": "weak", "strong": "strong"}
+
+
+class ByView(NamedTuple):
+    """Arrays by name of the view: [B, ...] of labeled, [μB, ...] of unlabeled images."""
+
+    labeled: dict[str, jax.Array]
+    unlabeled: dict[str, jax.Array]
+
+
+class Layout(NamedTuple):
+    """The order of a row's views in a batch: V = labeled views + μ · unlabeled views.
+
+    A row holds the views of one labeled image, in the order of their names; then, for each
+    unlabeled view, that view of the row's μ unlabeled images. So a slice of rows is a complete
+    share of the batch.
+    """
+
+    views: Views
+    mu: int  # μ, unlabeled images per labeled one
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How each of the V views is made."""
+        labeled = [KINDS[kind] for kind in self.views.labeled.values()]
+        unlabeled = [KINDS[kind] for kind in self.views.unlabeled.values() for _ in range(self.mu)]
+        return (*labeled, *unlabeled)
+
+    @property
+    def augmented(self) -> tuple[int, ...]:
+        """Positions of the views that RandAugment and Cutout change, ascending; A of them."""
+        return tuple(v for v, kind in enumerate(self.kinds) if kind.operations != 0)
+
+    def labeled(self, name: str) -> int:
+        """The position of a view of the labeled images."""
+        return list(self.views.labeled).index(name)
+
+    def unlabeled(self, name: str) -> slice:
+        """The μ positions of a view of the unlabeled images."""
+        start = len(self.views.labeled) + self.mu * list(self.views.unlabeled).index(name)
+        return slice(start, start + self.mu)
+
+    def only_augmented(self, images) -> list:
+        """The augmented ones among views [B, V, ...], in pieces to be concatenated on axis 1."""
+        return [images[:, start:stop] for start, stop, augmented in self._runs() if augmented]
+
+    def with_augmented(self, images, augmented) -> list:
+        """Views [B, V, ...] with those at `augmented` replaced, in pieces as `only_augmented`.
+
+        Args:
+          images: [B, V, ...], of any array library.
+          augmented: [B, A, ...], what takes the place of the augmented views.
+        """
+        pieces, done = [], 0
+        for start, stop, replaced in self._runs():
+            count = stop - start
+            pieces.append(augmented[:, done : done + count] if replaced else images[:, start:stop])
+            done += count if replaced else 0
+        return pieces
+
+    def _runs(self) -> list[tuple[int, int, bool]]:
+        """The V views cut into (start, stop, whether augmented): neighbors that are alike."""
+        alike = [kind.operations != 0 for kind in self.kinds]
+        starts = [v for v in range(len(alike)) if v == 0 or alike[v] != alike[v - 1]]
+        return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]
+
+    def split(self, x: jax.Array) -> ByView:
+        """[B, V, ...] by row -> the views, each in row order."""
+        rest = x.shape[2:]
+        return ByView(
+            {name: x[:, self.labeled(name)] for name in self.views.labeled},
+            {
+                name: x[:, self.unlabeled(name)].reshape(len(x) * self.mu, *rest)
+                for name in self.views.unlabeled
+            },
+        )

@@ -1,0 +1,211 @@
+"""Runs that are opened again: their settings, state, data and predictions."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from layermatch_jax import automatic, modes, train
+from layermatch_jax import config as config_lib
+from layermatch_jax.after import predict, runs
+from layermatch_jax.data import images as images_lib
+from layermatch_jax.data.sources import folder
+from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import metrics
+
+
+def make_config():
+    config = config_lib.base()
+    config.update_from_flattened_dict(
+        {
+            "dataset.name": "fake", "dataset.num_labels": 10, "model.name": "linear",
+            "model.width": 4, "dataset.stored_size": 8, "dataset.image_size": 6,
+            "dataset.padding": 1, "batch_size": 8, "unlabeled_ratio": 1, "train_steps": 4,
+            "eval_every": 2, "log_every": 2, "checkpoint_every": 2, "input.backend": "device",
+            "layerwise.gradient_mask": (("classifier/.*", 0.5),), "eval_batch_size": 24,
+            "tensorboard": False,
+            # A long memory: averages differ from what they are of.
+            "ema_decay": 0.999, "model.bn_decay": 0.999,
+        }
+    )  # fmt: skip
+    return automatic.resolve(config)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    train.train_and_evaluate(make_config(), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def files(workdir):
+    return {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
+
+
+def test_config_comes_back_with_its_tuples(made):
+    config = runs.read_config(epath.Path(made))
+    assert config_lib.fields(config) == config_lib.fields(make_config())
+    assert config.layerwise.gradient_mask == (("classifier/.*", 0.5),)
+
+
+def test_predictions_are_those_that_were_evaluated(made):
+    """The last line of the log has the accuracies of the last state."""
+    before = files(made)
+    run = runs.read(str(made))
+    assert run.step == 4
+    images = run.data.partition.evaluation
+    lines = [line for line in metrics.read(epath.Path(made)) if line["split"] == "test"]
+    for step, line in zip((2, 4), lines, strict=True):
+        run = runs.read(str(made), step)
+        for ema, name in ((True, "accuracy_ema"), (False, "accuracy")):
+            answer = predict.predict(run, images, ema)
+            assert answer.features.shape == (len(images.labels), 4)
+            np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
+            accuracy = np.mean(answer.probabilities.argmax(axis=1) == images.labels)
+            assert accuracy == pytest.approx(line[name], abs=1e-6)
+            params = run.state.ema_params if ema else run.state.params
+            logits = answer.features @ params["classifier"]["kernel"]
+            expected = jax.nn.softmax(logits + params["classifier"]["bias"])
+            np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-4)
+    assert files(made) == before
+
+
+def test_predictions_of_files(made, tmp_path):
+    run = runs.read(str(made))
+    images = run.data.partition.evaluation
+    pixels = images.read(np.arange(3))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    answer = predict.predict(run, folder.from_files(paths, run.config.dataset.stored_size))
+    expected = predict.predict(run, images)
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities[:3], rtol=1e-5)
+
+
+def test_predictions_compile_once_for_any_number_of_images(made):
+    run = runs.read(str(made))
+    everything = run.data.partition.evaluation
+    whole = predict.predict(run, everything)
+    compiled = predict._forward._cache_size()
+    for count in (0, 1, 24, 25, 99):
+        some = predict.predict(run, images_lib.take(everything, np.arange(count)))
+        assert some.features.shape == (count, 4)
+        assert some.probabilities.shape == (count, 10)
+        assert (some.features.dtype, some.probabilities.dtype) == (np.float32, np.float32)
+        np.testing.assert_allclose(some.probabilities, whole.probabilities[:count], rtol=1e-5)
+    assert predict._forward._cache_size() == compiled
+
+
+def test_padding_is_read_once(made):
+    """Images may be files: the last one is not decoded again for each row of padding."""
+    run = runs.read(str(made))
+    asked = []
+
+    def read(positions):
+        asked.extend(positions.tolist())
+        return run.data.partition.evaluation.read(positions)
+
+    predict.predict(run, images_lib.Images(np.full(30, -1), read))
+    assert asked == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((3, 12, 12, 3), np.uint8), r"uint8 \[N, 12, 12, 3\]\. .*\[N, 8, 8, 3\]"),
+        (np.zeros((3, 6, 6, 3), np.uint8), r"uint8 \[N, 6, 6, 3\]\. .*from_files\(paths, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[N, 8, 8\]\. .*uint8 \(0\.\.255\)"),
+        (np.zeros((3, 8, 8, 3), np.float32), r"float32 \[N, 8, 8, 3\]\. .*uint8 \(0\.\.255\)"),
+    ],
+)
+def test_predictions_of_images_of_another_form_are_refused(made, pixels, told):
+    run = runs.read(str(made))
+    with pytest.raises(InputError, match=told):
+        predict.predict(run, images_lib.from_array(pixels, None))
+
+
+def test_predictions_of_broken_files(made, tmp_path):
+    run = runs.read(str(made))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            predict.predict(run, folder.from_files([tmp_path / name], 8))
+    assert predict.predict(run, folder.from_files([], 8)).probabilities.shape == (0, 10)
+
+
+def test_what_cannot_be_opened(workdir, tmp_path):
+    with pytest.raises(InputError, match=r"holds no run: there is no .*config.json"):
+        runs.read(str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="has no step 3; there are: 2, 4"):
+        runs.read(str(workdir), 3)
+    for path in (workdir / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read: there is none"):
+        runs.read(str(workdir))
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        runs.read(str(workdir))
+    split = json.loads((workdir / "labeled_split.json").read_text())
+    (workdir / "labeled_split.json").write_text(json.dumps(split | {"sha256": "0"}))
+    with pytest.raises(InputError, match="holds a run on other images"):
+        runs.read(str(workdir))
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    with pytest.raises(InputError, match="is of another version, or damaged: unknown config field"):
+        runs.read(str(workdir))
+
+
+def test_a_run_knows_its_data(workdir, caplog):
+    path = workdir / "data.json"
+    kept = json.loads(path.read_text())
+    assert runs.read_class_names(epath.Path(workdir)) == tuple(f"class {c}" for c in range(10))
+    # Its statistics count, not those of how images are decoded today.
+    path.write_text(json.dumps(kept | {"channel_mean": [0.25, 0.5, 0.75]}))
+    assert runs.read(str(workdir)).data.statistics[0] == (0.25, 0.5, 0.75)
+
+    other = kept | {"class_names": ["cat", *kept["class_names"][1:]]}
+    path.write_text(json.dumps(other))
+    (workdir / "result.json").unlink()  # as in a run that is to go on
+    told = r"on other data:\n  classes: no longer there: 'cat'; new: 'class 0'"
+    with pytest.raises(InputError, match=told):
+        runs.read(str(workdir))
+    with pytest.raises(InputError, match=told):
+        train.train_and_evaluate(make_config(), str(workdir))
+
+    path.unlink()  # as an earlier version left it
+    runs.read(str(workdir))
+    assert "holds no data.json" in caplog.text
+    assert not path.exists()
+    train.train_and_evaluate(make_config(), str(workdir))
+    assert json.loads(path.read_text()) == kept
+
+
+def test_newest_checkpoint_damaged(workdir):
+    """The one before it is read, and nothing is moved: the run may be under way."""
+    for path in (workdir / "checkpoints" / "4").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = files(workdir)
+    assert runs.read(str(workdir)).step == 2
+    assert files(workdir) == before
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read:\n  step 4: "):
+        runs.read(str(workdir), 4)
+
+
+@pytest.mark.parametrize("mode", ["layer_report", "report"])
+def test_runs_are_looked_at_by_one_process(mode, made, monkeypatch):
+    before = files(made)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match=f"--mode={mode} is for one process, not 2"):
+        modes.MODES[mode](make_config(), str(made), ())
+    assert files(made) == before

@@ -1,0 +1,184 @@
+"""Any policy with any gradient mask and any centres: one step against the method's equations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import (
+    MU,
+    NUM_UNLABELED,
+    SIDE,
+    B,
+    D,
+    K,
+    assert_informative,
+    backbone,
+    logits_of,
+    make_batch,
+    make_classifier,
+    make_inputs,
+    make_method,
+    make_params,
+    make_spec,
+    make_state,
+    views,
+)
+
+from layermatch_jax.method import policies, steps
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+MASKS = (
+    (),
+    (("classifier/.*", 0.0),),
+    (("classifier/.*", 0.25), ("backbone/stem/.*", 0.5)),
+)
+CENTRES = ("none", "classifier", "features", "outputs")
+# Those of one weak and one strong view; the others have tests of their own.
+POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model")]
+# All pairs of policies and centres, and of either with the masks.
+CASES = [
+    (policy, centres, (i + j) % len(MASKS))
+    for i, policy in enumerate(POLICIES)
+    for j, centres in enumerate(CENTRES)
+    if (policy, centres) != ("mean_teacher", "outputs")  # refused: it brings its own targets
+]
+
+
+def warmed_up(policy):
+    """A policy's state after three batches of random logits."""
+    state, rng = policy.init(make_spec()), np.random.RandomState(7)
+    for _ in range(3):
+        random = lambda rows: jnp.array(2 * rng.randn(rows, K))  # noqa: E731
+        inputs = make_inputs(
+            weak=random(MU * B),
+            strong=random(MU * B),
+            labeled=random(B),
+            labels=jnp.array(rng.randint(0, K, B)),
+            indices=jnp.array(rng.randint(0, NUM_UNLABELED, MU * B)),
+            teacher=random(MU * B),
+        )
+        state = policy.assign(state, inputs).state
+    return state
+
+
+def head_of(centres, classifier, state):
+    """H, written down again."""
+
+    def cosine(classifier, features):
+        unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+        return unit(features) @ unit(state["centres"]).T / 0.1
+
+    return {
+        "classifier": lambda classifier, features: logits_of(state, features),
+        "features": cosine,
+    }.get(centres, logits_of)
+
+
+@pytest.mark.parametrize(("name", "centres", "mask"), CASES)
+def test_a_step_follows_the_equations(name, centres, mask):
+    params, teacher, batch = make_params(), make_params(1), make_batch()
+    method = make_method(
+        params,
+        policy__name=name,
+        policy__warm_up=1 / 2**20,
+        policy__period=1 / 2**20,
+        policy__ramp=10 / 2**20,
+        policy__signal_annealing="linear",
+        policy__fairness_weight=0.5,
+        policy__threshold=0.6,
+        policy__relative_threshold=1.2,
+        policy__momentum=0.8,
+        unsupervised_weight=2.0,
+        layerwise__gradient_mask=MASKS[mask],
+        avg_clustering__centres=centres,
+    )
+    state_of_centres = {
+        "classifier": make_classifier(9),
+        "features": {
+            "centres": jnp.array(np.random.RandomState(3).randn(K, D)),
+            "updates": jnp.ones(K, int),
+        },
+    }.get(centres, make_state(params, method).centres)
+    start = make_state(params, method).replace(
+        ema_params=teacher, centres=state_of_centres, policy=warmed_up(method.policy)
+    )
+    head = head_of(centres, params["classifier"], state_of_centres)
+
+    # What the policy is asked, and what it answers.
+    labeled, weak, strong = views(params["backbone"], batch)
+    weak_logits, indices = (
+        logits_of(params["classifier"], weak),
+        batch.unlabeled_indices.reshape(-1),
+    )
+    assert_informative(jax.nn.softmax(weak_logits), 0.6)
+    if centres == "outputs":  # the average of a first visit is the sample's last row
+        last = {index: row for row, index in enumerate(indices)}
+        weak_logits = jax.nn.log_softmax(weak_logits)[np.array([last[i] for i in indices])]
+    images = batch.images[:, 1 : 1 + MU].reshape(-1, SIDE, SIDE, 3) / 255
+    variables = {"params": teacher["backbone"], "batch_stats": {}}
+    teacher_features = backbone(variables, images, train=True)
+    answer = method.policy.assign(
+        start.policy,
+        make_inputs(
+            weak=weak_logits,
+            strong=head(params["classifier"], strong),
+            labeled=logits_of(params["classifier"], labeled),
+            labels=jnp.array(batch.labels),
+            indices=jnp.array(indices),
+            teacher=logits_of(teacher["classifier"], teacher_features),
+        ),
+    )
+    if name not in ("mean_teacher", "softmatch"):
+        assert 0 < np.sum(np.asarray(answer.weights) > 0) < MU * B, "all or no rows pass"
+    if name == "freematch":
+        fairness = lambda logits: method.policy.loss(  # noqa: E731, checked elsewhere
+            policies.Outputs({"strong": logits}, {}), answer
+        )["fairness"]
+        by_logits = jax.grad(fairness)(head(params["classifier"], strong))
+        assert np.abs(by_logits).max() > 1e-5
+    else:
+        fairness = lambda logits: 0.0  # noqa: E731
+
+    # The losses, and whose gradient each layer gets.
+    def loss_s(params):
+        logits = logits_of(params["classifier"], views(params["backbone"], batch)[0])
+        rows = -jax.nn.log_softmax(logits)[np.arange(B), batch.labels]
+        return jnp.mean(answer.labeled_weights * rows)
+
+    def loss_u(params, head):
+        _, weak, strong = views(params["backbone"], batch)
+        logits = head(params["classifier"], weak if name == "pseudo_label" else strong)
+        if name == "mean_teacher":
+            rows = jnp.mean((jax.nn.softmax(logits) - answer.targets) ** 2, axis=1)
+        else:
+            rows = -jnp.sum(answer.targets * jax.nn.log_softmax(logits), axis=1)
+        return 2.0 * answer.scale * (jnp.sum(answer.weights * rows) / (MU * B) + fairness(logits))
+
+    of_labels = jax.grad(loss_s)(params)
+    of_pseudo_labels = (
+        jax.grad(loss_u)(params, head)["backbone"],
+        (jax.grad(loss_u)(params, logits_of)["classifier"]),
+    )
+    stem, classifier = ((1.0, 1.0), (1.0, 0.0), (0.5, 0.25))[mask]
+    add = lambda factor: lambda a, b: a + factor * b  # noqa: E731
+    expected = {
+        "backbone": {
+            part: jax.tree.map(
+                add(stem if part == "stem" else 1.0),
+                of_labels["backbone"][part],
+                of_pseudo_labels[0][part],
+            )
+            for part in ("stem", "block")
+        },
+        "classifier": jax.tree.map(add(classifier), of_labels["classifier"], of_pseudo_labels[1]),
+    }
+
+    new, metrics = steps.train_step(start, batch, method=method)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+    jax.tree.map(close, new.opt_state, expected)
+    jax.tree.map(close, new.policy, answer.state)
+    for key, value in answer.diagnostics.items():
+        np.testing.assert_allclose(metrics[key][0], value, rtol=1e-5, err_msg=key)

@@ -1,0 +1,109 @@
+"""The schedule in literal numbers; the update beside a loop in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from layermatch_jax import config as config_lib
+from layermatch_jax.method import optimizer
+
+
+def make_config(train_steps=2**20, **fields):
+    config = config_lib.base()
+    config.train_steps = train_steps
+    config.optimizer.update(fields)
+    return config
+
+
+@pytest.mark.parametrize("train_steps", [2**20, 1000])
+@pytest.mark.parametrize(
+    ("part", "factor"),
+    [(0, 1.0), (0.25, 0.941544065), (0.5, 0.773010453), (1, 0.195090322)],  # cos(7π/16 · part)
+)
+def test_schedule(train_steps, part, factor):
+    rate = optimizer.learning_rate(make_config(train_steps))(jnp.int32(part * train_steps))
+    np.testing.assert_allclose(rate, 0.03 * factor, rtol=2e-6)
+    rate = optimizer.learning_rate(make_config(train_steps, learning_rate=0.2))(
+        jnp.int32(part * train_steps)
+    )
+    np.testing.assert_allclose(rate, 0.2 * factor, rtol=2e-6)
+
+
+def test_decay_acts_on_kernels_only():
+    params = {
+        "backbone": {
+            "stem": {"kernel": 0.0},
+            "stage1_block0": {"norm1": {"scale": 0.0, "bias": 0.0}, "conv1": {"kernel": 0.0}},
+        },
+        "classifier": {"kernel": 0.0, "bias": 0.0},
+    }
+    assert optimizer.decayed(params) == {
+        "backbone": {
+            "stem": {"kernel": True},
+            "stage1_block0": {"norm1": {"scale": False, "bias": False}, "conv1": {"kernel": True}},
+        },
+        "classifier": {"kernel": True, "bias": False},
+    }
+
+
+def run(config, params, gradients):
+    """Parameters after every update."""
+    tx = optimizer.create(config)
+    opt_state = tx.init(params)
+    for gradient in gradients:
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+@pytest.mark.parametrize(
+    ("nesterov", "kernel", "bias"),
+    [
+        # d = 2 + 0.1·1 = 2.1, velocity 2.1, 1 − 0.1·(2.1 + 0.9·2.1); the bias does not decay
+        (True, 0.601, 0.62),
+        (False, 0.79, 0.8),
+    ],
+)
+def test_the_first_update_by_hand(nesterov, kernel, bias):
+    config = make_config(learning_rate=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    params, gradient = ({"kernel": jnp.array(x), "bias": jnp.array(x)} for x in (1.0, 2.0))
+    (after,) = run(config, params, [gradient])
+    np.testing.assert_allclose(after["kernel"], kernel, rtol=1e-6)
+    np.testing.assert_allclose(after["bias"], bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_four_updates_equal_a_numpy_loop(nesterov):
+    """PyTorch's SGD: d = g + λp; v = μv + d; p −= lr·(d + μv), or lr·v without Nesterov."""
+    with jax.enable_x64(True):
+        rng = np.random.RandomState(0)
+        shapes = {"kernel": (2, 3), "bias": (3,), "scale": (2,)}
+        expected = {name: rng.randn(*shape) for name, shape in shapes.items()}
+        gradients = [{name: rng.randn(*shape) for name, shape in shapes.items()} for _ in range(3)]
+        gradients.append({name: np.zeros(shape) for name, shape in shapes.items()})
+        config = make_config(
+            4, learning_rate=0.3, momentum=0.8, nesterov=nesterov, weight_decay=0.05
+        )
+        factors = [1.0, 0.9415440651830208, 0.7730104533627370, 0.5141027441932217]
+        start = jax.tree.map(jnp.array, expected)
+        velocity = dict.fromkeys(shapes, 0.0)
+        before = start
+        for actual, gradient, factor in zip(
+            run(config, start, gradients), gradients, factors, strict=True
+        ):
+            for name in shapes:
+                d = gradient[name] + (0.05 * expected[name] if name == "kernel" else 0.0)
+                velocity[name] = 0.8 * velocity[name] + d
+                step = d + 0.8 * velocity[name] if nesterov else velocity[name]
+                expected[name] = expected[name] - 0.3 * factor * step
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-12), actual, expected
+            )
+            # The last gradient is zero; the update is not.
+            for name in shapes:
+                assert np.abs(actual[name] - before[name]).min() > 1e-3
+            before = actual
