@@ -30,7 +30,7 @@ from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
 @pytest.mark.parametrize(
     ("method", "centres", "backend"),
     [
-        ("flexmatch+layerwise", "classifier", "device"),
+        pytest.param("flexmatch+layerwise", "classifier", "device", marks=pytest.mark.slow),
         ("freematch", "outputs", "tf_data"),
     ],
 )
@@ -109,7 +109,14 @@ def test_missing_lines_and_a_damaged_result_are_told_and_mended(tmp_path, monkey
 
 
 # Several steps a call: it stops between two calls.
-@pytest.mark.parametrize(("number", "K"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (15, 3)])
+@pytest.mark.parametrize(
+    ("number", "K"),
+    [
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monkeypatch):
     periods = {"log_every": 6, "eval_every": 6, "checkpoint_every": 18, "train_steps": 18}
     fields = {"model.name": "linear", "input.steps_per_call": K}

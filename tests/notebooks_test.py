@@ -71,7 +71,9 @@ def again_with_own_images(notebook):
     return [nbformat.v4.new_code_cell(source) for source in cells]
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", ["quickstart", pytest.param("gradient_masks", marks=pytest.mark.slow)]
+)
 def test_runs(name, monkeypatch, tmp_path):
     monkeypatch.setenv("LAYERMATCH_SHORT", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))

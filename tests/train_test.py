@@ -38,7 +38,13 @@ SHRUNK = {
 }
 
 
-@pytest.mark.parametrize("shipped", SHRUNK)
+@pytest.mark.parametrize(
+    "shipped",
+    [
+        pytest.param(shipped, marks=[pytest.mark.slow] if k > 1 else [])
+        for k, shipped in enumerate(SHRUNK)
+    ],
+)
 def test_a_shipped_config_runs(shipped, tmp_path, without_tensorflow):
     name = shipped.partition(".")[0]
     if name != "digits" and not (pathlib.Path(DATA) / name).is_dir():

@@ -10,7 +10,7 @@ from layermatch_jax import automatic, config, presets
 from layermatch_jax.benchmark import measure, summary
 
 
-@pytest.mark.parametrize("backend", ["device", "tf_data"])
+@pytest.mark.parametrize("backend", ["device", pytest.param("tf_data", marks=pytest.mark.slow)])
 def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "SECONDS", 0.01)

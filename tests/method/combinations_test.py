@@ -38,9 +38,14 @@ MASKS = (
 CENTRES = ("none", "classifier", "features", "outputs")
 # Those of one weak and one strong view; the others have tests of their own.
 POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model")]
-# All pairs of policies and centres, and of either with the masks.
+# All pairs of policies and centres, and of either with the masks; every second pair is slow.
 CASES = [
-    (policy, centres, (i + j) % len(MASKS))
+    pytest.param(
+        policy,
+        centres,
+        (i + j) % len(MASKS),
+        marks=[pytest.mark.slow] if (i + j) % 2 else [],
+    )
     for i, policy in enumerate(POLICIES)
     for j, centres in enumerate(CENTRES)
     if (policy, centres) != ("mean_teacher", "outputs")  # refused: it brings its own targets

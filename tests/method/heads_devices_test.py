@@ -70,7 +70,11 @@ def start(name, devices):
 
 @pytest.mark.parametrize(
     ("name", "before"),
-    [("comatch", 5), ("toy", 0), pytest.param("pi_model", 0, marks=pytest.mark.slow)],
+    [
+        ("comatch", 5),
+        pytest.param("toy", 0, marks=pytest.mark.slow),
+        pytest.param("pi_model", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_one_device_equals_eight(name, before):
     """`before`: steps on one device that fill the memory first."""

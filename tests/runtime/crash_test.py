@@ -37,7 +37,8 @@ def start(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 24])
 def test_a_run_that_is_killed_again_and_again(kills, start, tmp_path):
     assert start("whole") == 0
     rng, killed = random.Random(0), 0
