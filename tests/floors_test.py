@@ -115,13 +115,18 @@ def libraries(path):
             yield node.module.split(".")[0]
 
 
-def test_tensorflow_is_for_the_data_and_the_yardstick_alone():
+def test_tensorflow_is_for_the_data_alone():
     users = {
         room(name)
         for path, name in modules()
         if {"tensorflow", "tensorflow_datasets"} & set(libraries(path))
     }
-    assert users == {"data", "benchmark"}
+    assert users == {"data"}
+
+
+def test_the_yardstick_of_the_input_is_for_the_benchmark_alone():
+    users = [name for path, name in modules() if "per_image" in path.read_text(encoding="utf-8")]
+    assert users == ["layermatch_jax.benchmark.measure"]
 
 
 def test_the_method_needs_no_more_than_jax():

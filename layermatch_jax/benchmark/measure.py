@@ -163,7 +163,7 @@ def _input(prepared: setup.Prepared, config) -> Part:
 
 def _input_per_image(prepared: setup.Prepared, config) -> Part:
     """The same views by tf.data as it is usually written: image by image."""
-    from layermatch_jax.benchmark import per_image  # TensorFlow
+    from layermatch_jax.data import per_image  # TensorFlow
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
     sampler = setup.create_sampler(config, partition)

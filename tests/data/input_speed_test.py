@@ -16,7 +16,7 @@ from layermatch_jax.errors import InputError
 
 pytest.importorskip("tensorflow")
 
-from layermatch_jax.benchmark import per_image
+from layermatch_jax.data import per_image
 
 ROWS = 448  # unlabelled images in a batch
 ROUNDS = 5
