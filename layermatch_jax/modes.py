@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from layermatch_jax.errors import InputError
+from layermatch_jax.errors import EarlyEnd, InputError
 
 
 def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
@@ -22,12 +22,19 @@ def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None
     from layermatch_jax.runtime import hosts
     from layermatch_jax.runtime import result as result_lib
 
+    def draw_reports():
+        if config.layer_report.at_steps and hosts.is_first():
+            picture.write(epath.Path(folder))
+
     try:
         with hosts.signals() as told_to_stop:
             result = train.train_and_evaluate(config, folder, told_to_stop)
-    finally:
-        if config.layer_report.at_steps and hosts.is_first():
-            picture.write(epath.Path(folder))
+    except InputError:  # the folder may be another run's
+        raise
+    except EarlyEnd:
+        draw_reports()
+        raise
+    draw_reports()
     return result and result_lib.summary(result, folder)
 
 

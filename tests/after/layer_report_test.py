@@ -1,5 +1,6 @@
 """The layer report of a run: its files, its refusals, and that it leaves the run alone."""
 
+import contextlib
 import csv
 import json
 import re
@@ -16,7 +17,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax import main, modes, rules, setup, train
 from layermatch_jax.after import runs
 from layermatch_jax.after.layer_report import estimates, measuring, picture, record
-from layermatch_jax.errors import InputError
+from layermatch_jax.errors import InputError, Stopped
 from layermatch_jax.runtime import checkpoint
 
 BATCHES = 32
@@ -274,3 +275,22 @@ def test_refused_steps_between_calls_and_methods():
         rules.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
     with pytest.raises(InputError, match="supervised has no pseudo-labels"):
         rules.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))
+
+
+@pytest.mark.parametrize(
+    ("end", "drawn"), [(None, True), (Stopped("told to"), True), (InputError("another's"), False)]
+)
+def test_training_draws_when_it_ends_but_not_in_a_refused_folder(end, drawn, tmp_path, monkeypatch):
+    folders = []
+
+    def end_early(*args):
+        if end:
+            raise end
+
+    monkeypatch.setattr(train, "train_and_evaluate", end_early)
+    monkeypatch.setattr(picture, "write", folders.append)
+    config = config_lib.base()
+    config.layer_report.at_steps = (2,)
+    with pytest.raises(type(end)) if end else contextlib.nullcontext():
+        modes.train(config, str(tmp_path), ())
+    assert folders == [epath.Path(tmp_path)] * drawn
