@@ -24,7 +24,7 @@ class Data(NamedTuple):
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
     notes: tuple[str, ...]  # of the source: what the user is told at the start
-    description: dict  # of data_file.describe
+    description: dict  # of description.describe
 
 
 class Prepared(NamedTuple):
@@ -66,14 +66,11 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
                 "the same files; an image that only one of them cannot read is a difference, too"
             )
         partition = splits.partition(source, config.dataset)
-        sampler = create_sampler(config, partition)
-        rows = parallel.host_rows(config.batch_size)
         statistics = statistics or sources.channel_statistics(source.train)
         return Data(
             statistics=statistics,
             partition=partition,
-            feed=feed_lib.create(config, partition, sampler, rows),
-            images_per_step=config.batch_size * len(sampler.layout.kinds),
+            **_feed(config, partition),
             notes=source.notes,
             description=description.describe(source, config.dataset, statistics),
         )
@@ -81,12 +78,15 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
 
 def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
     """The same images, fed as another config asks for: its views of them, its policy's draws."""
-    sampler = create_sampler(config, data.partition)
-    rows = parallel.host_rows(config.batch_size)
-    return data._replace(
-        feed=feed_lib.create(config, data.partition, sampler, rows),
-        images_per_step=config.batch_size * len(sampler.layout.kinds),
-    )
+    return data._replace(**_feed(config, data.partition))
+
+
+def _feed(config: ml_collections.ConfigDict, partition: splits.Partition) -> dict[str, Any]:
+    sampler = create_sampler(config, partition)
+    return {
+        "feed": feed_lib.create(config, partition, sampler, parallel.host_rows(config.batch_size)),
+        "images_per_step": config.batch_size * len(sampler.layout.kinds),
+    }
 
 
 def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:

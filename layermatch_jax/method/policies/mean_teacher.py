@@ -1,12 +1,11 @@
 """Mean Teacher: the average of the model's past selves tells the probabilities."""
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import Policy
 
 SETTINGS = {"ramp": parts.RAMP}
 PRESET = {"unsupervised_weight": 50.0}
@@ -26,21 +25,8 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     Returns:
       A policy whose state counts steps. Diagnostics: ramp in [0, 1].
     """
-    length = config.policy.ramp * config.train_steps
-
-    def init(spec: Spec) -> dict:
-        del spec
-        return {"step": jnp.int32(0)}
-
-    def assign(state: dict, inputs: Inputs) -> Assignment:
-        scale = parts.ramp(state["step"], length)
-        return assignment(
-            inputs,
-            targets=jax.nn.softmax(inputs.teacher_logits),
-            weights=jnp.ones(inputs.unlabeled_indices.shape),
-            scale=scale,
-            state={"step": state["step"] + 1},
-            diagnostics={"ramp": scale},
-        )
-
+    init, assign = parts.ramped(
+        config.policy.ramp * config.train_steps,
+        targets=lambda inputs: jax.nn.softmax(inputs.teacher_logits),
+    )
     return Policy(init, assign, parts.unsupervised(losses.squared_error), needs_teacher=True)

@@ -5,7 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from layermatch_jax.method.policies.interface import Assignment, Outputs
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Outputs,
+    Spec,
+    assignment,
+)
 from layermatch_jax.setting import Setting
 
 # Settings that several policies read.
@@ -44,6 +50,37 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def ramp(step: jax.Array, length: float) -> jax.Array:
     """min(step / length, 1): 0 at step 0, 1 from `length` steps on (at once for length 0)."""
     return jnp.minimum(step / length, 1.0) if length > 0 else jnp.float32(1.0)
+
+
+def ramped(
+    length: float, targets: Callable[[Inputs], jax.Array]
+) -> tuple[Callable[[Spec], dict], Callable[[dict, Inputs], Assignment]]:
+    """`init` and `assign` of a policy that uses every image, with a weight that rises from 0.
+
+    Args:
+      length: of the ramp, steps.
+      targets: inputs -> [μB, K] float32.
+
+    Returns:
+      Functions for `Policy`. The state counts steps; diagnostics: ramp in [0, 1].
+    """
+
+    def init(spec: Spec) -> dict:
+        del spec
+        return {"step": jnp.int32(0)}
+
+    def assign(state: dict, inputs: Inputs) -> Assignment:
+        scale = ramp(state["step"], length)
+        return assignment(
+            inputs,
+            targets=targets(inputs),
+            weights=jnp.ones(inputs.unlabeled_indices.shape),
+            scale=scale,
+            state={"step": state["step"] + 1},
+            diagnostics={"ramp": scale},
+        )
+
+    return init, assign
 
 
 def unsupervised(
