@@ -101,17 +101,19 @@ def test_an_image_of_two_classes_or_twice_in_one(root):
     (root / "train/cat/again.png").symlink_to(root / "train/cat/0.png")
     owls = len(list((root / "train/owl").iterdir()))
     notes = load(root).notes
-    assert notes[0].startswith(f"{owls} training images are files of more than one class, by links")
+    assert notes[0].startswith(
+        f"training images that links put into more than one class: {owls} (first: train/cat/others/"
+    )
     assert notes[1].startswith(
-        f"{owls + 1} images to train on are, by links, files that count already (first: "
+        f"images that links add to the training images once more: {owls + 1} (first: train/"
     )
 
 
 def test_a_class_inside_another_counts_as_the_outer_one(root):
     write(root / "train/cat/owl/0.png", noise(8, 8, 3))
     assert load(root).notes == (
-        "1 images are in a folder named like another class, and count as the outer one"
-        " (first: train/cat/owl/0.png counts as cat)",
+        "images in a folder that is inside one class and named like another, which count as the"
+        " outer one: 1 (first: train/cat/owl/0.png counts as cat)",
     )
 
 
@@ -244,7 +246,7 @@ def test_test_images_that_are_trained_on_are_named(root):
     (root / "unlabeled").mkdir()
     (root / "unlabeled/0.png").symlink_to(root / "test/cat/0.png")
     assert load(root).notes == (
-        "2 test images are files that are also trained on (first: test/cat/0.png)",
+        "test images that are files trained on, too: 2 (first: test/cat/0.png)",
     )
 
 

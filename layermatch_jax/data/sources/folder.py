@@ -134,11 +134,11 @@ def _counted_twice(files: list[_File], root: Path) -> list[str]:
     ]
     repeated = [file.path for group in groups.values() for file in group[1:]]
     return [
-        f"{len(paths):,} {said} (first: {listing.relative(paths[0], root)})"
+        f"{said}: {len(paths):,} (first: {listing.relative(paths[0], root)})"
         for paths, said in (
-            (tested, "test images are files that are also trained on"),
-            (classes, "training images are files of more than one class, by links"),
-            (repeated, "images to train on are, by links, files that count already"),
+            (tested, "test images that are files trained on, too"),
+            (classes, "training images that links put into more than one class"),
+            (repeated, "images that links add to the training images once more"),
         )
         if paths
     ]
@@ -146,23 +146,27 @@ def _counted_twice(files: list[_File], root: Path) -> list[str]:
 
 def _in_another_class(files: list[_File], where: layout.Layout) -> list[str]:
     """A sentence on the images in a folder that is inside one class and named like another."""
-    folders = {"train": where.train, "test": where.test}
-    others = [
-        file
-        for file in files
-        if file.label >= 0
-        and any(
-            names.text(name) in where.class_names
-            and names.text(name) != where.class_names[file.label]
-            for name in Path(file.path).relative_to(folders[file.part][file.label]).parent.parts
-        )
-    ]
+    roots = {"train": where.train, "test": where.test}
+    label_of = {name: label for label, name in enumerate(where.class_names)}
+    inner: dict[tuple[str, int, str], bool] = {}  # of each folder with images, whether it is one
+
+    def named_like_another(file: _File) -> bool:
+        key = file.part, file.label, os.path.dirname(file.path)
+        if file.part == "unlabeled":
+            return False
+        if key not in inner:
+            below = os.path.relpath(key[2], roots[file.part][file.label]).split(os.sep)
+            inner[key] = any(label_of.get(names.text(x), file.label) != file.label for x in below)
+        return inner[key]
+
+    others = [file for file in files if named_like_another(file)]
     if not others:
         return []
     first = listing.relative(others[0].path, where.root)
     return [
-        f"{len(others):,} images are in a folder named like another class, and count as the outer"
-        f" one (first: {first} counts as {where.class_names[others[0].label]})"
+        "images in a folder that is inside one class and named like another, which count as the"
+        f" outer one: {len(others):,} (first: {first} counts as"
+        f" {where.class_names[others[0].label]})"
     ]
 
 
