@@ -4,6 +4,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from layermatch_jax import setup
+from layermatch_jax.data import sources, splits
+
 RNG = np.random.default_rng(0)
 
 
@@ -22,6 +25,25 @@ def settings(name, data_dir="", stored_size=8, **changed):
             **changed,
         }
     )
+
+
+def fake_run(config, **fields):
+    """A small run on made-up images: its config (changed in place), source, partition, sampler."""
+    config.update_from_flattened_dict(
+        {
+            "dataset.name": "fake",
+            "dataset.num_labels": 20,
+            "dataset.stored_size": 12,
+            "dataset.image_size": 8,
+            "dataset.padding": 1,
+            "batch_size": 4,
+            "unlabeled_ratio": 2,
+        }
+        | fields
+    )
+    source = sources.load(config.dataset)
+    partition = splits.partition(source, config.dataset)
+    return config, source, partition, setup.create_sampler(config, partition)
 
 
 def all_of(images):

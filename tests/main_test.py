@@ -86,6 +86,10 @@ def test_none_is_none(field):
         (["--config.dataset.flip=maybe"], "--config.dataset.flip=maybe: "),
         (["--config.seed=1", f"--config={DIGITS}"], "--config.seed=1 in argv before a value for"),
         (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config"),
+        (
+            ["--workdir=http://host/run"],
+            "--workdir=http://host/run: a local folder, or a bucket as gs://NAME/PATH",
+        ),
         (["train"], "unexpected argument 'train': flags are written --name=value"),
         (["--mode=foo"], "unknown --mode 'foo'. There are: train"),
     ],

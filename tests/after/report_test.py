@@ -179,7 +179,7 @@ def test_centres_are_those_of_the_reading(made):
     assert averages.places
 
 
-def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monkeypatch):
+def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monkeypatch, caplog):
     """No checkpoint; then no data either; then nothing but a config."""
     monkeypatch.setattr(figures, "png", lambda figure: b"")  # they are not looked at
     shutil.rmtree(workdir_ / "checkpoints")
@@ -197,8 +197,10 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     data_dir = config["dataset.data_dir"]
     config["dataset.data_dir"] = str(tmp_path / "gone.npz")
     (workdir_ / "config.json").write_text(json.dumps(config))
+    caplog.clear()
     page = read(report.report(str(workdir_)))
     assert "The run's images cannot be shown. " in page.text
+    assert "The run's images cannot be shown. " in caplog.text  # and in the terminal
     assert "gone.npz" in page.text
     assert page.headings[1:] == ["Result", "Training", "Pseudo-labels by class", "Settings"]
     assert any("Pseudo-labels, over training" in image["alt"] for image in page.images)

@@ -65,6 +65,15 @@ def test_classes_with_one_name_and_a_single_class_are_refused(tmp_path):
         sources.load(settings("npz", path))
 
 
+def test_classes_without_test_images_are_named(tmp_path, caplog):
+    data = npz_arrays(class_names=["cat", "owl", "fox"])
+    data["test_labels"] = np.where(data["test_labels"] == 1, 0, data["test_labels"])
+    np.savez(tmp_path / "data.npz", **data)
+    with caplog.at_level("WARNING", "absl"):
+        sources.load(settings("npz", tmp_path / "data.npz"))
+    assert "No test images for: owl." in caplog.text
+
+
 def test_settings_of_folders_are_not_those_of_arrays(tmp_path):
     np.savez(tmp_path / "data.npz", **npz_arrays())
     made = sources.load(settings("npz", tmp_path / "data.npz", on_broken="skip"))

@@ -7,36 +7,26 @@ import sys
 import jax
 import numpy as np
 import pytest
+from image_builders import fake_run
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import rules, setup
-from layermatch_jax.data import feed, sources, splits
+from layermatch_jax import rules
+from layermatch_jax.data import feed
 from layermatch_jax.errors import InputError
 
 
 def prepared(**fields):
-    config = config_lib.base()
-    config.update_from_flattened_dict(
-        {
-            "dataset.name": "fake",
-            "dataset.num_labels": 20,
-            "dataset.stored_size": 12,
-            "dataset.image_size": 8,
-            "dataset.padding": 1,
-            "batch_size": 4,
-            "unlabeled_ratio": 2,
-            "train_steps": 24,
-            "log_every": 8,
-            "eval_every": 12,
-            "checkpoint_every": 4,
-            "input.backend": "device",
-            "input.steps_per_call": 4,
-        }
-        | fields
-    )
+    periods = {
+        "train_steps": 24,
+        "log_every": 8,
+        "eval_every": 12,
+        "checkpoint_every": 4,
+        "input.backend": "device",
+        "input.steps_per_call": 4,
+    }
+    config, _, partition, sampler = fake_run(config_lib.base(), **periods | fields)
     rules.validate(config)
-    partition = splits.partition(sources.load(config.dataset), config.dataset)
-    return config, partition, setup.create_sampler(config, partition)
+    return config, partition, sampler
 
 
 def of_step(call, k):

@@ -110,6 +110,18 @@ def test_names_of_any_bytes(tmp_path):
     assert found.files == [str(tmp_path / name), str(tmp_path / "caf\u00e9.jpg")]
 
 
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "@Recycle", "@Recently-Snapshot", "~snapshot", "#recycle", "__MACOSX"]
+)
+def test_folders_of_file_servers_do_not_count(name, tmp_path):
+    touch(tmp_path, "1.jpg")
+    (tmp_path / name).mkdir()
+    touch(tmp_path / name, "1.jpg")
+    found = listing.find(tmp_path)
+    assert below(found, tmp_path) == ["1.jpg"]
+    assert passed_over(found, tmp_path) == {"of the system (thumbnails, trash)": [name]}
+
+
 def test_the_sentence():
     tally = {".heic": ["/r/a/1.heic", "/r/a/2.heic"], "hidden": ["/r/.x"]}
     assert listing.passed_over(tally, "/r") == (

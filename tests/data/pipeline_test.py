@@ -3,36 +3,19 @@
 import jax
 import numpy as np
 import pytest
-from image_builders import all_of
+from image_builders import all_of, fake_run
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from layermatch_jax import config as config_lib
-from layermatch_jax import setup
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.data import pipeline, sources, splits
+from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import device
 from layermatch_jax.data.augment.operations import NAMES
 
 
 def prepared(**fields):
-    config = config_lib.base()
-    config.update_from_flattened_dict(
-        {
-            "dataset.name": "fake",
-            "dataset.num_labels": 20,
-            "dataset.stored_size": 12,
-            "dataset.image_size": 8,
-            "dataset.padding": 1,
-            "batch_size": 4,
-            "unlabeled_ratio": 2,
-            "augment.randaugment_ops": 1,
-        }
-        | fields
-    )
-    source = sources.load(config.dataset)
-    partition = splits.partition(source, config.dataset)
-    return config, source, partition, setup.create_sampler(config, partition)
+    return fake_run(config_lib.base(), **{"augment.randaugment_ops": 1} | fields)
 
 
 def batches(partition, sampler, steps, rows=slice(None)):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import make_config
+from image_builders import fake_run
 from parallel_test import CLASSES, LABELS, UNLABELED, assert_equal_within, configuration
 from parallel_test import MU as RATIO
 from parallel_test import B as ROWS
 from toy_with_head import WIDTH
 
-from layermatch_jax import setup
 from layermatch_jax.batch import TrainBatch
-from layermatch_jax.data import feed, sources, splits
+from layermatch_jax.data import feed
 from layermatch_jax.method import assembly, state, steps
 from layermatch_jax.runtime import parallel
 
@@ -112,22 +112,10 @@ def test_one_device_equals_eight(name, before):
 
 def prepared(backend, **fields):
     config = make_config("fixmatch", policy__name="toy")
-    config.update_from_flattened_dict(
-        {
-            "dataset.name": "fake",
-            "dataset.num_labels": 20,
-            "dataset.stored_size": 12,
-            "dataset.image_size": 8,
-            "dataset.padding": 1,
-            "batch_size": 4,
-            "unlabeled_ratio": 2,
-            "input.backend": backend,
-            "input.steps_per_call": 2 if backend == "device" else 1,
-        }
-        | fields
-    )
-    partition = splits.partition(sources.load(config.dataset), config.dataset)
-    return config, partition, setup.create_sampler(config, partition)
+    steps_per_call = 2 if backend == "device" else 1
+    given = {"input.backend": backend, "input.steps_per_call": steps_per_call} | fields
+    config, _, partition, sampler = fake_run(config, **given)
+    return config, partition, sampler
 
 
 def draws_of_steps(backend, which, part=slice(None)):

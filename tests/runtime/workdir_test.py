@@ -158,6 +158,11 @@ def test_every_other_field_counts(begun):
         (begun / "config.json").write_text(json.dumps(before | {name: "other"}))
         with pytest.raises(InputError, match=f"  {name}: 'other' before"):
             workdir.check(begun, config)
+    # What the run's policy does not read changes no result.
+    assert "policy.signal_annealing" in of_other_policies
+    unread = before | {"policy.signal_annealing": "linear"}
+    (begun / "config.json").write_text(json.dumps(unread))
+    workdir.check(begun, config)
 
 
 def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(begun, caplog):
