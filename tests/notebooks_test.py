@@ -10,7 +10,7 @@ import pytest
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 # What says that the saved run was no shortened one.
 WHOLE = {"quickstart": "1000 steps", "gradient_masks": "layermatch, 500 steps"}
-MEGABYTES = 1.5
+KILOBYTES = 400
 
 
 def read(name):
@@ -53,7 +53,9 @@ def test_saved_after_a_whole_run(name):
     assert WHOLE[name] in text(notebook)
     # No paths of the machine that it ran on.
     assert not re.search(r"(^|[\s'\"=])(/|~/|[A-Z]:\\)\w", text(notebook))
-    assert (FOLDER / f"{name}.ipynb").stat().st_size < MEGABYTES * 1e6
+    size = (FOLDER / f"{name}.ipynb").stat().st_size
+    hint = "save its pictures with fewer colors, Image.quantize(256, Image.Quantize.MAXCOVERAGE)"
+    assert size < KILOBYTES * 1000, hint
 
 
 def again_with_own_images(notebook):
