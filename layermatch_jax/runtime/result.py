@@ -11,7 +11,7 @@ from etils import epath
 import layermatch_jax
 from layermatch_jax import presets
 from layermatch_jax.runtime import files, metrics
-from layermatch_jax.runtime.workdir import CONFIG, RESULT, SPLIT
+from layermatch_jax.runtime.workdir import CONFIG, DATA, RESULT, SPLIT
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -108,7 +108,7 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         else:
             shown += f"; how many are right is not known: {metrics.TRUTH_UNKNOWN}"
         lines += ["", f"pseudo-labels over the run: {shown}"]
-    written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG})"
+    written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG}, {DATA})"
     return "\n".join([*lines, "", written])
 
 

@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 class Cell(NamedTuple):
     """One run of the grid."""
 
-    row: str  # of the table: the method's one name (config.method_name)
+    row: str  # of the table: the method's one name (presets.method_name)
     mask: str
     centres: str
     seed: int

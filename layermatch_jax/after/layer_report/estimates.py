@@ -6,27 +6,21 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy.special
 
 KINDS = ("supervised", "true", "right", "wrong")
-
-
 QUANTITIES = {
     "cosine_true": "cos(g_u, g_true)",
     "cosine_supervised": "cos(g_u, g_s)",
     "norm_ratio": "λ_u ‖g_u‖ / ‖g_s‖",
     "noise_share": "‖g_wrong‖² / (‖g_right‖² + ‖g_wrong‖²)",
 }
-
-
 _LIMITS = {  # of the quantities, which an estimate may exceed
     "cosine_true": (-1, 1),
     "cosine_supervised": (-1, 1),
     "norm_ratio": (0, np.inf),
     "noise_share": (0, 1),
 }
-
-
 # Gradients that the host keeps at a time. What is more is computed again, some leaves in each pass
 # over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 24, with 32 6.
 _BYTES = 2**31

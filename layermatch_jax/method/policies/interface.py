@@ -29,9 +29,8 @@ class Spec(NamedTuple):
 class Outputs(NamedTuple):
     """What the unsupervised loss is a function of, and is differentiated by."""
 
-    logits: dict[
-        str, jax.Array
-    ]  # {unlabeled view: [μB, K]}, of the head that the loss goes through
+    # {unlabeled view: [μB, K]}, of the head that the loss goes through
+    logits: dict[str, jax.Array]
     heads: dict[str, ByView]  # {own head: its output for every view}
 
 
