@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -63,7 +64,9 @@ def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
     for seed in seeds:
         for method in methods:
             for mask in masks:
-                cell = make_cell(options, extra, method, mask, seed)
+                cell, config = make_cell(options, extra, method, mask, seed)
+                if seed == seeds[0]:  # the network is the same for every seed
+                    check_mask(config)
                 written = method if mask is None else f"{method} with mask {mask}"
                 if seed == seeds[0] and cell.row in rows:
                     raise InputError(
@@ -79,8 +82,8 @@ def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
 
 def make_cell(
     options: argparse.Namespace, extra: list[str], method: str, mask: str | None, seed: int
-) -> Cell:
-    """One checked run."""
+) -> tuple[Cell, ml_collections.ConfigDict]:
+    """One run, checked but for its gradient mask, and its config."""
     file = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
     file += "" if mask is None else f",mask={mask}"
     seeds = [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}"]
@@ -93,10 +96,16 @@ def make_cell(
         print(f"{method}, label seed {seed}: {line}", file=sys.stderr)
     config = automatic.resolve(values.config)
     rules.validate(config)
-    # Shapes alone: no device is asked, for the runs need its memory.
-    shapes = jax.eval_shape(state.initializer(config, 10, 1, np.zeros(1, np.int32)))
-    layerwise.mask_multipliers(config.layerwise.gradient_mask, shapes.params)  # it fits
     folder = options.workdir / f"{config.method}-l{seed}"
     workdir.check(folder.absolute(), config)
     arguments = [f"--config={file}", f"--workdir={folder}", *seeds, *extra]
-    return Cell(config.method, *result_lib.trained_layers(config).values(), seed, folder, arguments)
+    layers = result_lib.trained_layers(config).values()
+    return Cell(config.method, *layers, seed, folder, arguments), config
+
+
+def check_mask(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError if the gradient mask does not fit the network."""
+    if config.layerwise.gradient_mask:
+        # Shapes alone: no device is asked, for the runs need its memory.
+        shapes = jax.eval_shape(state.initializer(config, 10, 1, np.zeros(1, np.int32)))
+        layerwise.mask_multipliers(config.layerwise.gradient_mask, shapes.params)
