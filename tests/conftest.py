@@ -22,6 +22,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", not os.environ["XLA_FLAGS"])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs that tests of one worker have in common are compiled once (if it takes a second)."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
 @pytest.fixture
 def call(capfd):
     """The command line in this process, which has JAX already: (status, stdout, stderr)."""
