@@ -102,12 +102,15 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
                 "comma in the name of an existing folder does not separate.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
-            ("out", None, "export: the file to write."),
+            ("images", None, "predict: a folder, a list of paths (.txt), or FILE,FILE,…"),
+            ("out", None, "predict: the table to write, .csv or .jsonl; export: the file."),
+            ("features", None, "predict: a file for the features, .npy; default none."),
             ("format", None, "export: bundle (one file that --workdir takes)."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)
         for name, text in (
+            ("top", "predict: how many classes of an image to tell; default 1."),
             ("num_processes", "Of how many processes the run is made."),
             ("process_id", "Which of them this is, from 0."),
         ):

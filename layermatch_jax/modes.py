@@ -79,6 +79,29 @@ def report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     return f"report: {report.report(folders, config.dataset.data_dir)}"
 
 
+def predict(
+    config: ConfigDict,
+    workdir: str,
+    given: Collection[str],
+    *,
+    images: str | None,
+    out: str | None,
+    top: int | None,
+    features: str | None,
+) -> str:
+    """Predicts image files by the model in a run's folder or bundle; a table of the classes."""
+    from layermatch_jax.after import predict
+    from layermatch_jax.runtime import parallel
+
+    _alone("predict")
+    _check_given("predict", given, {"eval_batch_size", "compilation_cache", "dataset.data_dir"})
+    if "compilation_cache" in given and config.compilation_cache:
+        parallel.keep_compiled(config.compilation_cache)
+    size = config.eval_batch_size if "eval_batch_size" in given else None
+    data_dir = config.dataset.data_dir
+    return predict.of_files(workdir, images, out, top, features, size, data_dir)
+
+
 def export(
     config: ConfigDict, workdir: str, given: Collection[str], *, format: str | None, out: str | None
 ) -> str:
@@ -121,10 +144,11 @@ MODES = {
     "benchmark": benchmark,
     "layer_report": layer_report,
     "report": report,
+    "predict": predict,
     "export": export,
 }
 # The flags that only these modes read. All read --config, --workdir and those of several processes.
-FLAGS = {"export": ("format", "out")}
+FLAGS = {"predict": ("images", "out", "top", "features"), "export": ("format", "out")}
 
 
 def own_flags(mode: str, given: Collection[str]) -> tuple[str, ...]:

@@ -15,15 +15,20 @@ from layermatch_jax.models import create_model
 CLASSES = ("cat", "dog, small", "eel")
 
 
-def make_model(**changed):
-    """A model of a small network with random weights: 8 pixels stored, 6 seen, 3 classes."""
+def make_model(backbone="linear", **changed):
+    """A model with random weights: 8 pixels stored, 6 seen, 4 features if linear, 3 classes."""
     settings = config_lib.base().model
-    settings.update({"name": "conv4", "width": 4, "bn_decay": 0.9})
+    settings.update({"name": backbone, "width": 4, "bn_decay": 0.9})
     network, seen = create_model(settings), np.zeros((1, 6, 6, 3), np.float32)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), seen, train=False))
     dim = jax.eval_shape(lambda v: network.apply(v, seen, train=False), shapes).shape[-1]
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(np.float32), shapes)
+    variables = {  # variances are positive
+        "params": _random(lambda size: rng.normal(scale=0.1, size=size), shapes["params"]),
+        "batch_stats": _random(
+            lambda size: rng.uniform(0.5, 2, size), shapes.get("batch_stats", {})
+        ),
+    }
     of_model = {
         "class_names": CLASSES,
         "mean": (0.5, 0.25, 0.75),
@@ -46,11 +51,25 @@ def make_model(**changed):
     return model.Model(**of_model | changed)
 
 
+def _random(draw, shapes):
+    return jax.tree.map(lambda leaf: draw(leaf.shape).astype(np.float32), shapes)
+
+
 def make_bundle(folder, **changed):
     """The path of its bundle."""
     path = folder / "model.layermatch"
     bundle.write(make_model(**changed), str(path))
     return path
+
+
+def expected(model, pixels):
+    """(features, probabilities) of a linear model in NumPy, float64."""
+    seen = pixels[:, 1:7, 1:7] / 255  # the middle 6 of 8
+    seen = (seen - np.array(model.mean)) / np.array(model.std)
+    features = seen.reshape(len(seen), -1) @ model.variables["backbone"]["stem"]["kernel"]
+    of_classes = model.variables["classifier"]
+    likely = np.exp(features @ of_classes["kernel"] + of_classes["bias"])
+    return features, likely / likely.sum(axis=1, keepdims=True)
 
 
 def make_images(folder, count, suffix="png"):
