@@ -1,10 +1,15 @@
 """Predictions of image files: the numbers, what goes on, what is refused, what is broken."""
 
+import concurrent.futures
 import json
+import re
+import shlex
 import shutil
+import time
 
 import numpy as np
 import pytest
+from command_line import ROOT
 from etils import epath
 from PIL import Image
 from predict_runs import CLASSES, expected, make_bundle, make_images, make_model, rows
@@ -143,6 +148,43 @@ def test_one_program_for_any_number_of_images(place):
     # Eight devices: a multiple of them, and no more than are needed.
     assert [apply.batch_size(16, n) for n in (0, 1, 8, 9, 16, 99)] == [8, 8, 8, 16, 16, 16]
     assert [apply.batch_size(n) for n in (1, 512, 513)] == [8, 512, 520]
+
+
+class _Later:
+    """An array that a device has after some time, as JAX's are."""
+
+    def __init__(self, future):
+        self._future = future
+
+    def __array__(self, dtype=None, copy=None):
+        return self._future.result()
+
+
+def test_reading_computing_and_writing_go_on_at_once():
+    """20 batches of 20 ms each on the device, 15 ms to be read and 10 ms to be written."""
+    device = concurrent.futures.ThreadPoolExecutor(1)
+
+    def compute(pixels):
+        time.sleep(0.020)
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    def read(part):
+        time.sleep(0.015)
+        return np.full((len(part), 2, 2, 3), part.start, np.uint8), f"from {part.start}"
+
+    began, seen = time.monotonic(), []
+    batches = apply.in_batches(
+        lambda pixels: {"first": _Later(device.submit(compute, pixels))}, read, range(4, 82), 4
+    )
+    for part, said, answer in batches:
+        time.sleep(0.010)
+        seen.append((part, said, answer["first"].tolist()))
+    seconds = time.monotonic() - began
+    # The last batch has two images, and is filled up to four for the device.
+    parts = [range(start, min(start + 4, 82)) for start in range(4, 82, 4)]
+    assert seen == [(part, f"from {part.start}", [part.start] * len(part)) for part in parts]
+    assert len(parts) == 20
+    assert 0.4 <= seconds < 0.75  # in turn it would be 0.9
 
 
 # ---- Going on ----
@@ -294,6 +336,38 @@ def test_a_folder_that_goes_away_is_not_a_folder_of_broken_images(place, monkeyp
     monkeypatch.undo()
     predicted(place)
     assert len(rows(place / "out.csv")) == COUNT
+
+
+# ---- The commands of docs/predict.md ----
+
+
+def test_the_commands_of_the_docs(trained, tmp_path, call, monkeypatch):
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "run", "runs/mine")
+    make_images(tmp_path / "new", 5, "jpg")
+    (tmp_path / "new" / "list.txt").write_text("001.jpg\n000.jpg\n")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in "".join(blocks).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "layermatch"
+        status, _, err = call(*arguments)
+        assert status == 0, err
+    table = rows(tmp_path / "predictions.csv")
+    header, _ = re.search(r"```text\n(.*?)\n(.*?)```", page, re.DOTALL).groups()
+    assert list(table[0]) == header.split(",")
+    assert [row["path"] for row in table] == [f"{n:03}.jpg" for n in range(5)]
+    assert [len(row["top"]) for row in rows(tmp_path / "top.jsonl")] == [2] * 5
+    assert np.load("features.npy", mmap_mode="r").shape == (5, 4)
+    listed = rows(tmp_path / "listed.csv")
+    assert listed == [table[1], table[0]]
+
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(python.replace("new/1.jpg", "new/001.jpg").replace("new/2.jpg", "new/002.jpg"), names)
+    for n, row in enumerate(table[1:3]):
+        assert names["names"][names["probabilities"][n].argmax()] == row["class"]
+        assert names["probabilities"][n].max() == pytest.approx(float(row["probability"]), rel=1e-4)
 
 
 # ---- What is refused, and what is said ----

@@ -123,8 +123,9 @@ def _predict(model, asked, read, files, tally, with_features, size) -> None:
                 part, errors, *of_images, strict=True
             )
         ]
-        broken = np.array([bool(error) for error in errors])
-        features = np.where(broken[:, None], np.nan, seen.features) if with_features else None
+        features = seen.features if with_features else None
+        if with_features and any(errors):
+            features = np.where(np.array(errors)[:, None] != "", np.nan, features)
         files.append(rows, features)
         for row in rows:
             tally.add(row)
