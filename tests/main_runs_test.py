@@ -64,7 +64,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
 
 
 def numpy_loss(params, batch, statistics):
-    """The mean cross-entropy of the labelled images under the linear model, in float32."""
+    """The mean cross-entropy of the labeled images under the linear model, in float32."""
     images = (batch.images[:, 0] / np.float32(255) - np.float32(statistics[0])) / np.float32(
         statistics[1]
     )
@@ -265,7 +265,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
 
     # From here on images break after they were checked.
     monkeypatch.setattr(checking, "check", lambda *_: checking.Findings({}, ()))
-    # An unlabelled image that is needed in the fourth step for the first time.
+    # An unlabeled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
     sampler = setup.create_sampler(config, partition)

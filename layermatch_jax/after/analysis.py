@@ -34,9 +34,9 @@ def curve(lines: Sequence[dict[str, Any]], split: str, name: str) -> Curve:
 
 
 def thinned(whole: Curve, limit: int) -> Curve:
-    """A Curve of at most `limit` steps: means of neighbours, at the step of the last of them.
+    """A Curve of at most `limit` steps: means of neighbors, at the step of the last of them.
 
-    A mean by class is over those neighbours in which the class is known.
+    A mean by class is over those neighbors in which the class is known.
     """
     total = len(whole.steps)
     if total <= limit:
@@ -125,8 +125,8 @@ class Plane(NamedTuple):
 def principal_plane(features: np.ndarray) -> Plane:
     """Principal component analysis to two dimensions, of features [N, D] with D of 2 or more."""
     mean = features.mean(axis=0)
-    centred = (features - mean).astype(np.float64)
-    variances, axes = np.linalg.eigh(centred.T @ centred)
+    centered = (features - mean).astype(np.float64)
+    variances, axes = np.linalg.eigh(centered.T @ centered)
     variances, axes = np.maximum(variances[::-1], 0), axes[:, [-1, -2]]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
     return Plane(mean, axes, variances[:2] / max(variances.sum(), np.finfo(float).tiny))

@@ -14,7 +14,7 @@ import ml_collections
 from absl import logging
 from etils import epath
 
-from layermatch_jax import automatic
+from layermatch_jax import automatic, renamed
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import checkpoint, files, metrics
@@ -38,10 +38,17 @@ _AT_YOUR_RISK = (
 
 
 def default(config: ml_collections.ConfigDict) -> str:
-    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config."""
+    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config.
+
+    A run that an earlier version began is found under its earlier name.
+    """
     dataset = config.dataset
     labels = f"{100 * dataset.label_fraction:g}%" if dataset.label_fraction else dataset.num_labels
-    return f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
+    today, before = (
+        f"runs/{dataset.name}-{labels}-{method}-l{dataset.label_seed}-s{config.seed}"
+        for method in (config.method, renamed.method_name(config.method, back=True))
+    )
+    return before if os.path.exists(before) and not os.path.exists(today) else today
 
 
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
@@ -244,6 +251,7 @@ def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
     Older versions wrote None, and a run's method as the user had. Fields that this version cannot
     read stay as they are: they are compared and shown to the user.
     """
+    fields = renamed.fields(fields)
     try:
         config = _plain(automatic.resolve(config_lib.from_fields(fields)))
     except (InputError, TypeError, ValueError):

@@ -37,7 +37,7 @@ COLUMNS = {
 def measured(cell: Cell) -> dict[str, float | None] | None:
     """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished.
 
-    'a tenth' is after a tenth of the steps; 'used' the utilisation (mean weight of pseudo-labels),
+    'a tenth' is after a tenth of the steps; 'used' the utilization (mean weight of pseudo-labels),
     'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
     """
     result = result_lib.read_result(cell.folder)
@@ -70,7 +70,7 @@ def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
         rows[row] = []
         for name, compared in COLUMNS.items():
             own = [values[name] for values in by_seed.values()]
-            rows[row].append(summarise(name, own, paired=False))
+            rows[row].append(summarize(name, own, paired=False))
             if compared:
                 pairs = [
                     (values[name], scores[baseline][seed][name])
@@ -78,7 +78,7 @@ def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
                     if seed in scores[baseline] and row != baseline
                 ]
                 differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                rows[row].append(summarise(f"− {baseline}", differences, paired=True))
+                rows[row].append(summarize(f"− {baseline}", differences, paired=True))
     return rows
 
 
@@ -91,7 +91,7 @@ def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
     return rows
 
 
-def summarise(title: str, values: list[float | None], *, paired: bool) -> Entry:
+def summarize(title: str, values: list[float | None], *, paired: bool) -> Entry:
     """The mean of what is known, its standard deviation, or its standard error if paired."""
     known = [value for value in values if value is not None]
     if not known:
@@ -107,7 +107,7 @@ def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -
 
     Args:
       rows: of `table`.
-      layers: the gradient mask and the centres of each row.
+      layers: the gradient mask and the centers of each row.
     """
 
     def shown(entry: Entry, seeds: int) -> str:
@@ -118,7 +118,7 @@ def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -
         return text if entry.count == seeds else f"{text} (n = {entry.count})"
 
     first = next(iter(rows.values()))
-    header = ["method", "mask", "centres", "n", *(entry.title for entry in first)]
+    header = ["method", "mask", "centers", "n", *(entry.title for entry in first)]
     lines = [header, ["---"] * len(header)]
     for name, row in rows.items():
         seeds = row[0].count
@@ -131,7 +131,7 @@ def comma_separated(
     rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]
 ) -> list[list[Any]]:
     """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
-    header, before = ["method", "mask", "centres"], ""
+    header, before = ["method", "mask", "centers"], ""
     for entry in next(iter(rows.values())):
         name = f"{before} {entry.title}" if entry.paired else entry.title
         spread = "standard error" if entry.paired else "standard deviation"
@@ -158,14 +158,14 @@ def provenance(cells: list[Cell]) -> str:
         f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
         "differences, points, mean ± standard error.\n"
         f"{missing}"
-        f"{len(results)} of {len(cells)} runs. Data: {data(results)}; "
+        f"{len(results)} of {len(cells)} runs. Data: {describe_data(results)}; "
         f"device: {all_of(results, lambda r: '{count} x {kind}'.format(**r['device']))}; "
         f"jax {all_of(results, lambda r: r['versions']['jax'])}; "
         f"commit {all_of(results, lambda r: r['git_commit'])}.\n"
     )
 
 
-def data(results: list[dict[str, Any]]) -> str:
+def describe_data(results: list[dict[str, Any]]) -> str:
     """The data of the runs and the steps they took."""
     return (
         f"{all_of(results, lambda r: r['dataset'])}, "
@@ -187,4 +187,6 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
     }
     results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
     quantity = "accuracy (EMA, median20), %"
-    drawing.save(lambda: drawing.comparison(scores, baseline, quantity, title=data(results)), path)
+    drawing.save(
+        lambda: drawing.comparison(scores, baseline, quantity, title=describe_data(results)), path
+    )

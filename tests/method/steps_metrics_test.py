@@ -98,7 +98,7 @@ def test_a_step_without_accepted_pseudo_labels_has_no_cosine():
     assert metrics["loss_unsupervised"][1] == 1  # a mean over all rows: truly 0
 
 
-def test_without_labelled_rows_there_is_no_supervised_loss():
+def test_without_labeled_rows_there_is_no_supervised_loss():
     params, batch = make_params(), make_batch()
     method = without_labels(make_method(params))
     _, metrics = steps.train_step(make_state(params, method), batch, method=method)
@@ -118,12 +118,12 @@ def test_supervised_training_knows_nothing_of_pseudo_labels():
 
 def test_pseudo_labels_of_each_class_are_counted_beside_the_truths():
     # Rows: 0 as 0, right; 2 as 0; 1 as 1 by half a weight; 1 as 2, not accepted; unknown as 2.
-    answer = policies.Assignment(
+    assignment = policies.Assignment(
         targets=one_hot(jnp.array([0, 0, 1, 2, 2])),
         weights=jnp.array([1.0, 1.0, 0.5, 0.0, 1.0]),
         **dict.fromkeys(policies.Assignment._fields[2:]),
     )
-    metrics = steps._pseudo_label_metrics(answer, jnp.array([0, 2, 1, 1, -1]))
+    metrics = steps._pseudo_label_metrics(assignment, jnp.array([0, 2, 1, 1, -1]))
     np.testing.assert_allclose(metrics["class_pseudo_labels"][0], [2, 0.5, 0])
     np.testing.assert_allclose(metrics["class_truths"][0], [1, 2, 1])
     np.testing.assert_allclose(metrics["class_acceptance"][0], [2, 0.5, 1])

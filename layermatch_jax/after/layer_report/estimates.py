@@ -58,7 +58,9 @@ def products(
       {layer, in forward order: [4, n, 4, n] float64, by kind of KINDS and batch}, and the sums'
       means over batches.
     """
-    params = {name: params[name] for name in ("backbone", "classifier")}  # own heads have no part
+    params = {
+        name: params[name] for name in ("backbone", "classifier")
+    }  # policy heads have no part
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     order = forward_order(layer(path) for path in leaves)
     size = len(KINDS) * count

@@ -55,7 +55,7 @@ class Note(NamedTuple):
     text: str
 
 
-def picture(figure, alt: str, caption: str) -> Picture:
+def as_picture(figure, alt: str, caption: str) -> Picture:
     """A matplotlib Figure, drawn."""
     return Picture(figures.png(figure), round(96 * figure.get_figwidth()), alt, caption)
 

@@ -78,7 +78,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
             *_layers(log),
             str(log.config.dataset.label_seed),
             str(log.config.seed),
-            progress(log),
+            how_far(log),
             *("" if x is None else f"{x:.1f}" for x in _row(log).values()),
         )
         for method, of_method in groups.items()
@@ -88,12 +88,12 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         Table(
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"deviation; the difference to {baseline} of runs with the same seeds and labeled "
             f"images, points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
             (
                 "method",
                 "mask",
-                "centres",
+                "centers",
                 "finished",
                 "median20",
                 f"− {baseline}",
@@ -103,7 +103,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         ),
         Table(
             "Each run, as far as it has come; %, and seconds of training with evaluation.",
-            ("folder", "method", "mask", "centres", "label seed", "seed", "steps", *_COLUMNS),
+            ("folder", "method", "mask", "centers", "label seed", "seed", "steps", *_COLUMNS),
             by_run,
             folded=True,
         ),
@@ -113,25 +113,25 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
 def provenance(log: Log) -> Table:
     """What a run was made of and on."""
     dataset, split, result = log.config.dataset, log.split, log.result
-    mask, centres = _layers(log)
+    mask, centers = _layers(log)
     rows = [
         ("folder", str(log.folder)),
         ("method", log.config.method),
         ("gradient mask", mask),
-        ("centres", centres),
+        ("centers", centers),
         ("data set", dataset.name),
     ]
     if split:
         counts = sorted(set(split["class_counts"]))
         each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         rows += [
-            ("labelled images", f"{split['num_labels']}, {each} of each class"),
-            ("unlabelled images", str(split["num_unlabeled"])),
+            ("labeled images", f"{split['num_labels']}, {each} of each class"),
+            ("unlabeled images", str(split["num_unlabeled"])),
             (f"{log.evaluated_on} images", str(split["num_evaluation"])),
-            ("labelled split (SHA-256 of its indices)", split["sha256"]),
+            ("labeled split (SHA-256 of its indices)", split["sha256"]),
         ]
     rows += [("label seed", str(dataset.label_seed)), ("seed", str(log.config.seed))]
-    rows += [("steps", progress(log))]
+    rows += [("steps", how_far(log))]
     if log.lines:
         seconds = sum(line["seconds"] for line in log.lines)
         rows += [("training and evaluation", clock.duration(seconds))]
@@ -184,13 +184,13 @@ def origins(groups: dict[str, list[Log]]) -> Table:
             )
             rows[key] = rows.get(key, 0) + 1
     return Table(
-        "What they are of: runs with the same labelled images, device, versions and code",
-        ("labelled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
+        "What they are of: runs with the same labeled images, device, versions and code",
+        ("labeled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
         [(*key, str(count)) for key, count in rows.items()],
     )
 
 
-def progress(log: Log) -> str:
+def how_far(log: Log) -> str:
     """How far a run has come."""
     if log.result:
         return f"{log.config.train_steps:,}"
@@ -220,11 +220,11 @@ def _row(log: Log) -> dict[str, float | None]:
 def _measured(log: Log) -> dict[str, Any] | None:
     """As in result.json, of what is there so far."""
     splits = {line["split"] for line in log.lines}
-    return metrics.result(log.lines, log.evaluated_on) if len(splits) > 1 else None
+    return metrics.summarize(log.lines, log.evaluated_on) if len(splits) > 1 else None
 
 
 def _layers(log: Log) -> tuple[str, str]:
-    """The gradient mask and the centres of a run."""
+    """The gradient mask and the centers of a run."""
     return tuple(result_lib.trained_layers(log.config).values())
 
 

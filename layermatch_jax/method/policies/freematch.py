@@ -12,7 +12,7 @@ from layermatch_jax.method.policies.interface import (
     Outputs,
     Policy,
     Spec,
-    assignment,
+    make_assignment,
 )
 from layermatch_jax.setting import Setting, decay
 
@@ -86,7 +86,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         thresholds = state["threshold"] * state["prediction"] / jnp.max(state["prediction"])
         weights = (confidence >= thresholds[classes]).astype(jnp.float32)
 
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=weights,
@@ -103,9 +103,9 @@ def create(config: ml_collections.ConfigDict) -> Policy:
 
     unsupervised = parts.unsupervised(losses.cross_entropy)
 
-    def loss(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
-        regularizer = fairness(outputs.logits["strong"], **answer.extra)
+    def loss(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
+        regularizer = fairness(outputs.logits["strong"], **assignment.extra)
         weight = config.policy.fairness_weight
-        return unsupervised(outputs, answer) | {"fairness": weight * regularizer}
+        return unsupervised(outputs, assignment) | {"fairness": weight * regularizer}
 
     return Policy(init, assign, loss)

@@ -10,7 +10,7 @@ from layermatch_jax.method.policies.interface import (
     Inputs,
     Outputs,
     Spec,
-    assignment,
+    make_assignment,
 )
 from layermatch_jax.setting import Setting
 
@@ -71,7 +71,7 @@ def ramped(
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
         scale = ramp(state["step"], length)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=targets(inputs),
             weights=jnp.ones(inputs.unlabeled_indices.shape),
@@ -96,8 +96,8 @@ def unsupervised(
       A function for `Policy.loss` with the one term "unsupervised"; 0 where there are no rows.
     """
 
-    def terms(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
-        weighted = answer.weights * loss(outputs.logits[view], answer.targets)
-        return {"unsupervised": jnp.sum(weighted) / max(answer.weights.size, 1)}
+    def terms(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
+        weighted = assignment.weights * loss(outputs.logits[view], assignment.targets)
+        return {"unsupervised": jnp.sum(weighted) / max(assignment.weights.size, 1)}
 
     return terms

@@ -6,7 +6,13 @@ import ml_collections
 
 from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 from layermatch_jax.setting import decay
 
 SETTINGS = {"momentum": decay("the averaged predictions")}
@@ -49,7 +55,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         )
         below = jnp.minimum(confidence - mean, 0.0)
         _, _, one_hot = parts.hard_labels(probabilities)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=jnp.exp(-(below**2) / jnp.maximum(variance / 2, jnp.finfo(jnp.float32).tiny)),
