@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from layermatch_jax.after import statistics
 from layermatch_jax.errors import InputError
 
 # Okabe and Ito's colors, which are told apart by color-blind readers, too.
@@ -65,10 +66,11 @@ def comparison(
     left, right = chart.subplots(1, 2, sharey=True)
     positions = range(len(scores))
     for position, (row, by_seed) in zip(positions, scores.items(), strict=True):
-        _points(left, position, list(by_seed.values()), BLUE, standard_error=False)
-        shared = by_seed.keys() & scores[baseline].keys() if row != baseline else ()
-        differences = [by_seed[seed] - scores[baseline][seed] for seed in sorted(shared)]
-        _points(right, position, differences, RED, standard_error=True)
+        _points(left, position, list(by_seed.values()), statistics.mean(by_seed.values()), BLUE)
+        if row != baseline:
+            compared = by_seed, scores[baseline]
+            differences = statistics.differences(*compared)
+            _points(right, position, differences, statistics.mean_difference(*compared), RED)
     left.set_yticks(positions, list(scores))
     left.invert_yaxis()
     left.set_xlabel(f"{quantity}\npoints: seeds; bar: mean ± standard deviation")
@@ -83,18 +85,15 @@ def comparison(
     return chart
 
 
-def _points(axes, position: int, values: list[float], color: str, *, standard_error: bool):
+def _points(axes, position: int, values: list[float], mean: statistics.Mean, color: str):
     """Seeds as light points above the mean and its spread."""
     if not values:
         return
     axes.plot(values, [position - 0.14] * len(values), "o", color=color, alpha=0.4, markersize=4)
-    spread = np.std(values, ddof=1) if len(values) > 1 else None
-    if spread is not None and standard_error:
-        spread /= len(values) ** 0.5
     axes.errorbar(
-        np.mean(values),
+        mean.value,
         position + 0.14,
-        xerr=spread,
+        xerr=mean.spread,
         fmt="D",
         color=color,
         markersize=5,

@@ -36,9 +36,9 @@ def write(workdirs: str, data_dir: str = "") -> epath.Path:
 
     Raises:
       InputError: a folder holds no run, the runs are of different images, the file cannot be
-        written, or matplotlib is missing.
+        written, or matplotlib or Jinja2 is missing.
     """
-    drawing.figure(1, 1)  # raises now where there is no matplotlib
+    drawing.figure(1, 1), pages.template()  # raise now where a library is missing
     read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
     read, left_out = logs.distinct(read)
     logs.check_same_images(read)

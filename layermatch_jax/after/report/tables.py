@@ -1,11 +1,10 @@
 """The tables of a report: results, settings, and what they were made with."""
 
 import json
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from layermatch_jax import config as config_lib
+from layermatch_jax.after import statistics
 from layermatch_jax.after.report import logs
 from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Table
@@ -62,14 +61,19 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
     missing = metrics.missing_accuracy(filter(None, measured))
     rows = []
     for method, of_method in finished.items():
-        differences = [
-            row["median20"] - compared[seeds]["median20"]
-            for seeds, row in of_method
-            if seeds in compared and method != baseline
-        ]
-        first, *rest = (_spread([row[name] for _, row in of_method]) for name in _COLUMNS)
+        first, *rest = (
+            statistics.mean(row[name] for _, row in of_method).text() for name in _COLUMNS
+        )
         count = f"{len(of_method)} of {len(groups[method])}"
-        difference = _spread(differences, "+.1f", paired=True)
+        difference = ""
+        if method != baseline:
+            ours = {n: row["median20"] for n, (_, row) in enumerate(of_method)}
+            theirs = {
+                n: compared[seeds]["median20"]
+                for n, (seeds, _) in enumerate(of_method)
+                if seeds in compared
+            }
+            difference = statistics.mean_difference(ours, theirs).text("+.1f")
         rows.append((method, *_layers(groups[method][0]), count, first, difference, *rest))
     by_run = [
         (
@@ -142,7 +146,7 @@ def provenance(log: Log) -> Table:
             ("versions", versions),
             ("code (git commit)", result["git_commit"] or "not known"),
         ]
-    return Table("What it is of", (), rows)
+    return Table("Origin of the run", (), rows)
 
 
 def settings(log: Log) -> Table:
@@ -184,7 +188,7 @@ def origins(groups: dict[str, list[Log]]) -> Table:
             )
             rows[key] = rows.get(key, 0) + 1
     return Table(
-        "What they are of: runs with the same labeled images, device, versions and code",
+        "Origin of the runs: those of the same labeled images, device, versions and code together",
         ("labeled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
         [(*key, str(count)) for key, count in rows.items()],
     )
@@ -231,18 +235,6 @@ def _layers(log: Log) -> tuple[str, str]:
 def _seeds(log: Log) -> tuple[int, int, str]:
     """What runs of two methods must share to be compared: with a split file, the seed says less."""
     return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
-
-
-def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
-    """'mean ± standard deviation', or the standard error of paired differences."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    text = f"{statistics.fmean(known):{form}}"
-    if len(known) < 2:
-        return text
-    spread = statistics.stdev(known) / (len(known) ** 0.5 if paired else 1)
-    return f"{text} ± {spread:.1f}"
 
 
 def _shown(value: Any) -> str:
