@@ -7,6 +7,7 @@ number here is automatic: automatic.py computes it. A policy's own settings stan
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 from ml_collections import config_dict
 
 from layermatch_jax import renamed
@@ -268,16 +269,8 @@ def _group(config: ml_collections.ConfigDict, name: str) -> tuple[ml_collections
 
 def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Every setting by its dotted name, {'optimizer.momentum': 0.9, …}, as plain Python values."""
-
-    def walk(tree, prefix):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    values = walk(config.to_dict(), "")
-    return {name: value for name, value in values if name not in renamed.FIELDS}
+    values = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    return {name: value for name, value in values.items() if name not in renamed.FIELDS}
 
 
 def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from layermatch_jax.method import per_sample, reductions
 from layermatch_jax.method.linear_head import linear
@@ -76,7 +77,7 @@ def _classifier_centers(momentum: float, warm_up: float, target_head: str) -> Ce
     def update(state, classifier, step, rows, axis_name):
         del rows, axis_name
         m = _warmed_up(momentum, warm_up, step)
-        return jax.tree.map(lambda mean, new: m * mean + (1 - m) * new, state, classifier)
+        return optax.incremental_update(classifier, state, 1 - m)
 
     averaged = lambda state, classifier, features: linear(state, features)  # noqa: E731
     return _NONE._replace(
@@ -123,7 +124,7 @@ def _feature_centers(momentum: float, warm_up: float) -> Centers:
         present = weight > 0
         mean = sums / jnp.where(present, weight, 1.0)[:, None]
         m = _warmed_up(momentum, warm_up, state["updates"])[:, None]
-        centers = m * state["centers"] + (1 - m) * mean
+        centers = optax.incremental_update(mean, state["centers"], 1 - m)
         return {
             "centers": jnp.where(present[:, None], centers, state["centers"]),
             "updates": state["updates"] + present.astype(jnp.int32),
@@ -147,7 +148,9 @@ def _output_centers(momentum: float) -> Centers:
         }
 
     def observe(state, logits, indices):
-        outputs = momentum * state["outputs"][indices] + (1 - momentum) * jax.nn.softmax(logits)
+        outputs = optax.incremental_update(
+            jax.nn.softmax(logits), state["outputs"][indices], 1 - momentum
+        )
         visits = state["visits"][indices] + 1
         last = per_sample.last_of_each(indices)
         state = {

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from layermatch_jax.batches import TrainBatch
-from layermatch_jax.method import layerwise, linear_head, losses, policies, reductions
+from layermatch_jax.method import layerwise, linear_head, policies, reductions
 from layermatch_jax.method.assembly import Method
 from layermatch_jax.method.state import TrainState
 
@@ -151,7 +152,7 @@ def supervised_gradients(
     def loss(classifier, features):
         features = method.layout.split(features).labeled
         by_view = [
-            losses.cross_entropy(linear_head.linear(classifier, features[name]), labels)
+            optax.softmax_cross_entropy(linear_head.linear(classifier, features[name]), labels)
             for name in views
         ]
         return sum(jnp.sum(labeled_weights * of_view) for of_view in by_view) / count

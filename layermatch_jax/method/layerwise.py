@@ -36,7 +36,8 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
       InputError: an expression matches no parameter.
     """
     paths = [
-        "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     for pattern, _ in gradient_mask:
         if not any(re.fullmatch(pattern, path) for path in paths):

@@ -10,7 +10,6 @@ from layermatch_jax.method import (
     backprop,
     layerwise,
     linear_head,
-    losses,
     policies,
     reductions,
 )
@@ -174,7 +173,7 @@ def eval_step(
         variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
         features = state.apply_fn(variables, images, train=False)
         logits = linear_head.linear(params["classifier"], features)
-        loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        loss = optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
         correct = jnp.argmax(logits, axis=-1) == batch.labels
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))

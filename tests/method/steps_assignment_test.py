@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     K,
@@ -62,7 +63,7 @@ def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centers():
         avg_clustering__centers="classifier",
         avg_clustering__target_head="centers",
     )
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
     through_centers = lambda classifier, features: logits_of(averaged, features)  # noqa: E731
 
     def objective(trained):

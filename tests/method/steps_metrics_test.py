@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     MU,
@@ -27,7 +28,7 @@ from objectives import (
     without_labels,
 )
 
-from layermatch_jax.method import losses, policies, steps
+from layermatch_jax.method import policies, steps
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,7 +38,7 @@ def test_metrics_are_sums_and_weights():
     method = make_method(
         params, "grad_relu", unsupervised_weight=3.0, optimizer__learning_rate=0.25
     )
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
     probabilities = np.array(weak_probabilities(params, batch))
     assert_informative(probabilities)
     confidence, indices = probabilities.max(axis=1), batch.unlabeled_indices.reshape(-1)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     MU,
@@ -24,7 +25,7 @@ from full_policy import toy_policy
 from objectives import assert_trees_close, softmax, supervised_loss, without_labels
 
 from layermatch_jax.batches import EvalBatch
-from layermatch_jax.method import backprop, losses, optimizer, steps
+from layermatch_jax.method import backprop, optimizer, steps
 from layermatch_jax.views import Layout, Views
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -105,7 +106,7 @@ def test_shards_of_a_batch_add_up_to_the_batch():
     )
     assert_informative(softmax(np.array(logits_of(params["classifier"], weak))))
     method = make_method(params, "layermatch", avg_clustering__centers="features")
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
     seen = {"centers": jnp.array(np.random.RandomState(3).randn(K, D)), "updates": jnp.ones(K, int)}
     start = make_state(params, method, apply_fn=one_matrix).replace(centers=seen)
     whole = steps.train_step(start, batch, method=method)

@@ -83,7 +83,7 @@ def products(
 
 
 def _path(path) -> str:
-    return "/".join(key.key for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _parts(sizes: dict[str, int]) -> list[list[str]]:

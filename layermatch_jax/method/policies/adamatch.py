@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -51,7 +51,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         labeled = jax.nn.softmax(inputs.labeled_logits["weak"])
         unlabeled = jax.nn.softmax(inputs.target_logits["weak"])
         mean = {"labeled": jnp.mean(labeled, axis=0), "unlabeled": jnp.mean(unlabeled, axis=0)}
-        state = {k: parts.moving_average(state[k], mean[k], momentum) for k in state}
+        state = optax.incremental_update(mean, state, 1 - momentum)
 
         aligned = parts.ratio(unlabeled * state["labeled"][None, :], state["unlabeled"][None, :])
         threshold = config.policy.relative_threshold * jnp.mean(jnp.max(labeled, axis=-1))
@@ -64,4 +64,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -145,12 +145,12 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    unsupervised = parts.unsupervised(losses.cross_entropy)
+    unsupervised = parts.unsupervised(optax.softmax_cross_entropy)
 
     def loss(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
         embeddings = outputs.heads["projection"].unlabeled
         similar = similarities(embeddings["strong"], embeddings["second_strong"])
-        contrast = losses.cross_entropy(similar, assignment.extra["graph"])
+        contrast = optax.softmax_cross_entropy(similar, assignment.extra["graph"])
         return unsupervised(outputs, assignment) | {
             "contrast": CONTRAST_WEIGHT * jnp.sum(contrast) / max(len(contrast), 1)
         }

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -68,7 +68,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         num_classes = weak_logits.shape[-1]
         warming = step < warm_up
         labels = jax.nn.one_hot(inputs.labels, num_classes)
-        loss = jnp.mean(losses.cross_entropy(inputs.labeled_logits["weak"], labels))
+        loss = jnp.mean(optax.softmax_cross_entropy(inputs.labeled_logits["weak"], labels))
         loss_sum = state["loss_sum"] + jnp.where(warming, loss, 0.0)
 
         t = jnp.maximum(step - warm_up, 0) // period
@@ -81,7 +81,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         return make_assignment(
             inputs,
             targets=targets,
-            weights=losses.cross_entropy(weak_logits, targets) <= bound,
+            weights=optax.softmax_cross_entropy(weak_logits, targets) <= bound,
             state={"step": step + 1, "loss_sum": loss_sum},
             diagnostics={
                 "loss_threshold": bound,
@@ -89,4 +89,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -42,4 +42,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

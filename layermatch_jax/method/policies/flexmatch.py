@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses, per_sample
+from layermatch_jax.method import per_sample
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -67,4 +68,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -82,7 +82,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             "prediction": jnp.mean(probabilities, axis=0),
             "histogram": jnp.mean(one_hot, axis=0),
         }
-        state = {name: parts.moving_average(state[name], batch[name], momentum) for name in batch}
+        state = optax.incremental_update(batch, state, 1 - momentum)
         thresholds = state["threshold"] * state["prediction"] / jnp.max(state["prediction"])
         weights = (confidence >= thresholds[classes]).astype(jnp.float32)
 
@@ -101,7 +101,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    unsupervised = parts.unsupervised(losses.cross_entropy)
+    unsupervised = parts.unsupervised(optax.softmax_cross_entropy)
 
     def loss(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
         regularizer = fairness(outputs.logits["strong"], **assignment.extra)

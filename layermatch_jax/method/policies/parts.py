@@ -36,11 +36,6 @@ def hard_labels(probabilities: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     return jnp.max(probabilities, axis=-1), classes, one_hot
 
 
-def moving_average(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-    """An exponential moving average's update: momentum · old + (1 − momentum) · new."""
-    return momentum * old + (1 - momentum) * new
-
-
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Norm(numerator / denominator): scaled to sum 1 over the last axis. [..., K] float32."""
     quotient = numerator / jnp.maximum(denominator, _SMALL)
