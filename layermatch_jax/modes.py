@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from layermatch_jax.errors import EarlyEnd, InputError, unknown
 
 
-def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
+def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Trains, or goes on; a summary of the result."""
     from etils import epath
 
@@ -37,18 +37,18 @@ def train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None
         draw_reports()
         raise
     draw_reports()
-    return result and result_lib.summary(result, folder)
+    return result and result_lib.as_text(result, folder)
 
 
-def benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
+def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
     """Times the parts of a run; a table."""
     from layermatch_jax.benchmark import measure, summary
 
-    report = measure.benchmark(config, folder)
-    return report and summary.table(report, folder)
+    report = measure.run_benchmark(config, folder)
+    return report and summary.as_table(report, folder)
 
 
-def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
+def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
     """Compares the gradients of the run in a folder, layer by layer; a table.
 
     Over as many batches as --config.layer_report.batches says, or else as the run's config says.
@@ -67,19 +67,19 @@ def layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str
         report = measuring.of_run(run, data, config.layer_report.batches if asked else None)
         record.add(epath.Path(folder), report)
         picture.write(epath.Path(folder))
-    return f"{record.table(report)}\n\nfiles: {folder}/ ({', '.join(record.FILES)})"
+    return f"{record.as_table(report)}\n\nfiles: {folder}/ ({', '.join(record.FILES)})"
 
 
-def report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
+def run_report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     """Draws the runs in folders, comma-separated; where the pictures are."""
     from layermatch_jax.after import report
 
     _alone("report")
     # Each run has its own config; where its data are may have changed since.
-    return f"report: {report.report(folders, config.dataset.data_dir)}"
+    return f"report: {report.write(folders, config.dataset.data_dir)}"
 
 
-def predict(
+def run_predict(
     config: ConfigDict,
     workdir: str,
     given: Collection[str],
@@ -102,7 +102,7 @@ def predict(
     return predict.of_files(workdir, images, out, top, features, size, data_dir)
 
 
-def export(
+def run_export(
     config: ConfigDict, workdir: str, given: Collection[str], *, format: str | None, out: str | None
 ) -> str:
     """Writes the model in a run's folder or bundle in another form; where it is."""
@@ -140,12 +140,12 @@ def _alone(mode: str) -> None:
 
 # By name. None is printed by all processes but the first.
 MODES = {
-    "train": train,
-    "benchmark": benchmark,
-    "layer_report": layer_report,
-    "report": report,
-    "predict": predict,
-    "export": export,
+    "train": run_train,
+    "benchmark": run_benchmark,
+    "layer_report": run_layer_report,
+    "report": run_report,
+    "predict": run_predict,
+    "export": run_export,
 }
 # The flags that only these modes read. All read --config, --workdir and those of several processes.
 FLAGS = {"predict": ("images", "out", "top", "features"), "export": ("format", "out")}

@@ -170,7 +170,7 @@ def test_what_cannot_be_opened(workdir, tmp_path):
     with pytest.raises(InputError, match=r"labeled_split.json is missing or lacks how many"):
         runs.read(str(workdir))
     config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    (workdir / "config.json").write_text(json.dumps(config | {"color": "red"}))
     with pytest.raises(InputError, match="is of another version, or damaged: unknown config field"):
         runs.read(str(workdir))
 

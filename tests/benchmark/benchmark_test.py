@@ -18,7 +18,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     c = tiny("layermatch", **{"model.name": "linear", "input.backend": backend}, **periods)
     K = c.input.steps_per_call = 4 if backend == "device" else 1
     c.profile = backend == "device"
-    report = measure.benchmark(c, tmp_path / "new")
+    report = measure.run_benchmark(c, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -51,7 +51,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     assert products < report["program"]["flops_per_step"] < 3 * products
     assert report["program"]["peak_share"] is None  # a CPU's is not known
 
-    text = summary.table(report, tmp_path / "new")
+    text = summary.as_table(report, tmp_path / "new")
     assert f"{images} images a step, input by {backend}; 8 x cpu" in text
     for name in parts:
         assert f"\n{name} " in text
@@ -60,7 +60,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
 def test_shares_of_the_peak(monkeypatch):
     part = measure.Part(run=None, steps=2, images=10)
     monkeypatch.setitem(summary.PEAK, "cpu", 4e9)
-    report = summary.report(
+    report = summary.make_report(
         config.base(),
         type("Data", (), {"images_per_step": 5}),
         {"flops_per_step": 1e9},
@@ -79,7 +79,7 @@ def test_the_other_method_differs_in_its_choices_alone():
     assert changed == {
         "method", "applied_method", "policy.name", "policy.threshold", "policy.momentum",
         "policy.fairness_weight",
-        "layerwise.gradient_mask", "avg_clustering.centres",
+        "layerwise.gradient_mask", "avg_clustering.centers",
     }  # fmt: skip
     assert other["policy.name"] == "fixed_threshold"
     assert other["policy.threshold"] == 0.95

@@ -9,18 +9,15 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import filelock
 import numpy as np
+from absl import logging
 from etils import epath
 
 from layermatch_jax.after.predict import lines
 from layermatch_jax.after.predict.inputs import Inputs
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 ABOUT = ".about.json"
 # What must be the same to go on, as the user knows it.
@@ -104,20 +101,16 @@ def opened(
       InputError: a path cannot be used, is in use, or holds something else.
     """
     place = epath.Path(out + ABOUT)
-    if place.exists():
-        _check_same(out, files.read_json(place, _anew(out)), about)
-    else:
-        for flag, path in (("--out", out), ("--features", features)):
-            if path and os.path.exists(path):
-                raise InputError(
-                    f"{flag}={path} is there already, and there is no {place} that says what it "
-                    "is. Remove it, or take another name"
-                )
-        files.write_json(place, about)
-    form = lines.FORMS[os.path.splitext(out)[1]]
     with contextlib.ExitStack() as stack:
+        if place.exists():
+            _check_same(out, files.read_json(place, _anew(out)), about)
+        else:
+            _check_new(place, {"--out": out, "--features": features})
+        stack.enter_context(_locked(out))
+        if not place.exists():
+            files.write_json(place, about)
+        form = lines.FORMS[os.path.splitext(out)[1]]
         table = stack.enter_context(open(out, "a+b"))
-        _lock(table, out)
         of_features = None
         if features:
             shape = (about["images"], feature_dim)
@@ -137,6 +130,15 @@ def check(out: str | None, features: str | None) -> None:
         if not features.endswith(".npy"):
             raise InputError(f"--features={features}: the name must end with .npy")
         files.check_place(features, f"--features={features}")
+
+
+def _check_new(place: epath.Path, paths: dict[str, str | None]) -> None:
+    for flag, path in paths.items():
+        if path and os.path.exists(path):
+            raise InputError(
+                f"{flag}={path} is there already, and there is no {place} that says what it is. "
+                "Remove it, or take another name"
+            )
 
 
 def _check_same(out: str, before: dict[str, Any], about: dict[str, Any]) -> None:
@@ -169,17 +171,22 @@ def _features(path: str, shape: tuple[int, int], begun: int):
         yield file
 
 
-def _lock(file, path: str) -> None:
-    if fcntl is None:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"--out={path} is being written by another process. Wait for it, or take another name"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
+@contextlib.contextmanager
+def _locked(out: str) -> Iterator[None]:
+    """Keeps other processes from writing the same table while this one lives, however it ends."""
+    folder, name = os.path.split(out)
+    with contextlib.ExitStack() as held:
+        try:
+            lock = filelock.FileLock(os.path.join(folder, f".{name}.lock"), blocking=False)
+            held.enter_context(lock)
+        except filelock.Timeout:
+            raise InputError(
+                f"--out={out} is being written by another process. Wait for it, or take another "
+                "name"
+            ) from None
+        except (OSError, NotImplementedError) as error:  # of file systems that know no locks
+            logging.warning("%s cannot be locked (%s): start no second prediction.", out, error)
+        yield
 
 
 def _altered(path: str, number: int) -> str:

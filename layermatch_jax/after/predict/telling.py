@@ -33,7 +33,7 @@ class Tally:
     def listing(self) -> str:
         """The broken images, one a line, each with its reason."""
         more = self.broken - len(self._broken)
-        return checking.listing(self._broken) + (f"\n  and {more:,} more" if more > 0 else "")
+        return checking.as_lines(self._broken) + (f"\n  and {more:,} more" if more > 0 else "")
 
     def table(self, class_names: tuple[str, ...]) -> str:
         """How many images there are of the most frequent classes."""

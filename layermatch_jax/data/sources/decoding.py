@@ -34,7 +34,7 @@ class Decoded(NamedTuple):
 def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     """One image file as uint8 [side, side, 3]: its central square, resized.
 
-    The image is turned as its EXIF orientation says. Of several frames the first counts. Grey
+    The image is turned as its EXIF orientation says. Of several frames the first counts. Gray
     levels of more than 8 bits are scaled by what is there: white is the largest value of the fewest
     bits, of 8, 10, 12, 14, 16, 24 and 32, that hold the image's largest value (PGM files say
     themselves what white is). Floats are in 0..1 or, where the largest is above 1, in 0..255;
@@ -116,7 +116,7 @@ def _decode(path: str, side: int, alpha: str) -> Decoded:
 
 
 def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str]:
-    """A grey image of more than 8 bits as one of 8 (see `decode`), and what was done."""
+    """A gray image of more than 8 bits as one of 8 (see `decode`), and what was done."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
@@ -125,16 +125,16 @@ def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str
     if whole and low >= 0:
         high = max(int(high), white or 0)
         bits = next(bits for bits in _BITS if high < 2**bits)
-        grey, low, high = values >> (bits - 8), 0, 2**bits - 1
+        gray, low, high = values >> (bits - 8), 0, 2**bits - 1
     else:
         if low >= 0 and high <= 255:
             low, high = 0, 1 if high <= 1 else 255
         scaled = (values - np.float64(low)) / ((np.float64(high) - low) or 1)
-        grey = np.floor(255 * scaled + 0.5)
-    small = Image.fromarray(grey.astype(np.uint8))
-    if "transparency" in image.info:  # a PNG may declare one grey level transparent
+        gray = np.floor(255 * scaled + 0.5)
+    small = Image.fromarray(gray.astype(np.uint8))
+    if "transparency" in image.info:  # a PNG may declare one gray level transparent
         small.putalpha(Image.fromarray(np.uint8(255) * (values != image.info["transparency"])))
-    return small, f"grey levels {low:g}..{high:g} are scaled to 0..255"
+    return small, f"gray levels {low:g}..{high:g} are scaled to 0..255"
 
 
 @functools.cache
