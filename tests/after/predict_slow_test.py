@@ -131,7 +131,7 @@ def _wider(model):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
-def test_memory_stays_flat(tmp_path):
+def test_memory_stays_flat(tmp_path, capsys):
     """Of 30,000 images of a list, the second half needs no more than the first."""
     bundle.write(_wider(make_model("conv4", batch_size=128)), str(tmp_path / "model.layermatch"))
     make_images(tmp_path / "few", 50)
@@ -152,4 +152,6 @@ def test_memory_stays_flat(tmp_path):
     assert process.returncode == 0
     first = [mb for done, mb in used.items() if 0.15 < done < 0.5]
     second = [mb for done, mb in used.items() if done > 0.5]
+    with capsys.disabled():
+        print(f"\n{max(first):.0f} MB in the first half, {max(second):.0f} MB in the second")
     assert max(second) < max(first) + 20

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -98,15 +99,23 @@ def of_files(
     return summary
 
 
-def _predict(model, asked, read, files, tally, with_features, size) -> None:
+def _predict(
+    model: Model,
+    asked: inputs.Inputs,
+    read: Callable[[range], tuple[np.ndarray, list[str]]],
+    files: output.Output,
+    tally: telling.Tally,
+    with_features: bool,
+    size: int,
+) -> None:
     """Predicts what is not there yet.
 
     Args:
-      model: the Model.
-      asked: Inputs.
+      model: by which.
+      asked: all images.
       read: positions -> (uint8 [n, S, S, 3], n sentences: why an image is broken, or '').
-      files: Output; has `top`.
-      tally: Tally.
+      files: where the lines go.
+      tally: counts them.
       with_features: whether the features are wanted.
       size: rows of a batch.
     """

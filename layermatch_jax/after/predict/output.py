@@ -7,7 +7,7 @@ A line of OUT is there when the features of its image are.
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import numpy as np
@@ -33,7 +33,7 @@ _SAME = {
 class Output:
     """The files of one prediction, of which `done` rows are there; each tells `top` classes."""
 
-    def __init__(self, table, features, form: lines.Form, top: int, row_bytes: int):
+    def __init__(self, table: IO, features: IO | None, form: lines.Form, top: int, row_bytes: int):
         self._table, self._features, self._form, self.top = table, features, form, top
         self._row_bytes, self._start = row_bytes, features.tell() if features else 0
         self.done = 0
