@@ -126,8 +126,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "model.pretrained": Setting(
         "",
-        "Weights that the backbone starts from: the path of a file, the folder of another run, or a "
-        "name (imagenet: EfficientNet-Lite0's, of an installed package). '': random ones.",
+        "Weights that the backbone starts from: the path of a file, the folder of another run, or "
+        "a name (imagenet: EfficientNet-Lite0's, of an installed package). '': random ones.",
     ),
     "model.depth": Setting(28, "wide_resnet: layers."),
     "model.widen_factor": Setting(2, "wide_resnet: widths are this times 16 channels.", low=1),

@@ -9,16 +9,17 @@ Gradient masks are regular expressions on parameter paths, so the paths are regu
     stage{1…}_block{0…}/…        conv1, norm1, conv2, norm2, …, shortcut (conv4: conv, norm)
     final_norm/…                 the last BatchNorm of a WideResNet, LayerNorm of a transformer
 
-with leaves `kernel` (convolutions, dense layers), `scale` and `bias`. Only BatchNorm has a bias, and
-in transformers all layers. Stages end where the image is halved, so four of them mean the same for:
+with leaves `kernel` (convolutions, dense layers), `scale` and `bias` (BatchNorm; in transformers,
+all layers have one). Networks that others trained have four stages, so a mask of stages means the
+same depth in all of them:
 
-    resnet50                     the paper's stages
-    efficientnet_lite0           3, 2, 6 and 6 blocks, where images are 1/4, 1/8, 1/16 and 1/32 of
-                                 their side; the last one of stage 4 is the 1x1 convolution that
-                                 makes the features
-    vit_…                        quarters of the network, 3 blocks each: norm1, attention/{query, key,
-                                 value, out}, scale1, norm2, dense1, dense2, scale2; and stem/{patches,
-                                 positions, class_token, registers}
+    resnet50            the paper's
+    efficientnet_lite0  3, 2, 6 and 6 blocks, at whose end the image has 1/4, 1/8, 1/16 and 1/32 of
+                        its side; the very last is the 1x1 convolution that makes the features, and
+                        conv2 is the depthwise convolution of all others
+    vit_…               quarters, of 3 blocks each: norm1, attention/{query, key, value, out}, scale1,
+                        norm2, dense1, dense2, scale2. stem/ has patches, positions, class_token and
+                        registers
 """
 
 from collections.abc import Callable

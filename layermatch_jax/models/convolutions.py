@@ -144,26 +144,26 @@ def _gradient_of_input(gradient, kernel, stride, padding, shape):
 
 
 def _gradient_of_kernel(x, gradient, kernel, stride, padding):
-    # XLA sums over all rows channel by channel, without vectors. So first the batch is cut into
-    # parts that are added to each other; the barriers keep XLA from putting it all together again.
+    # XLA sums over all rows channel by channel, without vectors. So rows are cut into parts that
+    # are added to each other, again and again; the barriers keep XLA from joining it all.
     windows = _windows(x, kernel.shape[:2], stride, padding)
-    sums = [_sum_of_parts(jnp.multiply, window, gradient) for window in windows]
-    sums = lax.optimization_barrier(sums)
-    sums = [_sum_of_parts(lambda part: part, of.reshape(-1, of.shape[-1])) for of in sums]
-    sums = lax.optimization_barrier(sums)
-    whole = jnp.stack([jnp.sum(of, axis=0) for of in sums])
-    return whole.reshape(kernel.shape).astype(kernel.dtype)
+    sums = [_sum_of_parts(lambda rows, of=of: of[rows] * gradient[rows], len(of)) for of in windows]
+    sums = jnp.stack(lax.optimization_barrier(sums)).reshape(len(windows), -1, x.shape[-1])
+    while sums.shape[1] > 1:
+        sums = _sum_of_parts(lambda rows, of=sums: of[:, rows], sums.shape[1], axis=1)
+        sums = lax.optimization_barrier(sums)
+    return sums.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _sum_of_parts(function: Callable, *arrays: jax.Array) -> jax.Array:
-    """The sum of a function over up to _PARTS equal parts of arrays, padded by zeros if need be."""
-    rows = len(arrays[0])
+def _sum_of_parts(part: Callable[[slice], jax.Array], rows: int, axis: int = 0) -> jax.Array:
+    """The sum of up to _PARTS slices, as even as can be; a shorter last one is padded by zeros."""
     size = -(-rows // _PARTS)
-    count = -(-rows // size)
-    if padding := count * size - rows:
-        arrays = [jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1))) for x in arrays]
-    parts = [[x[i * size : (i + 1) * size].astype(jnp.float32) for x in arrays] for i in range(count)]
-    return _sum(function(*part) for part in parts)
+    parts = [part(slice(i, i + size)).astype(jnp.float32) for i in range(0, rows, size)]
+    if missing := size - parts[-1].shape[axis]:
+        pads = [(0, 0)] * parts[-1].ndim
+        pads[axis] = (0, missing)
+        parts[-1] = jnp.pad(parts[-1], pads)
+    return _sum(parts)
 
 
 def _sum(arrays) -> jax.Array:

@@ -64,10 +64,11 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual (Sandler 2018): 1x1 that widens, depthwise, 1x1 that narrows; BN after each.
+    """Inverted residual (Sandler 2018): 1x1 that widens, depthwise, 1x1 that narrows.
 
-    ReLU6 follows the first two. "SAME" padding, as TensorFlow's: of an even image, a stride of 2
-    pads more on the right and at the bottom. `conv1` and `norm1` are left out without expansion.
+    BN follows each, and ReLU6 the first two. "SAME" padding is TensorFlow's: of an even image, a
+    stride of 2 pads more on the right and at the bottom. Without expansion, `conv1` and `norm1` are
+    left out.
 
     Attributes:
       group: the form.
@@ -141,4 +142,3 @@ class EfficientNetLite(nn.Module):
             x = block(group, stride, self.layers, train, name=name)(x)
         x = ConvNorm(self.features, 1, 1, self.layers, train, name=last)(x)
         return global_average(x)
-

@@ -26,10 +26,11 @@ except ImportError:  # Windows
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
 DATA = "data.json"  # of data/description.py
+WEIGHTS = "weights.json"  # of initial_weights.py
 LAYER_REPORT = ("layer_report.json", "layer_report.csv", "layer_report.png")
 LOCK = ".lock"
 # What a run writes beside its checkpoints and its result. The config is the last to be moved.
-_WRITTEN = (SPLIT, DATA, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
+_WRITTEN = (SPLIT, DATA, WEIGHTS, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
 _FROM_BACKUP = "Bring it back from a backup"
 _AT_YOUR_RISK = (
     "Or delete it: the same command writes it anew, but cannot check then whether the {} are "

@@ -1,10 +1,9 @@
 """Weights of others that a backbone starts from: a file or an installed package -> `Weights`.
 
-    files.py, torch_file.py      from a file to arrays, by the names that it has
-    efficientnet_lite.py, …      a table for each family: (expression, path, transformation)
-    tables.py                    what a table is, and how it is applied
-    fitting.py                   whether all of it fits a network, and what the file looks like
-    packages.py                  what is there by name
+files.py and torch_file.py read a file into arrays, by the names that it has. tables.py says what a
+table of names is and applies it; efficientnet_lite.py, resnet.py and vit.py are the tables of the
+families. fitting.py checks that all weights fit a network, and says what they look like.
+packages.py lists what is there by name.
 """
 
 import collections
@@ -57,9 +56,9 @@ def read(source: str, model: str) -> Weights:
         normalization = packaged.normalization
     elif not file.normalization:
         notes.append(
-            f"the normalization of images is assumed, as is usual for {model}: mean "
-            f"{_listed(normalization.mean)}, deviation {_listed(normalization.std)}. The config.json"
-            " that such files come with, put beside the file, is read for it"
+            f"normalization as is usual for {model} (mean {_listed(normalization.mean)}; deviation "
+            f"{_listed(normalization.std)}); the config.json that such files come with, put beside "
+            "it, would be read instead"
         )
     if found.dropped:
         counts = collections.Counter(name.split(".")[-1] for name in found.dropped)

@@ -152,8 +152,8 @@ def _beside(path: str) -> tuple[Normalization | None, str | None]:
         return found, timm.get("license")
     other = _json(os.path.join(folder, "preprocessor_config.json"))
     if {"image_mean", "image_std"} <= other.keys():
-        filter_name = _RESAMPLING.get(other.get("resample"), "bicubic")
-        return Normalization(tuple(other["image_mean"]), tuple(other["image_std"]), filter_name), None
+        mean, std = tuple(other["image_mean"]), tuple(other["image_std"])
+        return Normalization(mean, std, _RESAMPLING.get(other.get("resample"), "bicubic")), None
     return None, None
 
 

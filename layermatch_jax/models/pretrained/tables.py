@@ -102,7 +102,7 @@ def _placed(row: Row, match: re.Match, array: np.ndarray, blocks: tuple[str, ...
     try:
         parts = row.change(array) if isinstance(row.path, tuple) else (row.change(array),)
     except (ValueError, IndexError):
-        raise InputError(f"{match[0]} has the shape {list(array.shape)}, which it cannot have") from None
+        raise InputError(f"{match[0]} cannot have the shape {list(array.shape)}") from None
     for path, part in zip(paths, parts, strict=True):
         path = path(match) if callable(path) else match.expand(path)
         yield re.sub(r"^block(\d+)", lambda m: _block(int(m[1]), blocks), path), part

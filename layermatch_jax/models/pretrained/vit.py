@@ -86,7 +86,10 @@ _BIG_VISION = (
 def _own_position(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The class token's position becomes part of it: the network sees their sum alone."""
     positions, token = arrays.get("stem/positions"), arrays.get("stem/class_token")
-    if positions is None or token is None or round(positions.shape[1] ** 0.5) ** 2 == len(positions[0]):
+    if positions is None or token is None:
+        return arrays
+    count = positions.shape[1]
+    if round(count**0.5) ** 2 == count:  # a square of patches alone
         return arrays
     return arrays | {
         "stem/class_token": token + positions[:, :1],
