@@ -64,6 +64,7 @@ def test_requirements_are_the_core_and_tfds():
 
 def test_tests_have_the_other_extras_that_they_need():
     assert parsed(EXTRAS["report"]) <= listed("notebooks/requirements.txt")
+    assert parsed(EXTRAS["pretrained"]) <= listed("tests/requirements.txt")
     assert parsed(EXTRAS["gcs"]) - listed("tests/requirements.txt") == {"layermatch-jax[tfds]"}
 
 

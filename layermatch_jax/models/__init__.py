@@ -17,9 +17,9 @@ same depth in all of them:
     efficientnet_lite0  3, 2, 6 and 6 blocks, at whose end the image has 1/4, 1/8, 1/16 and 1/32 of
                         its side; the very last is the 1x1 convolution that makes the features, and
                         conv2 is the depthwise convolution of all others
-    vit_…               quarters, of 3 blocks each: norm1, attention/{query, key, value, out}, scale1,
-                        norm2, dense1, dense2, scale2. stem/ has patches, positions, class_token and
-                        registers
+    vit_…               quarters, of 3 blocks each: norm1, attention/{query, key, value, out},
+                        scale1, norm2, dense1, dense2, scale2. stem/ has patches, positions,
+                        class_token and registers
 """
 
 from collections.abc import Callable

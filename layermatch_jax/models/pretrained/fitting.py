@@ -54,7 +54,7 @@ def fit(weights: Weights, params: Any, batch_stats: Any) -> tuple[Any, Any]:
         listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise InputError(
             f"the weights of {weights.source} do not fit the network. {listed}. They look like "
-            f"{weights.looks_like} (--config.model...)"
+            f"{weights.looks_like} (fields of --config.model)"
         )
     return tuple(
         traverse_util.unflatten_dict({path: found[path] for path in of}, sep="/")
