@@ -322,7 +322,8 @@ def test_big_vision_stores_heads_apart(tmp_path):
     [
         ("imagenet", "resnet50", "such weights for efficientnet_lite0, not for resnet50"),
         ("image-net", "resnet50", "is no file, no run's folder, and no name of weights"),
-        ("imagenet", "conv4", "for model.name=conv4 no weights of others are read"),
+        ("imagenet", "conv4", "such weights for efficientnet_lite0, not for conv4"),
+        (__file__, "conv4", "for model.name=conv4 no weights of others are read"),
     ],
 )
 def test_wrong_names_are_explained(source, model, message):

@@ -36,12 +36,12 @@ def read(source: str, model: str) -> Weights:
       InputError: there are none by this name, no file, or a file that is not of this network; says
         what it looks like.
     """
+    packaged = _packaged(source, model)
     if model not in FAMILIES:
         raise InputError(
             f"--config.model.pretrained={source}: for model.name={model} no weights of others are "
             f"read, but for {', '.join(FAMILIES)}. The folder of a run of this package fits any"
         )
-    packaged = _packaged(source, model)
     path, called = packaged.find() if packaged else (source, os.path.abspath(source))
     file = files.read(path)
     found = translate(file.arrays, FAMILIES[model])
