@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PARTS = 16  # that sums over a batch are cut into
+_PARTS = 8  # that sums over a batch are cut into
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
