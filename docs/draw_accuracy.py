@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = {
-    "supervised": "labels only",
+    "supervised": "supervised (labels only)",
     "fixmatch": "FixMatch",
     "grad_relu": "FixMatch + Grad-ReLU",
     "avg_clustering": "FixMatch + Avg-Clustering",
@@ -28,7 +28,7 @@ def accuracies(text: str) -> dict[str, dict[str, tuple[float, float]]]:
     tables = {}
     for line in section.split("\n"):
         if heading := re.match(r"\*\*(\d+) labels\*\*.*label seeds 0-(\d+)", line):
-            panel = f"{heading[1]} labels ({int(heading[2]) + 1} draws of them)"
+            panel = f"{heading[1]} labels ({int(heading[2]) + 1} seeds)"
         elif row := re.match(r"\| `(\w+)` \| ([\d.]+) ± ([\d.]+) ", line):
             tables.setdefault(panel, {})[row[1]] = (float(row[2]), float(row[3]))
     return tables
@@ -53,8 +53,10 @@ def main() -> None:
         ax.set_ylim(len(NAMES) - 0.5, -0.7)
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_title(f"handwritten digits, {panel}", fontsize=10)
-    figure.supxlabel("test accuracy, %, mean ± standard deviation", fontsize=10)
+        ax.set_title(panel, fontsize=10)
+    figure.supxlabel(
+        "test accuracy on handwritten digits, %, mean ± standard deviation", fontsize=10
+    )
     figure.savefig(FOLDER / "images" / "accuracy_digits.png", dpi=150)
 
 
