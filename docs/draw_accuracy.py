@@ -24,7 +24,7 @@ COLORS = ("#777777", "#0072b2", "#56b4e9", "#009e73", "#d55e00")
 
 def accuracies(text: str) -> dict[str, dict[str, tuple[float, float]]]:
     """{title of a panel: {method: (mean, standard deviation)}}, in %, of the first two tables."""
-    section = text.partition("## Digits: the parts of LayerMatch")[2].partition("\n## ")[0]
+    section = text.partition("## Digits: the parts of LayerMatch")[2].partition("\n##")[0]
     tables = {}
     for line in section.split("\n"):
         if heading := re.match(r"\*\*(\d+) labels\*\*.*label seeds 0-(\d+)", line):
