@@ -20,7 +20,7 @@ class Layers:
     stores the unbiased one; over the thousands of values of a batch it is the same number).
     """
 
-    dtype: jnp.dtype  # of the computation: float32 or bfloat16
+    dtype: jnp.dtype | str  # of the computation: float32 or bfloat16
     bn_decay: float = 0.999  # the share of the old running statistics that is kept per step
     bn_epsilon: float = 1e-3
     axis_name: str | None = None  # device axis that BatchNorm statistics are averaged over
