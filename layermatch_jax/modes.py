@@ -35,7 +35,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
         draw_reports()
         raise
     draw_reports()
-    return result and result_lib.as_text(result, folder)
+    return result_lib.as_text(result, folder) if result else None
 
 
 def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
@@ -43,7 +43,7 @@ def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> st
     from layermatch_jax.benchmark import measure, summary
 
     report = measure.run_benchmark(config, folder)
-    return report and summary.as_table(report, folder)
+    return summary.as_table(report, folder) if report else None
 
 
 def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
