@@ -32,8 +32,6 @@ def int32(*shape):
 
 INPUTS = builders.make_inputs(*[f32((6, 3))] * 2, f32((2, 3)), jnp.arange(2), jnp.arange(6))
 CLASSIFIER = {"kernel": f32((4, 3)), "bias": f32(3)}
-
-
 METHOD = builders.make_method({"classifier": CLASSIFIER})
 
 
