@@ -120,7 +120,7 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and (error.filename or error.errno in _MEND):
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        mend = _MEND.get(error.errno, "Mend it")
+        mend = _MEND.get(error.errno or 0, "Mend it")
         return f"StorageError: {where}{error.strerror}. {mend}; the same command goes on"
     return None
 

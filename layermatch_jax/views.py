@@ -8,7 +8,9 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Shaped
+
+from layermatch_jax.arrays import Array
 
 
 class Kind(NamedTuple):
@@ -38,10 +40,10 @@ class Views(NamedTuple):
 
 
 class ByView(NamedTuple):
-    """Arrays by name of the view: [B, ...] of labeled, [μB, ...] of unlabeled images."""
+    """Arrays by name of the view, of labeled and of unlabeled images."""
 
-    labeled: dict[str, jax.Array]
-    unlabeled: dict[str, jax.Array]
+    labeled: dict[str, Shaped[Array, "B ..."]]
+    unlabeled: dict[str, Shaped[Array, "μB ..."]]
 
 
 class Layout(NamedTuple):
@@ -100,8 +102,8 @@ class Layout(NamedTuple):
         starts = [v for v in range(len(alike)) if v == 0 or alike[v] != alike[v - 1]]
         return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]
 
-    def split(self, x: jax.Array) -> ByView:
-        """[B, V, ...] by row -> the views, each in row order."""
+    def split(self, x: Shaped[Array, "B V ..."]) -> ByView:
+        """Takes the views of a batch apart, each in row order."""
         rest = x.shape[2:]
         return ByView(
             {name: x[:, self.labeled(name)] for name in self.views.labeled},

@@ -44,11 +44,11 @@ def create_method(
     """
     mean, std = channel_statistics
     policy = policies.create(config)
-    size = params["classifier"]["kernel"].shape
+    dim, num_classes = params["classifier"]["kernel"].shape
     return Method(
         policy=policy,
         layout=create_layout(config, policy),
-        heads={name: create(*size, axis_name) for name, create in policy.heads.items()},
+        heads={name: create(dim, num_classes, axis_name) for name, create in policy.heads.items()},
         centers=avg_clustering.create_centers(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
         unsupervised_weight=config.unsupervised_weight,

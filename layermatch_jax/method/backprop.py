@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Float32, Int32, UInt8
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import layerwise, linear_head, policies, reductions
 from layermatch_jax.method.assembly import Method
@@ -20,19 +22,20 @@ from layermatch_jax.method.state import TrainState
 class Forward(NamedTuple):
     """The forward half of a step: features, what the heads make of them, and pseudo-labels."""
 
-    features: jax.Array  # [B, V, D] float32, of this device's rows
+    features: Float[jax.Array, "B V D"]  # of this device's rows
     pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
     outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
     # of this device's rows of `outputs` -> (gradient of the policy heads' parameters, of features)
     pull_back_outputs: Callable
-    classifier_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, global, of the classifier
+    # {unlabeled view: logits of the classifier}, of the global batch
+    classifier_logits: dict[str, Float[jax.Array, "μB K"]]
     # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
     pull_back_classifier: Callable
     batch_stats: Any  # BatchNorm's next running statistics of the backbone
     head_stats: Any  # and of the policy's heads
     centers: Any  # Avg-Clustering's state, with this batch in it
     assignment: policies.Assignment  # for the global batch
-    true_labels: jax.Array  # [μB] int32, of the global batch
+    true_labels: Int32[Array, " μB"]  # of the global batch
 
 
 def run_forward(
@@ -216,7 +219,9 @@ def unsupervised_gradients(
     return terms, layerwise.HeadGradients(heads, by_features)
 
 
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+def normalize(
+    images: UInt8[Array, "n H W 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float32[Array, "n H W 3"]:
+    """Images with each channel of the data set at mean 0 and deviation 1."""
+    center, scale = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
+    return (images.astype(jnp.float32) / 255 - center) / scale
