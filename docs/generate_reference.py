@@ -45,7 +45,7 @@ makes a setting automatic again. What cannot go together is refused with the rea
 each class (`labels=10%`) | `dataset.num_labels` or `dataset.label_fraction` |
 | `method` | a [method](#methods); default `layermatch` | the fields of the method |
 | `layerwise` | `True`: the same as `+layerwise` behind the method | \
-`layerwise.gradient_mask`, `avg_clustering.centres` |
+`layerwise.gradient_mask`, `avg_clustering.centers` |
 | `mask` | a [gradient mask](#gradient-masks), in place of the method's | \
 `layerwise.gradient_mask` |
 """

@@ -128,8 +128,8 @@ def table(rows: list[tuple]) -> str:
     device, versions = report["device"], report["versions"]
     lines.append(
         f"\n{device['count']} x {device['kind']}, jax {versions['jax']}, commit "
-        f"{report['git_commit']}. Steps of {report['config']['batch_size']} labelled images and "
-        f"{report['config']['unlabeled_ratio']} unlabelled ones for each."
+        f"{report['git_commit']}. Steps of {report['config']['batch_size']} labeled images and "
+        f"{report['config']['unlabeled_ratio']} unlabeled ones for each."
     )
     return "\n".join(lines) + "\n"
 

@@ -42,7 +42,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             f"{config.applied_method!r}. Write --config=FILE:method={config.method}"
         )
     config.method = config.applied_method = presets.method_name(
-        config.method, config.layerwise.gradient_mask, config.avg_clustering.centres
+        config.method, config.layerwise.gradient_mask, config.avg_clustering.centers
     )
     config.update_from_flattened_dict(dict.fromkeys(unread(config)))
     automatic = _automatic(config).items()
@@ -81,7 +81,7 @@ def explained(config: ml_collections.ConfigDict) -> list[str]:
     """
     tenth = memory(config.train_steps)
     read = {"ema_decay", "model.bn_decay", "policy.momentum"}
-    if config.avg_clustering.centres == "classifier":
+    if config.avg_clustering.centers == "classifier":
         read.add("avg_clustering.momentum")
     values = config_lib.fields(config)
     lowered = [f"{name}={tenth:g}" for name in sorted(read) if values[name] == tenth]
@@ -108,5 +108,5 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
             "classifier": memory(config.train_steps),
             "features": memory(config.train_steps, 0.99),
             "outputs": 0.6,  # per visit of an image
-        }.get(config.avg_clustering.centres),
+        }.get(config.avg_clustering.centers),
     }

@@ -7,8 +7,10 @@ number here is automatic: automatic.py computes it. A policy's own settings stan
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 from ml_collections import config_dict
 
+from layermatch_jax import renamed
 from layermatch_jax.errors import unknown
 from layermatch_jax.method.policies import POLICIES
 from layermatch_jax.setting import Setting, decay
@@ -176,7 +178,7 @@ SETTINGS: dict[str, Setting] = {
         "Pairs (regular expression on whole parameter paths, multiplier in [0, 1]) for the "
         "gradient of the loss on pseudo-labels. The first match counts; no match means 1.",
     ),
-    "avg_clustering.centres": Setting(
+    "avg_clustering.centers": Setting(
         "none",
         "What the features are pulled to: the averaged classifier, averaged features, averaged "
         "outputs, or the classifier itself (none).",
@@ -185,7 +187,7 @@ SETTINGS: dict[str, Setting] = {
     "avg_clustering.momentum": Setting(
         None,
         "Share of the old value that an update keeps. Automatic: as ema_decay for "
-        "centres=classifier; the same with at most 0.99 for features; 0.6 per visit of an image "
+        "centers=classifier; the same with at most 0.99 for features; 0.6 per visit of an image "
         "for outputs.",
         low=0,
         below=1,
@@ -193,14 +195,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     "avg_clustering.warm_up": Setting(
         10.0,
-        "centres=classifier, features: w; after t updates the momentum is at most (1 + t) / "
+        "centers=classifier, features: w; after t updates the momentum is at most (1 + t) / "
         "(w + t). 1 is no warm-up.",
         low=1,
     ),
     "avg_clustering.target_head": Setting(
         "classifier",
-        "centres=classifier: whose predictions become pseudo-labels.",
-        choices=("classifier", "centres"),
+        "centers=classifier: whose predictions become pseudo-labels.",
+        choices=("classifier", "centers"),
     ),
     # ---- Optimization ----
     "optimizer.learning_rate": Setting(
@@ -265,37 +267,41 @@ def base() -> ml_collections.ConfigDict:
 
     Returns:
       A locked ConfigDict with every setting: to assign an unknown one is an error. What is None in
-      it is automatic.
+      it is automatic. A field's name of earlier versions is the same field.
     """
     config = ml_collections.ConfigDict()
     for name, setting in SETTINGS.items():
-        group, default = config, setting.default
-        *groups, field = name.split(".")
-        for key in groups:
-            if key not in group:
-                group[key] = ml_collections.ConfigDict()
-            group = group[key]
+        default = setting.default
         if default is None or callable(default):
             default = config_dict.placeholder(setting.type)
+        group, field = _group(config, name)
         group[field] = default
+    for old, new in renamed.FIELDS.items():
+        (group, field), (today, name) = _group(config, old), _group(config, new)
+        group[field] = today.get_ref(name)
     return config.lock()
+
+
+def _group(config: ml_collections.ConfigDict, name: str) -> tuple[ml_collections.ConfigDict, str]:
+    """The part of a config that holds a field, made if it is not there, and its name in there."""
+    *groups, field = name.split(".")
+    for key in groups:
+        if key not in config:
+            config[key] = ml_collections.ConfigDict()
+        config = config[key]
+    return config, field
 
 
 def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Every setting by its dotted name, {'optimizer.momentum': 0.9, …}, as plain Python values."""
-
-    def walk(tree, prefix):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    return dict(walk(config.to_dict(), ""))
+    values = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    return {name: value for name, value in values.items() if name not in renamed.FIELDS}
 
 
 def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
     """The config that `fields` was made of, also where JSON has made its tuples lists.
+
+    Names and values of earlier versions (renamed.py) become today's.
 
     Raises:
       InputError: an unknown setting.
@@ -304,6 +310,7 @@ def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
     def with_tuples(value):
         return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
+    values = renamed.fields(values)
     for name in values:
         check_field(name)
     config = base()
@@ -313,7 +320,7 @@ def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def check_field(name: str) -> None:
     """Raises InputError, naming the nearest one, unless `name` is a setting's dotted name."""
-    if name not in SETTINGS:
+    if name not in SETTINGS and name not in renamed.FIELDS:
         raise unknown("config field", name, sorted(SETTINGS))
 
 

@@ -62,7 +62,7 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
         for tree in (saved["ema_params"]["backbone"], saved["batch_stats"])
     )
     classifier = saved["ema_params"]["classifier"]
-    data, before = description.read(folder), _read(folder)
+    data, before = description.read(folder), read_record(folder)
     if data is None:
         raise InputError(f"{folder} has no {description.FILE}: it is of an earlier version")
     digest = hashlib.sha256()
@@ -144,7 +144,7 @@ def write(workdir: epath.Path, weights: pretrained.Weights | None) -> None:
 
 def told(workdir: epath.Path) -> list[str]:
     """What the user is told at the start of a run with weights of others."""
-    record = _read(workdir)
+    record = read_record(workdir)
     if not record:
         return []
     sha256, notes = record["sha256"][:8], record["notes"]
@@ -152,7 +152,12 @@ def told(workdir: epath.Path) -> list[str]:
     return [first, *(f"  {note}" for note in notes)]
 
 
-def _read(workdir: epath.Path) -> dict[str, Any]:
+def read_record(workdir: epath.Path) -> dict[str, Any]:
+    """What weights.json holds; {} for a run that started from random weights.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     path = workdir / FILE
     mend = "Delete it: training does not need it"
     return files.read_json(path, f"{mend}.") if path.exists() else {}

@@ -29,7 +29,7 @@ MASKS = {
     "from_stage4": (("backbone/stage4.*", 0.0), _LAST),
     "from_stage3": (("backbone/stage[3-4].*", 0.0), _LAST),
     "from_stage2": (("backbone/stage[2-4].*", 0.0), _LAST),
-    "everything": ((".*", 0.0),),  # unlabelled images count in BatchNorm's statistics alone
+    "everything": ((".*", 0.0),),  # unlabeled images count in BatchNorm's statistics alone
     "to_stage1": (("backbone/stem/.*", 0.0), ("backbone/stage1.*", 0.0)),
     "to_stage2": (("backbone/stem/.*", 0.0), ("backbone/stage[1-2].*", 0.0)),
     "backbone": (("backbone/.*", 0.0),),  # the reverse of Grad-ReLU
@@ -46,10 +46,10 @@ METHODS = {
         if name != "fixed_threshold"
     },
     "grad_relu": {"layerwise.gradient_mask": GRAD_RELU},
-    "avg_clustering": {"avg_clustering.centres": "classifier"},
+    "avg_clustering": {"avg_clustering.centers": "classifier"},
     "layermatch": {
         "layerwise.gradient_mask": GRAD_RELU,
-        "avg_clustering.centres": "classifier",
+        "avg_clustering.centers": "classifier",
     },
 }
 
@@ -78,8 +78,8 @@ def method_choices(method: str) -> dict[str, Any]:
     if addition not in ADDITIONS:
         raise InputError(
             f"method {method!r}: only {', '.join(f'+{name}' for name in ADDITIONS)} can be added "
-            "to a method. A gradient mask is set by :mask=NAME, centres by "
-            "--config.avg_clustering.centres=NAME"
+            "to a method. A gradient mask is set by :mask=NAME, centers by "
+            "--config.avg_clustering.centers=NAME"
         )
     if base_method(method) == "supervised":
         raise InputError(f"{method}: without an unsupervised gradient, +{addition} means nothing")
@@ -98,31 +98,31 @@ def base_method(method: str) -> str:
     return name
 
 
-def method_name(method: str, gradient_mask: tuple, centres: str) -> str:
+def method_name(method: str, gradient_mask: tuple, centers: str) -> str:
     """The one name of what a run does, however its settings were written.
 
     Args:
       method: any name of it, as METHOD or METHOD+...: METHOD tells the policy.
       gradient_mask: layerwise.gradient_mask of the run.
-      centres: avg_clustering.centres of the run.
+      centers: avg_clustering.centers of the run.
 
     Returns:
       A key of METHODS, where one means just this. Else METHOD with what is added to it:
-      "+grad_relu", "+avg_clustering", or "+layerwise" for both; other masks and centres as in
-      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centres=features". All characters of it
+      "+grad_relu", "+avg_clustering", or "+layerwise" for both; other masks and centers as in
+      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centers=features". All characters of it
       are safe in a path.
 
     Raises:
       InputError: no such method.
     """
     name = base_method(method)
-    if METHODS[name].keys() <= METHODS["layermatch"].keys():  # FixMatch with a mask or centres
+    if METHODS[name].keys() <= METHODS["layermatch"].keys():  # FixMatch with a mask or centers
         name = "fixmatch"
     added = []
     if gradient_mask:
         added += ["grad_relu" if gradient_mask == GRAD_RELU else f"mask={mask_name(gradient_mask)}"]
-    if centres != "none":
-        added += ["avg_clustering" if centres == "classifier" else f"centres={centres}"]
+    if centers != "none":
+        added += ["avg_clustering" if centers == "classifier" else f"centers={centers}"]
     if added == ["grad_relu", "avg_clustering"]:
         added = ["layerwise"]
     name = "+".join([name, *added])

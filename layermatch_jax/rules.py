@@ -62,7 +62,7 @@ def _crop(config) -> str | None:
 def _no_unlabeled_images(config) -> str | None:
     if config.unsupervised_weight > 0 and config.unlabeled_ratio == 0:
         return (
-            "an unsupervised loss needs unlabelled images: set --config.unlabeled_ratio to 1 or "
+            "an unsupervised loss needs unlabeled images: set --config.unlabeled_ratio to 1 or "
             "more, or use :method=supervised"
         )
     return None
@@ -70,10 +70,10 @@ def _no_unlabeled_images(config) -> str | None:
 
 def _target_head(config) -> str | None:
     settings = config.avg_clustering
-    if settings.target_head == "centres" and settings.centres != "classifier":
+    if settings.target_head == "centers" and settings.centers != "classifier":
         return (
-            "--config.avg_clustering.target_head=centres needs --config.avg_clustering.centres="
-            "classifier: only these centres are a classifier that can label"
+            "--config.avg_clustering.target_head=centers needs --config.avg_clustering.centers="
+            "classifier: only these centers are a classifier that can label"
         )
     return None
 
@@ -104,10 +104,10 @@ def _weight_of_the_method(config) -> str | None:
 def _supervised(config) -> str | None:
     if presets.base_method(config.method) != "supervised":
         return None
-    if config.layerwise.gradient_mask or config.avg_clustering.centres != "none":
+    if config.layerwise.gradient_mask or config.avg_clustering.centers != "none":
         return (
             "supervised has no unsupervised gradient: --config.layerwise.gradient_mask and "
-            "--config.avg_clustering.centres mean nothing to it"
+            "--config.avg_clustering.centers mean nothing to it"
         )
     if config.layer_report.at_steps:
         return "--config.layer_report.at_steps: supervised has no pseudo-labels"
@@ -116,21 +116,21 @@ def _supervised(config) -> str | None:
 
 def _teacher(config) -> str | None:
     settings = config.avg_clustering
-    brings = settings.centres == "outputs" or settings.target_head == "centres"
+    brings = settings.centers == "outputs" or settings.target_head == "centers"
     if config.policy.name == "mean_teacher" and brings:
         return (
             "--config.policy.name=mean_teacher brings its own targets, the EMA model's: averaged "
-            "ones would never be used. Take --config.avg_clustering.centres=classifier, features "
+            "ones would never be used. Take --config.avg_clustering.centers=classifier, features "
             "or none, and --config.avg_clustering.target_head=classifier"
         )
     return None
 
 
-def _centres_of_the_policy(config) -> str | None:
-    allowed = getattr(POLICIES[config.policy.name], "CENTRES", None)
-    if allowed and config.avg_clustering.centres not in allowed:
+def _centers_of_the_policy(config) -> str | None:
+    allowed = getattr(POLICIES[config.policy.name], "CENTERS", None)
+    if allowed and config.avg_clustering.centers not in allowed:
         return (
-            f"--config.avg_clustering.centres={config.avg_clustering.centres} has no meaning for "
+            f"--config.avg_clustering.centers={config.avg_clustering.centers} has no meaning for "
             f"{config.policy.name}, whose targets are no pseudo-labels of single images. Take one "
             f"of {', '.join(allowed)}"
         )
@@ -193,7 +193,7 @@ RULES = (
     _weight_of_the_method,
     _supervised,
     _teacher,
-    _centres_of_the_policy,
+    _centers_of_the_policy,
     _steps_per_call,
     _steps_of_layer_reports,
     _gradient_mask,

@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
     resident: Any  # what the feed keeps on the devices
     method: assembly.Method
     initial: state.TrainState
-    train_program: Callable  # (state, resident, placed call) -> (state, window of its steps)
+    train_program: Callable  # (state, resident, placed chunk) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> metrics
     layer_gradients: Callable  # of layer_report
     empty_window: dict

@@ -120,13 +120,13 @@ def train_and_evaluate(
             introduce(config, prepared.data, current, workdir)
             told = progress.Progress(config, start, clock)
 
-        # --- The loop: a call is one train step, or several --------------------------------------
+        # --- The loop: a chunk is the input of one step, or of K ----------------------------------
         pending = collections.deque()  # full windows that the devices may still be working on
         before, previous, vote = start, window, False
         try:
-            for step, call in feed.calls(range(start, config.train_steps)):
-                current, of_call = prepared.train_program(current, prepared.resident, place(call))
-                window = windows.join(window, of_call)
+            for step, chunk in feed.chunks(range(start, config.train_steps)):
+                current, of_chunk = prepared.train_program(current, prepared.resident, place(chunk))
+                window = windows.join(window, of_chunk)
                 # Wait for the call before this one: the device is never idle, nor far behind. All
                 # processes learn at the same step that one of them was told to stop.
                 jax.block_until_ready(previous)
@@ -193,7 +193,7 @@ def train_and_evaluate(
         if not first:
             return None
         written = metrics.read(workdir, log.lines)
-        measured = metrics.result(written, config.dataset.evaluate_on)
+        measured = metrics.summarize(written, config.dataset.evaluate_on)
         return result_lib.write_result(workdir, config, partition.record, measured)
 
 
@@ -210,8 +210,8 @@ def introduce(
         devices += f" of {jax.process_count()} processes"
     size = parameter_overview.count_parameters(current.params)
     print(
-        f"{config.method} on {config.dataset.name}: {len(partition.labeled.labels)} labelled, "
-        f"{len(partition.unlabeled.labels)} unlabelled, {len(partition.evaluation.labels)} "
+        f"{config.method} on {config.dataset.name}: {len(partition.labeled.labels)} labeled, "
+        f"{len(partition.unlabeled.labels)} unlabeled, {len(partition.evaluation.labels)} "
         f"{config.dataset.evaluate_on} images of {len(partition.class_names)} classes\n"
         f"{config.model.name}, {size:,} parameters, on {devices} ({config.parallelism}); "
         f"{workdir}, step {int(current.step)} of {config.train_steps}",

@@ -47,7 +47,7 @@ def pillow(image, name, value):
 
 
 def pillow_chain(image, op, value, cutout):
-    """Operations [n] in order, then the grey box, with Pillow."""
+    """Operations [n] in order, then the gray box, with Pillow."""
     for k, v in zip(op, value, strict=True):
         image = pillow(image, NAMES[k], v)
     image = Image.fromarray(image)

@@ -57,7 +57,7 @@ def test_temperature_of_each_paper(method, temperature):
 
 
 @pytest.mark.parametrize(
-    ("centres", "train_steps", "momentum"),
+    ("centers", "train_steps", "momentum"),
     [
         ("none", 200, None),
         ("features", 2**20, 0.99),
@@ -66,8 +66,8 @@ def test_temperature_of_each_paper(method, temperature):
         ("outputs", 200, 0.6),
     ],
 )
-def test_momentum_of_other_centres(centres, train_steps, momentum):
-    config = resolved(train_steps=train_steps, avg_clustering__centres=centres)
+def test_momentum_of_other_centers(centers, train_steps, momentum):
+    config = resolved(train_steps=train_steps, avg_clustering__centers=centers)
     assert config.avg_clustering.momentum == momentum
 
 
@@ -145,17 +145,17 @@ def test_one_name_of_a_method(arg, name):
 
 
 @pytest.mark.parametrize(
-    ("mask", "centres", "name"),
+    ("mask", "centers", "name"),
     [
         (GRAD_RELU, "classifier", "layermatch"),
         ((["classifier/.*", 0],), "none", "grad_relu"),
-        ((), "outputs", "fixmatch+centres=outputs"),
-        (GRAD_RELU, "features", "fixmatch+grad_relu+centres=features"),
+        ((), "outputs", "fixmatch+centers=outputs"),
+        (GRAD_RELU, "features", "fixmatch+grad_relu+centers=features"),
         ((("classifier/.*", 0.5),), "none", "fixmatch+mask=half_classifier"),
     ],
 )
-def test_masks_and_centres_of_flags_count(mask, centres, name):
-    config = resolved(layerwise__gradient_mask=mask, avg_clustering__centres=centres)
+def test_masks_and_centers_of_flags_count(mask, centers, name):
+    config = resolved(layerwise__gradient_mask=mask, avg_clustering__centers=centers)
     assert config.method == name
 
 
@@ -170,8 +170,8 @@ def test_mask_without_a_name_has_a_short_stable_one():
 def test_names_are_safe_in_paths():
     for method in presets.METHODS:
         for mask in (*presets.MASKS.values(), (("a[b]/*,?", 0.0),)):
-            for centres in ("none", "classifier", "features", "outputs"):
-                name = presets.method_name(method, mask, centres)
+            for centers in ("none", "classifier", "features", "outputs"):
+                name = presets.method_name(method, mask, centers)
                 assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_+=-"), name
 
 

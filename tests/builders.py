@@ -7,7 +7,7 @@ import optax
 
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, policies, steps
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.views import ByView
@@ -22,7 +22,7 @@ RATE = 0.1  # of `recording`
 def backbone(variables, images, train, mutable=()):
     """Two layers with a BatchNorm between them: every row's features depend on all rows."""
     params, statistics = variables["params"], variables["batch_stats"]
-    # The step normalises in float32; whole pixel values give float64 back.
+    # The step normalizes in float32; whole pixel values give float64 back.
     pixels = jnp.rint(images.astype(jnp.float64) * 255) / 255 - 0.5
     x = pixels.reshape(len(images), -1) @ params["stem"]["kernel"] + params["stem"]["bias"][None]
     if train:
@@ -155,22 +155,22 @@ def make_state(params, method, tx=None, apply_fn=backbone):
         batch_stats={"mean": jnp.zeros(D), "var": jnp.ones(D)},
         head_stats={},
         ema_params=params,
-        centres=jax.tree.map(to_float64, method.centres.init(params["classifier"], NUM_UNLABELED)),
+        centers=jax.tree.map(to_float64, method.centers.init(params["classifier"], NUM_UNLABELED)),
         policy=method.policy.init(make_spec()),
     )
 
 
-def gradients(method, params, batch, centres=None):
+def gradients(method, params, batch, centers=None):
     """What one step hands to the optimizer."""
     state = make_state(params, method)
-    state = state if centres is None else state.replace(centres=centres)
+    state = state if centers is None else state.replace(centers=centers)
     # Not compiled: the operations are, one by one, and all tests share them.
     new, _ = steps.train_step(state, batch, method=method)
     return new.opt_state
 
 
 def views(params, batch):
-    """Features of the labelled [B, D], weak and strong [μB, D] rows, from one backbone pass."""
+    """Features of the labeled [B, D], weak and strong [μB, D] rows, from one backbone pass."""
     images = batch.images.reshape(-1, SIDE, SIDE, 3) / 255
     features = backbone({"params": params, "batch_stats": {}}, images, train=True)
     features = features.reshape(B, -1, D)

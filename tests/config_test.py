@@ -54,7 +54,7 @@ def test_names_that_stand_elsewhere_are_fields():
 
 
 @pytest.mark.parametrize(
-    ("method", "mask", "centres", "weight", "ratio"),
+    ("method", "mask", "centers", "weight", "ratio"),
     [
         ("supervised", (), "none", 0.0, 7),
         ("fixmatch", (), "none", 1.0, 7),
@@ -63,11 +63,11 @@ def test_names_that_stand_elsewhere_are_fields():
         ("layermatch", MASK, "classifier", 1.0, 7),
     ],
 )
-def test_what_a_method_chooses(method, mask, centres, weight, ratio):
+def test_what_a_method_chooses(method, mask, centers, weight, ratio):
     config = presets.apply_method(config_lib.base(), method)
     assert config.method == config.applied_method == method
     assert config.layerwise.gradient_mask == mask
-    assert config.avg_clustering.centres == centres
+    assert config.avg_clustering.centers == centers
     assert (config.unsupervised_weight, config.unlabeled_ratio) == (weight, ratio)
     rules.validate(config)
 
@@ -80,7 +80,7 @@ def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
         "method": f"{method}+layerwise",
         "applied_method": f"{method}+layerwise",
         "layerwise.gradient_mask": MASK,
-        "avg_clustering.centres": "classifier",
+        "avg_clustering.centers": "classifier",
     }
 
 
@@ -180,7 +180,7 @@ def test_parse_arg():
     [
         ("metod", "'method'"),
         ("gradient_mask", "'layerwise.gradient_mask'"),
-        ("centres", "'avg_clustering.centres'"),
+        ("centers", "'avg_clustering.centers'"),
         ("learning_rate", "'optimizer.learning_rate'"),
         ("optimizer.nestorov", "'optimizer.nesterov'"),
         ("model.momentum", "'avg_clustering.momentum', 'optimizer.momentum' or 'policy.momentum'"),
@@ -300,8 +300,8 @@ def test_decays_are_below_one(name, value):
         ("parallelism", "pjit", "jit"),
         ("dataset.evaluate_on", "valid", "validation"),
         ("model.dtype", "float16", "bfloat16"),
-        ("avg_clustering.centres", "classifer", "classifier"),
-        ("avg_clustering.target_head", "centers", "centres"),
+        ("avg_clustering.centers", "classifer", "classifier"),
+        ("avg_clustering.target_head", "centre", "centers"),
         ("policy.name", "softmach", "softmatch"),
         ("policy.signal_annealing", "expo", "exp"),
     ],
@@ -316,9 +316,9 @@ def test_settings_that_contradict_each_other():
     message = refused(configured(unlabeled_ratio=0))
     assert "--config.unlabeled_ratio to 1 or more" in message
     assert ":method=supervised" in message
-    message = refused(configured("fixmatch", avg_clustering__target_head="centres"))
-    assert "needs --config.avg_clustering.centres=classifier" in message
-    rules.validate(configured("layermatch", avg_clustering__target_head="centres"))
+    message = refused(configured("fixmatch", avg_clustering__target_head="centers"))
+    assert "needs --config.avg_clustering.centers=classifier" in message
+    rules.validate(configured("layermatch", avg_clustering__target_head="centers"))
     for method, weight in (("flexmatch", 0.0), ("layermatch", 0.0), ("supervised", 1.0)):
         message = refused(configured(method, unsupervised_weight=weight))
         assert f"--config.unsupervised_weight={weight} with method {method}" in message
@@ -327,12 +327,12 @@ def test_settings_that_contradict_each_other():
     assert "Write --config=FILE:method=freematch" in message
     message = refused(configured("uda", policy__name="fixed_threshold"))
     assert "Write --config=FILE:method=fixmatch" in message
-    for field in ({"avg_clustering__centres": "outputs"}, {"layerwise__gradient_mask": MASK}):
+    for field in ({"avg_clustering__centers": "outputs"}, {"layerwise__gradient_mask": MASK}):
         assert "mean nothing to it" in refused(configured("supervised", **field))
-    for field in ({"centres": "outputs"}, {"centres": "classifier", "target_head": "centres"}):
+    for field in ({"centers": "outputs"}, {"centers": "classifier", "target_head": "centers"}):
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
         assert "brings its own targets" in refused(configured("mean_teacher", **field))
-    rules.validate(configured("mean_teacher", avg_clustering__centres="features"))
+    rules.validate(configured("mean_teacher", avg_clustering__centers="features"))
     # 32 pixels and 4 on both sides are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
         configured(dataset__image_size=41)

@@ -9,7 +9,7 @@ import pytest
 from runs_of_tests import KilledError, assert_same, before_step, die, final_state, tiny
 
 from layermatch_jax import initial_weights, setup, train
-from layermatch_jax.after import runs
+from layermatch_jax.after import runs, trained
 from layermatch_jax.errors import InputError
 from layermatch_jax.models.pretrained import Normalization, Weights
 
@@ -49,7 +49,7 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(first):
     jax.tree.map(np.testing.assert_array_equal, flat(initial.ema_params), of_first("ema_params"))
     jax.tree.map(np.testing.assert_array_equal, flat(initial.batch_stats), of_first("batch_stats"))
     # Centers begin at the classifier; the optimizer and the step begin anew.
-    jax.tree.map(np.testing.assert_array_equal, initial.centres, initial.params["classifier"])
+    jax.tree.map(np.testing.assert_array_equal, initial.centers, initial.params["classifier"])
     assert int(initial.step) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(initial.opt_state))
 
@@ -98,7 +98,10 @@ def test_what_a_run_keeps_of_its_weights(first, tmp_path, capsys):
     assert f"starts from the run in {moved}, step 4 (license: " in capsys.readouterr().err
     # What predicts and reports with the run reads it there.
     shutil.rmtree(moved)
-    assert runs.read(str(workdir)).data.statistics == ((0.25, 0.5, 0.75), (0.125, 0.25, 0.5))
+    run = runs.read(str(workdir))
+    assert run.statistics == ((0.25, 0.5, 0.75), (0.125, 0.25, 0.5))
+    told = trained.of_run(run).about["weights"]
+    assert told == {"source": record["source"], "license": record["license"]}
 
 
 def test_to_go_on_needs_no_weights_again(first, tmp_path, monkeypatch):

@@ -29,16 +29,16 @@ from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
 
 # State of all kinds (by sample, of the classifier, of batches' statistics), and both backends.
 @pytest.mark.parametrize(
-    ("method", "centres", "backend"),
+    ("method", "centers", "backend"),
     [
         pytest.param("flexmatch+layerwise", "classifier", "device", marks=pytest.mark.slow),
         ("freematch", "outputs", "tf_data"),
     ],
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(
-    method, centres, backend, tmp_path, monkeypatch
+    method, centers, backend, tmp_path, monkeypatch
 ):
-    c = tiny(method, **{"avg_clustering.centres": centres, "input.backend": backend})
+    c = tiny(method, **{"avg_clustering.centers": centers, "input.backend": backend})
     whole = train.train_and_evaluate(c, tmp_path / "whole")
     with monkeypatch.context() as patch:
         before_step(patch, 8, die)
@@ -57,7 +57,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     ]
     expected = final_state(tmp_path / "whole")
     assert any("ema_params" in path for path in expected)
-    assert any("centres" in path for path in expected)
+    assert any("centers" in path for path in expected)
     assert any("policy" in path for path in expected)
     assert_same(tmp_path / "whole", tmp_path / "cut")
 

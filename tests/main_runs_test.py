@@ -35,7 +35,8 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert "supervised on fake, 20 labels (label seed 0, seed 0): 4 steps" in out
     assert f" {last:.2f} %" in out
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
+        ".lock", ".lock.holder", "checkpoints", "config.json", "data.json",
+        "labeled_split.json", "metrics.jsonl",
         "result.json",
     }  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
 
 
 def numpy_loss(params, batch, statistics):
-    """The mean cross-entropy of the labelled images under the linear model, in float32."""
+    """The mean cross-entropy of the labeled images under the linear model, in float32."""
     images = (batch.images[:, 0] / np.float32(255) - np.float32(statistics[0])) / np.float32(
         statistics[1]
     )
@@ -265,7 +266,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
 
     # From here on images break after they were checked.
     monkeypatch.setattr(checking, "check", lambda *_: checking.Findings({}, ()))
-    # An unlabelled image that is needed in the fourth step for the first time.
+    # An unlabeled image that is needed in the fourth step for the first time.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
     sampler = setup.create_sampler(config, partition)
@@ -283,7 +284,8 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
     assert "Traceback" not in err
     # What is there is whole, and enough to go on.
     assert {p.name for p in workdir.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "data.json", "labeled_split.json", "metrics.jsonl",
+        ".lock", ".lock.holder", "checkpoints", "config.json", "data.json",
+        "labeled_split.json", "metrics.jsonl",
     }  # fmt: skip
     # A line is written when the step after it is under way: the third may be missing.
     assert [line["step"] for line in metrics.read(workdir)] in ([1, 2], [1, 2, 3])

@@ -73,15 +73,15 @@ def before_step(monkeypatch, step, action):
     def create(*args):
         created = original(*args)
 
-        def calls(steps):
+        def chunks(steps):
             begun = steps.start
-            for last, call in created.calls(steps):
+            for last, chunk in created.chunks(steps):
                 if begun < step <= last:
                     action()
-                yield last, call
+                yield last, chunk
                 begun = last
 
-        return created._replace(calls=calls)
+        return created._replace(chunks=chunks)
 
     monkeypatch.setattr(feed, "create", create)
 

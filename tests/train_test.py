@@ -122,12 +122,12 @@ def test_between_log_lines_nothing_is_compiled_and_nothing_fetched(
     def create(*args):
         made = created(*args)
 
-        def calls(steps):
-            for last, call in made.calls(steps):
+        def chunks(steps):
+            for last, chunk in made.chunks(steps):
                 by_call.append((last, len(compiled), len(fetched)))
-                yield last, call
+                yield last, chunk
 
-        return made._replace(calls=calls)
+        return made._replace(chunks=chunks)
 
     monkeypatch.setattr(feed, "create", create)
     periods = {"log_every": 12, "eval_every": 12, "checkpoint_every": 12, "train_steps": 36}
@@ -206,14 +206,14 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_labels", [20, 400])
 def test_a_run_that_cannot_test_its_pseudo_labels_says_so(num_labels):
-    """All 400 training images are labelled, so the truth of none tests a pseudo-label."""
+    """All 400 training images are labeled, so the truth of none tests a pseudo-label."""
     c = tiny(**{"dataset.num_labels": num_labels})
     told = train.unmeasured(c, setup.load(c).partition)
     assert bool(told) == (num_labels == 400)
     if told:
         assert told == [
-            "accuracy of pseudo-labels: not measured, because no unlabelled image has a known "
-            "class (labelled images do not count)"
+            "accuracy of pseudo-labels: not measured, because no unlabeled image has a known "
+            "class (labeled images do not count)"
         ]
     c = tiny("supervised", **{"dataset.num_labels": num_labels})
     assert train.unmeasured(c, setup.load(c).partition) == []

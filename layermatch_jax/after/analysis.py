@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn import decomposition, metrics
 
 
 class Curve(NamedTuple):
@@ -34,9 +35,9 @@ def curve(lines: Sequence[dict[str, Any]], split: str, name: str) -> Curve:
 
 
 def thinned(whole: Curve, limit: int) -> Curve:
-    """A Curve of at most `limit` steps: means of neighbours, at the step of the last of them.
+    """A Curve of at most `limit` steps: means of neighbors, at the step of the last of them.
 
-    A mean by class is over those neighbours in which the class is known.
+    A mean by class is over those neighbors in which the class is known.
     """
     total = len(whole.steps)
     if total <= limit:
@@ -83,8 +84,9 @@ def confusion_matrix(truths: np.ndarray, predicted: np.ndarray, num_classes: int
       num_classes: K.
     """
     known = truths >= 0
-    pairs = truths[known] * num_classes + predicted[known]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    if not known.any():  # scikit-learn refuses classes without an image
+        return np.zeros((num_classes, num_classes), int)
+    return metrics.confusion_matrix(truths[known], predicted[known], labels=range(num_classes))
 
 
 def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
@@ -123,10 +125,8 @@ class Plane(NamedTuple):
 
 
 def principal_plane(features: np.ndarray) -> Plane:
-    """Principal component analysis to two dimensions, of features [N, D] with D of 2 or more."""
-    mean = features.mean(axis=0)
-    centred = (features - mean).astype(np.float64)
-    variances, axes = np.linalg.eigh(centred.T @ centred)
-    variances, axes = np.maximum(variances[::-1], 0), axes[:, [-1, -2]]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
-    return Plane(mean, axes, variances[:2] / max(variances.sum(), np.finfo(float).tiny))
+    """Principal component analysis to two dimensions, of features [N, D] with N and D ≥ 2."""
+    with np.errstate(invalid="ignore"):  # the shares of features that do not vary, as 0 / 0
+        fitted = decomposition.PCA(2, svd_solver="full").fit(np.float64(features))
+    total = max(np.float64(features).var(axis=0, ddof=1).sum(), np.finfo(float).tiny)
+    return Plane(fitted.mean_, fitted.components_.T, fitted.explained_variance_ / total)

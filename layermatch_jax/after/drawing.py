@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from layermatch_jax.after import statistics
 from layermatch_jax.errors import InputError
 
-# Okabe and Ito's colours, which are told apart by colour-blind readers, too.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+# Okabe and Ito's colors, which are told apart by color-blind readers, too.
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 
 
 def figure(width: float, height: float) -> Any:
@@ -65,15 +66,16 @@ def comparison(
     left, right = chart.subplots(1, 2, sharey=True)
     positions = range(len(scores))
     for position, (row, by_seed) in zip(positions, scores.items(), strict=True):
-        _points(left, position, list(by_seed.values()), BLUE, standard_error=False)
-        shared = by_seed.keys() & scores[baseline].keys() if row != baseline else ()
-        differences = [by_seed[seed] - scores[baseline][seed] for seed in sorted(shared)]
-        _points(right, position, differences, RED, standard_error=True)
+        _points(left, position, list(by_seed.values()), statistics.mean(by_seed.values()), BLUE)
+        if row != baseline:
+            compared = by_seed, scores[baseline]
+            differences = statistics.differences(*compared)
+            _points(right, position, differences, statistics.mean_difference(*compared), RED)
     left.set_yticks(positions, list(scores))
     left.invert_yaxis()
     left.set_xlabel(f"{quantity}\npoints: seeds; bar: mean ± standard deviation")
     right.set_xlabel(f"difference to {baseline}, points\nof each seed; bar: mean ± standard error")
-    right.axvline(0, color=GREY, linewidth=1)
+    right.axvline(0, color=GRAY, linewidth=1)
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
@@ -83,20 +85,17 @@ def comparison(
     return chart
 
 
-def _points(axes, position: int, values: list[float], colour: str, *, standard_error: bool):
+def _points(axes, position: int, values: list[float], mean: statistics.Mean, color: str):
     """Seeds as light points above the mean and its spread."""
     if not values:
         return
-    axes.plot(values, [position - 0.14] * len(values), "o", color=colour, alpha=0.4, markersize=4)
-    spread = np.std(values, ddof=1) if len(values) > 1 else None
-    if spread is not None and standard_error:
-        spread /= len(values) ** 0.5
+    axes.plot(values, [position - 0.14] * len(values), "o", color=color, alpha=0.4, markersize=4)
     axes.errorbar(
-        np.mean(values),
+        mean.value,
         position + 0.14,
-        xerr=spread,
+        xerr=mean.spread,
         fmt="D",
-        color=colour,
+        color=color,
         markersize=5,
         capsize=3,
     )
@@ -109,8 +108,8 @@ class Panel(NamedTuple):
     values: np.ndarray  # [rows, columns]
     low: np.ndarray  # [rows, columns], ends of the interval
     high: np.ndarray
-    colours: str  # matplotlib's name
-    least: float | None  # of the colours; None for both = a logarithmic scale of what there is
+    colors: str  # matplotlib's name
+    least: float | None  # of the colors; None for both = a logarithmic scale of what there is
     most: float | None
 
 
@@ -129,7 +128,7 @@ def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str, t
     chart = figure(2 * (width + 2.2), lines * (height + 0.9) + 0.3)
     chart.suptitle(title, fontsize="medium")
     for axes, panel in zip(chart.subplots(lines, 2).flat, panels, strict=True):
-        image = axes.imshow(panel.values, aspect="auto", cmap=panel.colours, norm=_norm(panel))
+        image = axes.imshow(panel.values, aspect="auto", cmap=panel.colors, norm=_norm(panel))
         chart.colorbar(image, ax=axes, pad=0.02)
         for (row, column), value in np.ndenumerate(panel.values):
             if np.isfinite(value):

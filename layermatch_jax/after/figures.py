@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from layermatch_jax.after import style
-from layermatch_jax.after.drawing import GREY
+from layermatch_jax.after.drawing import GRAY
 
 _WIDTH = 84  # characters of a legend's line
 
@@ -33,7 +33,7 @@ def png(figure) -> bytes:
     return file.getvalue()
 
 
-def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = False):
+def draw_curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = False):
     """Lines over training steps.
 
     Args:
@@ -55,24 +55,24 @@ def curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = F
         for i, one in enumerate(series):
             if not len(one.steps):
                 continue
-            colour, line = style.COLOURS[i % len(style.COLOURS)], style.LINES[i % len(style.LINES)]
+            color, line = style.COLORS[i % len(style.COLORS)], style.LINES[i % len(style.LINES)]
             axes.plot(
                 one.steps,
                 one.values,
-                color=colour,
+                color=color,
                 linestyle=line,
                 marker=style.marker(one.steps),
                 label=style.shortened(one.label, _WIDTH),
             )
             if one.low is not None:
                 axes.fill_between(
-                    one.steps, one.low, one.high, color=colour, alpha=0.18, linewidth=0
+                    one.steps, one.low, one.high, color=color, alpha=0.18, linewidth=0
                 )
         axes.set(title=title, xlabel="training step", ylabel=unit)
         axes.set_xlim(left=0)
         low, high = axes.get_ylim()
         if low < 0 < high:
-            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.axhline(0, color=GRAY, linewidth=0.8)
         style.step_axis(axes.xaxis)
         if percent:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None, symbol=""))
@@ -106,7 +106,7 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
             "ratio",
             limits=(-2, 2),
             ticks={-2: "≤ 1/4", -1: "1/2", 0: "1", 1: "2", 2: "≥ 4"},
-            colours="PuOr",
+            colors="PuOr",
         )
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
@@ -116,13 +116,11 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
             if k >= len(names):
                 axes.set_axis_off()
                 continue
-            for values, colour, label in (
-                (truths, GREY, "images of the class"),
-                (pseudo_labels, style.COLOURS[0], "pseudo-labels used"),
+            for values, color, label in (
+                (truths, GRAY, "images of the class"),
+                (pseudo_labels, style.COLORS[0], "pseudo-labels used"),
             ):
-                axes.plot(
-                    steps, values[:, k], color=colour, marker=style.marker(steps), label=label
-                )
+                axes.plot(steps, values[:, k], color=color, marker=style.marker(steps), label=label)
             axes.set_title(style.shortened(names[k], 16))
             style.step_axis(axes.xaxis)
         grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # all share them
@@ -134,19 +132,19 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
 
 
 def class_map(
-    steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks=None, colours=None
+    steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks=None, colors=None
 ):
-    """A quantity by class over training, as colours.
+    """A quantity by class over training, as colors.
 
     Args:
       steps: [T], the last one of each window; T > 0.
-      values: [T, K]; NaN, where it is not known, is grey.
+      values: [T, K]; NaN, where it is not known, is gray.
       names: of the K classes.
       title: what is drawn.
       unit: of the values.
-      limits: (lowest, highest) value that has a colour of its own.
-      ticks: {value: what is written beside its colour}; None where fractions are shown in %.
-      colours: name of a colour map; None for viridis.
+      limits: (lowest, highest) value that has a color of its own.
+      ticks: {value: what is written beside its color}; None where fractions are shown in %.
+      colors: name of a color map; None for viridis.
 
     Returns:
       A Figure.
@@ -156,7 +154,7 @@ def class_map(
         from matplotlib import ticker
 
         axes = figure.subplots()
-        palette = matplotlib.colormaps[colours or "viridis"].with_extremes(bad="#c8c8c8")
+        palette = matplotlib.colormaps[colors or "viridis"].with_extremes(bad="#c8c8c8")
         mesh = axes.pcolormesh(
             np.concatenate([[0], steps]),
             np.arange(len(names) + 1) - 0.5,

@@ -36,8 +36,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
         if count <= style.WRITTEN:
             for i, j in zip(*np.nonzero(matrix), strict=True):
                 shown = f"{100 * share[i, j]:.0f}" if share[i, j] >= 0.005 else "<1"
-                colour = "white" if share[i, j] > 0.55 else "black"
-                axes.text(j, i, shown, ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if share[i, j] > 0.55 else "black"
+                axes.text(j, i, shown, ha="center", va="center", color=color, fontsize=8)
         figure.colorbar(
             image,
             label="% of the class's images",
@@ -47,7 +47,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
     return figure
 
 
-def images(pixels, titles: Sequence[Sequence[str]], rows: Sequence[str] = ()):
+def draw_images(pixels, titles: Sequence[Sequence[str]], rows: Sequence[str] = ()):
     """A grid of images.
 
     Args:
@@ -88,7 +88,7 @@ def feature_map(
     labels: np.ndarray,
     names: Sequence[str],
     shares: Sequence[float],
-    centres: np.ndarray | None = None,
+    centers: np.ndarray | None = None,
     wrong: np.ndarray | None = None,
 ):
     """Features in the plane in which they vary most.
@@ -98,8 +98,8 @@ def feature_map(
       labels: integers [N], true classes.
       names: of the K classes.
       shares: [2], of the variance along the axes.
-      centres: [K, 2], NaN for a class without; None for none.
-      wrong: bool [N], predictions that are wrong. Of many classes, this is what is coloured.
+      centers: [K, 2], NaN for a class without; None for none.
+      wrong: bool [N], predictions that are wrong. Of many classes, this is what is colored.
 
     Returns:
       A Figure.
@@ -113,31 +113,31 @@ def feature_map(
                 axes.scatter(
                     *points[labels == k].T,
                     s=size,
-                    color=style.COLOURS[k % len(style.COLOURS)],
-                    marker=style.MARKERS[k // len(style.COLOURS) % len(style.MARKERS)],
+                    color=style.COLORS[k % len(style.COLORS)],
+                    marker=style.MARKERS[k // len(style.COLORS) % len(style.MARKERS)],
                     alpha=0.6,
                     linewidths=0,
                     label=style.shortened(name, 24),
                 )
         else:
             wrong = np.zeros(len(points), bool) if wrong is None else wrong
-            for mask, colour, label in (
-                (~wrong, style.COLOURS[0], "predicted right"),
-                (wrong, style.COLOURS[1], "predicted wrong"),
+            for mask, color, label in (
+                (~wrong, style.COLORS[0], "predicted right"),
+                (wrong, style.COLORS[1], "predicted wrong"),
             ):
                 axes.scatter(
-                    *points[mask].T, s=size, color=colour, alpha=0.5, linewidths=0, label=label
+                    *points[mask].T, s=size, color=color, alpha=0.5, linewidths=0, label=label
                 )
-        if centres is not None:
-            colours = [
-                style.COLOURS[k % len(style.COLOURS)] if few else "white" for k in range(len(names))
+        if centers is not None:
+            colors = [
+                style.COLORS[k % len(style.COLORS)] if few else "white" for k in range(len(names))
             ]
             axes.scatter(
-                *centres.T, marker="*", s=130 if few else 30, c=colours, edgecolor="black",
-                linewidths=1, zorder=3, label="centre",
+                *centers.T, marker="*", s=130 if few else 30, c=colors, edgecolor="black",
+                linewidths=1, zorder=3, label="center",
             )  # fmt: skip
-        if centres is not None and len(names) <= style.SEPARATE:
-            for name, (x, y) in zip(names, centres, strict=True):
+        if centers is not None and len(names) <= style.SEPARATE:
+            for name, (x, y) in zip(names, centers, strict=True):
                 if np.isfinite(x):
                     axes.annotate(
                         style.shortened(name, 12), (x, y), (6, 5), textcoords="offset points",

@@ -9,8 +9,8 @@ from layermatch_jax.after import drawing
 from layermatch_jax.after.drawing import BLUE, GREEN, ORANGE, RED
 
 # Okabe and Ito's seven, the pale yellow left out.
-COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000")
-# Not by colour alone, and what lies below a broken line is seen. With the colours: 21 series.
+COLORS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000")
+# Not by color alone, and what lies below a broken line is seen. With the colors: 21 series.
 LINES = ("-", (0, (6, 1.5)), (0, (2, 1)))
 MARKERS = "o^sDvP"
 WRITTEN = 20  # classes whose confusion matrix has numbers in it

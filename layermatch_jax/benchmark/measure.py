@@ -43,7 +43,7 @@ class Part(NamedTuple):
     images: int  # in each
 
 
-def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
+def run_benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
     """Times the train step, the input, the whole loop and the evaluation.
 
     Nothing that is trained is kept. With config.profile, a trace of the whole loop (jax.profiler)
@@ -65,7 +65,7 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
     folder = epath.Path(workdir).expanduser()
     data = setup.load(config)
     main = setup.prepare(config, data)
-    program = _analyse(main, config)
+    program = _analyze(main, config)
     parts = {"train step": _step(main, config)}
     parts["train step"].run(1)  # before others take memory, too
     memory = jax.local_devices()[0].memory_stats() or {}
@@ -89,7 +89,7 @@ def benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]
                 parts["whole loop"].run(1)
     if not hosts.is_first():
         return None
-    report = summary.report(config, data, program, parts, seconds)
+    report = summary.make_report(config, data, program, parts, seconds)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / summary.FILE, report)
     return report
@@ -111,19 +111,19 @@ def _others(config) -> dict[str, ml_collections.ConfigDict]:
 
 
 def _step(prepared: setup.Prepared, config) -> Part:
-    """The train program on calls that wait on the devices."""
+    """The train program on chunks that wait on the devices."""
     feed = prepared.data.feed
     K = config.input.steps_per_call
-    calls = [
-        parallel.place_batch(call, config.parallelism)
-        for _, call in itertools.islice(feed.calls(range(4 * K)), 4)
+    chunks = [
+        parallel.place_batch(chunk, config.parallelism)
+        for _, chunk in itertools.islice(feed.chunks(range(4 * K)), 4)
     ]
     state = [parallel.replicate(prepared.initial, config.parallelism)]
 
     def run(count: int) -> float:
         start = time.perf_counter()
-        for call in itertools.islice(itertools.cycle(calls), count):
-            state[0], _ = prepared.train_program(state[0], prepared.resident, call)
+        for chunk in itertools.islice(itertools.cycle(chunks), count):
+            state[0], _ = prepared.train_program(state[0], prepared.resident, chunk)
         jax.block_until_ready(state[0])
         return (time.perf_counter() - start) / count
 
@@ -133,14 +133,14 @@ def _step(prepared: setup.Prepared, config) -> Part:
 def _input(prepared: setup.Prepared, config) -> Part:
     """Making batches, and bringing them to the devices, without training on them."""
     feed, K = prepared.data.feed, config.input.steps_per_call
-    calls = feed.calls(range(2**31))
+    chunks = feed.chunks(range(2**31))
 
-    def sum_of_pixels(state, resident, call, *, axis_name):  # or XLA would not make them
+    def sum_of_pixels(state, resident, chunk, *, axis_name):  # or XLA would not make them
         def one_step(total, rows):
             images = feed.batch(resident, rows).images
             return total + jnp.sum(images, dtype=jnp.int32), None
 
-        by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
+        by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), chunk)
         total, _ = jax.lax.scan(one_step, jnp.int32(0), by_step)
         return reductions.total(total, axis_name)
 
@@ -150,8 +150,8 @@ def _input(prepared: setup.Prepared, config) -> Part:
     state = parallel.replicate(jnp.int32(0), config.parallelism)
 
     def make(count: int) -> None:
-        for _, call in itertools.islice(calls, count):
-            placed = parallel.place_batch(call, config.parallelism)
+        for _, chunk in itertools.islice(chunks, count):
+            placed = parallel.place_batch(chunk, config.parallelism)
             jax.block_until_ready(program(state, prepared.resident, placed))
 
     def run(count: int) -> float:
@@ -167,7 +167,7 @@ def _input_per_image(prepared: setup.Prepared, config) -> Part:
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
     sampler = setup.create_sampler(config, partition)
-    batches = per_image.batches(partition.unlabeled, sampler, config.dataset.padding)
+    batches = per_image.view_batches(partition.unlabeled, sampler, config.dataset.padding)
 
     def run(count: int) -> float:
         next(batches), next(batches), next(batches)  # made while other parts were timed
@@ -184,7 +184,7 @@ def _loop(prepared: setup.Prepared, config, scratch: str) -> Part:
     prepared = prepared._replace(data=data)
 
     def run(count: int) -> float:
-        window = -(-count // (_WINDOWS - 1))  # calls
+        window = -(-count // (_WINDOWS - 1))  # chunks
         short, folder = config.copy_and_resolve_references(), tempfile.mkdtemp(dir=scratch)
         short.log_every, short.layer_report.at_steps = window * K, ()
         short.train_steps = short.eval_every = short.checkpoint_every = _WINDOWS * window * K
@@ -238,11 +238,11 @@ def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
 # What is told.
 
 
-def _analyse(prepared: setup.Prepared, config) -> dict[str, Any]:
+def _analyze(prepared: setup.Prepared, config) -> dict[str, Any]:
     """What the compiler says of the train program."""
     state = parallel.replicate(prepared.initial, config.parallelism)
-    call = parallel.place_batch(prepared.data.feed.example, config.parallelism)
-    lowered = prepared.train_program.lower(state, prepared.resident, call)
+    chunk = parallel.place_batch(prepared.data.feed.example, config.parallelism)
+    lowered = prepared.train_program.lower(state, prepared.resident, chunk)
     start = time.perf_counter()
     memory = lowered.compile().memory_analysis()
     seconds = time.perf_counter() - start

@@ -27,12 +27,12 @@ PEAK = {
 }
 
 
-def report(config, data, program, parts: Mapping, seconds) -> dict[str, Any]:
+def make_report(config, data, program, parts: Mapping, seconds) -> dict[str, Any]:
     """What benchmark.json holds.
 
     {'parts': {name: {'steps_per_second' (None for evaluation), 'images_per_second' (views),
     'relative_speed' (to the train step's; None for evaluation), 'seconds' [rounds]}}, 'program':
-    of `_analyse` with 'peak_bytes_per_device' (None where the device does not tell),
+    of `_analyze` with 'peak_bytes_per_device' (None where the device does not tell),
     'flops_per_second' and 'peak_share' of all devices (None where the peak is not known), 'config':
     by field, 'images_per_step', and what it ran on}.
     """
@@ -64,7 +64,7 @@ def report(config, data, program, parts: Mapping, seconds) -> dict[str, Any]:
     }
 
 
-def table(report: dict[str, Any], workdir: str) -> str:
+def as_table(report: dict[str, Any], workdir: str) -> str:
     """A report as a person reads it."""
     config, program, device = (report[name] for name in ("config", "program", "device"))
     lines = [

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import device
 from layermatch_jax.data.images import Images
@@ -21,7 +21,7 @@ _CHUNK = 256  # images read and placed at a time
 
 
 class Feed(NamedTuple):
-    """What a backend of config.input is. A call is what the train program is given for K steps.
+    """What a backend of config.input does. A chunk is the input of K train steps.
 
     Its arrays are NumPy, [rows, K, ...]: this host's rows of every one of the global batches.
     """
@@ -30,11 +30,11 @@ class Feed(NamedTuple):
     # `parallel.replicate` places them; and their size on each device. () and 0 for none.
     resident: Callable[[str], Any]
     resident_bytes: int
-    # A call of the first steps, for its shapes
+    # The chunk of the first steps, for its shapes
     example: Any
-    # steps -> (number of the call's last step, 1-based; the call), in order
-    calls: Callable[[range], Iterator[tuple[int, Any]]]
-    # (resident, one step of a call: [rows, ...]) -> TrainBatch; runs inside the program
+    # steps -> (number of the chunk's last step, 1-based; the chunk), in order
+    chunks: Callable[[range], Iterator[tuple[int, Any]]]
+    # (resident, one step of a chunk: [rows, ...]) -> TrainBatch; runs inside the program
     batch: Callable[[Any, Any], TrainBatch]
     # A step, 0-based -> the TrainBatch that `batch` makes of it; reads the images of its rows alone
     one_step: Callable[[int], TrainBatch]
@@ -52,13 +52,13 @@ def create(
       rows: this host's rows of every global batch.
 
     Raises:
-      InputError: an image cannot be read; names its file. `resident` and `calls` raise it, too.
+      InputError: an image cannot be read; names its file. `resident` and `chunks` raise it, too.
     """
     return _BACKENDS[config.input.backend](config, partition, sampler, rows)
 
 
 def _tf_data(config, partition, sampler, rows) -> Feed:
-    """The host makes every view, through tf.data; the devices get whole batches, one a call."""
+    """The host makes all views by tf.data; the devices get whole batches, one step a chunk."""
     if not importlib.util.find_spec("tensorflow"):
         raise InputError(
             "--config.input.backend=tf_data needs TensorFlow: pip install tensorflow. Or take "
@@ -66,10 +66,10 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
         )
     padding = config.dataset.padding
 
-    def call(batch: TrainBatch) -> TrainBatch:
+    def chunk(batch: TrainBatch) -> TrainBatch:
         return jax.tree.map(lambda x: x[:, None], batch)
 
-    def calls(steps: range) -> Iterator[tuple[int, TrainBatch]]:
+    def chunks(steps: range) -> Iterator[tuple[int, TrainBatch]]:
         batches = pipeline.train_batches(
             partition,
             sampler,
@@ -79,29 +79,29 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
             prefetch=config.input.prefetch,
         )
         for step, batch in enumerate(batches, steps.start + 1):
-            yield step, call(batch)
+            yield step, chunk(batch)
 
     def one_step(step: int) -> TrainBatch:
-        _, made = next(calls(range(step, step + 1)))
+        _, made = next(chunks(range(step, step + 1)))
         return jax.tree.map(lambda x: x[:, 0], made)
 
     example, _ = pipeline.moved_views(partition, sampler, padding, 0, rows)
-    return Feed(lambda _: (), 0, call(example), calls, lambda resident, batch: batch, one_step)
+    return Feed(lambda _: (), 0, chunk(example), chunks, lambda resident, batch: batch, one_step)
 
 
 def _device(config, partition, sampler, rows) -> Feed:
-    """The devices keep all images and make every view; the host makes draws, for K steps a call."""
+    """The devices keep all images and make all views; the host draws, for K steps a chunk."""
     padding, size, K = config.dataset.padding, sampler.image_size, config.input.steps_per_call
 
-    def call(steps: range) -> Draws:
+    def chunk(steps: range) -> Draws:
         of_steps = [sampler.draw(step).rows(rows) for step in steps]
         return jax.tree.map(lambda *x: np.stack(x, axis=1), *of_steps)
 
-    def calls(steps: range) -> Iterator[tuple[int, Draws]]:
+    def chunks(steps: range) -> Iterator[tuple[int, Draws]]:
         start = steps.start
         while start < steps.stop:  # up to the next multiple of K, wherever the run goes on from
             stop = min(start - start % K + K, steps.stop)
-            yield stop, call(range(start, stop))
+            yield stop, chunk(range(start, stop))
             start = stop
 
     def batch(resident: device.ResidentData, draws: Draws) -> TrainBatch:
@@ -144,7 +144,7 @@ def _device(config, partition, sampler, rows) -> Feed:
         return made._replace(labeled_indices=draws.labeled, unlabeled_indices=draws.unlabeled)
 
     resident_bytes = sum(counts) * 3 * config.dataset.stored_size**2
-    return Feed(resident, resident_bytes, call(range(K)), calls, batch, one_step)
+    return Feed(resident, resident_bytes, chunk(range(K)), chunks, batch, one_step)
 
 
 _BACKENDS = {"tf_data": _tf_data, "device": _device}

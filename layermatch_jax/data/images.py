@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_CHUNK = 64  # images read at a time where a whole set is gone through; 256 px: 13 MB
+_AT_ONCE = 64  # images read at a time where a whole set is gone through; 256 px: 13 MB
 
 
 class Images(NamedTuple):
@@ -90,9 +90,9 @@ def concatenate(a: Images, b: Images) -> Images:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The largest centred square of a Pillow image, resized to `side` pixels.
+    """The largest centered square of a Pillow image, resized to `side` pixels.
 
-    The same as resizing the shorter side and cropping the centre, in one pass. Bilinear, with
+    The same as resizing the shorter side and cropping the center, in one pass. Bilinear, with
     Pillow's wider filter when shrinking (no aliasing); exact where nothing has to be resized.
     """
     width, height = image.size
@@ -117,14 +117,14 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
 def channel_statistics(
     images: Images, limit: int = 10_000
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of red, green and blue, for normalisation.
+    """Mean and standard deviation of red, green and blue, for normalization.
 
     Taken over all pixels of at most `limit` images, evenly spaced over the set. The sums are
     integers, so the result is exact and does not depend on how the reading is cut up.
 
     Returns:
       (mean, standard deviation), each three floats, in units where white is 1. A deviation is at
-      least one grey level (1/255), so that a constant channel can be divided by it.
+      least one gray level (1/255), so that a constant channel can be divided by it.
 
     Raises:
       ValueError: there are no images.
@@ -135,11 +135,11 @@ def channel_statistics(
         raise ValueError(f"channel_statistics needs an image: has {total}, limit={limit}.")
     indices = np.arange(count) * total // count
     sums, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
-    for start in range(0, count, _CHUNK):
-        chunk = images.read(indices[start : start + _CHUNK]).reshape(-1, 3).astype(np.uint32)
-        sums += chunk.sum(0, dtype=np.uint64)
-        squares += (chunk * chunk).sum(0, dtype=np.uint64)
-        pixels += len(chunk)
+    for start in range(0, count, _AT_ONCE):
+        part = images.read(indices[start : start + _AT_ONCE]).reshape(-1, 3).astype(np.uint32)
+        sums += part.sum(0, dtype=np.uint64)
+        squares += (part * part).sum(0, dtype=np.uint64)
+        pixels += len(part)
     mean, std = [], []
     for s, q in zip(sums.tolist(), squares.tolist(), strict=True):
         mean.append(s / pixels / 255)

@@ -15,13 +15,13 @@ from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
 
 
-def batches(
+def view_batches(
     images: Images, sampler: Sampler, padding: int, steps: int = 8
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The views of the unlabelled images of the first steps, over and over.
+    """The views of the unlabeled images of the first steps, over and over.
 
     Args:
-      images: the unlabelled ones.
+      images: the unlabeled ones.
       sampler: of the run.
       padding: reflected border before the crop, pixels.
       steps: whose images and draws are laid out in memory beforehand.
@@ -80,7 +80,7 @@ def _blend(first, second, value):
     return tf.cast(first + value * (second - first), tf.uint8)
 
 
-def _grey(image):
+def _gray(image):
     total = tf.reduce_sum(tf.cast(image, tf.int32) * [19595, 38470, 7471], -1, keepdims=True)
     return (total + 32768) // 65536
 
@@ -98,11 +98,11 @@ def _brightness(image, value):
 
 
 def _color(image, value):
-    return _blend(_grey(image), image, value)
+    return _blend(_gray(image), image, value)
 
 
 def _contrast(image, value):
-    mean = tf.reduce_mean(tf.cast(_grey(image), tf.float32))
+    mean = tf.reduce_mean(tf.cast(_gray(image), tf.float32))
     return _blend(tf.floor(mean + 0.5), image, value)
 
 
@@ -136,7 +136,7 @@ def _solarize(image, value):
 
 
 def _affine(image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
-    # TensorFlow's kernel counts from the centre of the first pixel, Pillow from its corner.
+    # TensorFlow's kernel counts from the center of the first pixel, Pillow from its corner.
     c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],

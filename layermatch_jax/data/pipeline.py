@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.batches import EvalBatch, TrainBatch
 from layermatch_jax.data.augment import crop
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
@@ -167,7 +167,7 @@ def train_batches(
 def eval_batches(
     images: Images, batch_size: int, image_size: int, rows: slice = slice(None)
 ) -> Iterator[EvalBatch]:
-    """A whole split in order, centre-cropped; the last batch is padded and its padding masked.
+    """A whole split in order, center-cropped; the last batch is padded and its padding masked.
 
     Args:
       images: the split.

@@ -131,7 +131,7 @@ def _stream(seed: int, stream: int, size: int, start: int, count: int) -> np.nda
 
 
 def _cutout_boxes(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
-    """Boxes of side U(0, 0.5)·size around a uniform centre, cut off at the border.
+    """Boxes of side U(0, 0.5)·size around a uniform center, cut off at the border.
 
     The corners are rounded as in the field's reference code, which draws with PIL's
     `ImageDraw.rectangle` (both corners inclusive).
@@ -139,7 +139,7 @@ def _cutout_boxes(rng: np.random.Generator, shape: tuple[int, ...], size: int) -
     Returns int32 [*shape, 4].
     """
     side = rng.uniform(0.0, CUTOUT_MAX_SIDE, shape)[..., None] * size
-    centre = rng.uniform(0.0, size, (*shape, 2))
-    low = np.floor(np.maximum(centre - side / 2, 0.0))
+    center = rng.uniform(0.0, size, (*shape, 2))
+    low = np.floor(np.maximum(center - side / 2, 0.0))
     high = np.minimum(np.floor(low + side) + 1, size)
     return np.concatenate([low, high], -1).astype(np.int32)

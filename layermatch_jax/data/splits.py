@@ -1,4 +1,4 @@
-"""Which images are labelled, unlabelled and for evaluation: the split, and the file it is kept in.
+"""Which images are labeled, unlabeled and for evaluation: the split, and the file it is kept in.
 
 A split is a function of (data set, number of labels, label seed) alone. It is written down with a
 hash, so that two runs can be seen to have used the same one, and can be read back from its file.
@@ -19,7 +19,7 @@ from layermatch_jax.data.images import Images, Source, concatenate, take
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 
-VALIDATION_SHARE = 0.2  # of the training images outside the labelled split
+VALIDATION_SHARE = 0.2  # of the training images outside the labeled split
 
 # Independent streams of random numbers: the last word of the generator's key.
 _IMAGES, _CLASSES, _VALIDATION = range(3)
@@ -30,7 +30,7 @@ class Partition(NamedTuple):
 
     labeled: Images
     # Training images by position, then the source's extra ones. Labels are the truth, by which
-    # diagnostics test pseudo-labels; -1 where it is not known, and for the labelled images: the
+    # diagnostics test pseudo-labels; -1 where it is not known, and for the labeled images: the
     # model is taught their labels, so they are no test.
     unlabeled: Images
     evaluation: Images
@@ -41,14 +41,14 @@ class Partition(NamedTuple):
 def partition(source: Source, dataset: ConfigDict) -> Partition:
     """Splits a data set as the settings say.
 
-    The labelled images are drawn class by class, equally many of each; what is left over of a
+    The labeled images are drawn class by class, equally many of each; what is left over of a
     number that the classes do not divide goes one each to classes drawn by label_seed. If the
-    number is that of all training images, all are labelled, however uneven the classes are. With
+    number is that of all training images, all are labeled, however uneven the classes are. With
     label_fraction it is that share of each class, rounded half up, at least one image. For one
     label_seed, the split with fewer labels is part of the one with more.
 
-    evaluate_on='validation' evaluates on a fifth of the training images outside the labelled split
-    (drawn by label_seed), which then are not unlabelled images either: for choices of design,
+    evaluate_on='validation' evaluates on a fifth of the training images outside the labeled split
+    (drawn by label_seed), which then are not unlabeled images either: for choices of design,
     which must not see the test set. Their labels serve that choice alone.
 
     Args:
@@ -56,18 +56,18 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
       dataset: config.dataset. Read: name, num_labels (all classes together), label_fraction (used
         instead when > 0), label_seed, split_file ('' or a file that `write_split` wrote: its
         split, if it is the data set's and agrees with the other settings), labeled_in_unlabeled
-        (whether the labelled images are unlabelled ones as well), evaluate_on ('test' or
+        (whether the labeled images are unlabeled ones as well), evaluate_on ('test' or
         'validation').
 
     Returns:
       A Partition. Its record: data_set (str), num_labels (int), label_seed (int), num_train (int,
       images in source.train), class_counts (list of int, labels of each class), indices (list of
-      int, ascending: the labelled positions in source.train), sha256 (see `indices_sha256`),
+      int, ascending: the labeled positions in source.train), sha256 (see `indices_sha256`),
       labeled_in_unlabeled (bool), evaluate_on (str), num_unlabeled (int), num_evaluation (int).
 
     Raises:
       InputError: a setting is out of range, a class has too few images, the split file is
-        unreadable, altered or of something else, or no unlabelled or validation image is left.
+        unreadable, altered or of something else, or no unlabeled or validation image is left.
     """
     if dataset.label_seed < 0:
         raise InputError(f"--config.dataset.label_seed={dataset.label_seed}: allowed are 0, 1, ...")
@@ -99,8 +99,8 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
         unlabeled = concatenate(unlabeled, source.unlabeled)
     if len(unlabeled.labels) == 0:
         raise InputError(
-            f"No unlabelled image is left: {len(indices)} of the {total} training images are"
-            " labelled. Lower --config.dataset.num_labels (or label_fraction), or set"
+            f"No unlabeled image is left: {len(indices)} of the {total} training images are"
+            " labeled. Lower --config.dataset.num_labels (or label_fraction), or set"
             " --config.dataset.labeled_in_unlabeled=True."
         )
 
@@ -148,7 +148,7 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     fraction = dataset.label_fraction
     if not 0 <= fraction <= 1:
         raise InputError(
-            f"--config.dataset.label_fraction={fraction}: it is the labelled share of each class,"
+            f"--config.dataset.label_fraction={fraction}: it is the labeled share of each class,"
             " allowed are 0 < label_fraction <= 1 (0.01 is 1 %), or 0 to use num_labels."
         )
     if fraction > 0:
@@ -189,7 +189,7 @@ def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarra
         c = short[0]
         raise InputError(
             f"Data set {name!r}: class {names[c]!r} has {available[c]} training images, and"
-            f" {counts[c]} of them were to be labelled: the classes share"
+            f" {counts[c]} of them were to be labeled: the classes share"
             f" --config.dataset.num_labels={counts.sum()} equally. {_allowed_numbers(available)} Or"
             " add images of the class, or use --config.dataset.label_fraction, which takes a share"
             " of each class."
@@ -202,13 +202,13 @@ def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarra
 
 
 def _draw_validation(total: int, labeled: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """A fifth of the positions 0..total-1 outside the labelled ones, ascending."""
+    """A fifth of the positions 0..total-1 outside the labeled ones, ascending."""
     pool = np.setdiff1d(np.arange(total), labeled)
     count = int(VALIDATION_SHARE * len(pool) + 0.5)
     if count == 0:
         raise InputError(
             f"--config.dataset.evaluate_on='validation': of {total} training images, {len(pool)}"
-            f" are outside the labelled split, too few to set {VALIDATION_SHARE:.0%} of them"
+            f" are outside the labeled split, too few to set {VALIDATION_SHARE:.0%} of them"
             " aside. Lower --config.dataset.num_labels (or label_fraction)."
         )
     draws = _draws(name, seed, _VALIDATION, total)[pool]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import ml_collections
 
-from layermatch_jax.method import centers, layerwise, optimizer, policies
+from layermatch_jax.method import avg_clustering, layerwise, optimizer, policies
 from layermatch_jax.views import Layout
 
 
@@ -15,8 +15,8 @@ class Method(NamedTuple):
 
     policy: policies.Policy
     layout: Layout  # of the policy's views
-    heads: Mapping[str, nn.Module]  # the policy's own
-    centres: centers.Centres
+    heads: Mapping[str, nn.Module]  # the policy's
+    centers: avg_clustering.Centers
     multipliers: Any  # of layerwise.mask_multipliers
     unsupervised_weight: float  # λ_u
     ema_decay: float
@@ -49,7 +49,7 @@ def create_method(
         policy=policy,
         layout=create_layout(config, policy),
         heads={name: create(*size, axis_name) for name, create in policy.heads.items()},
-        centres=centers.create_centres(config),
+        centers=avg_clustering.create_centers(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
         unsupervised_weight=config.unsupervised_weight,
         ema_decay=config.ema_decay,

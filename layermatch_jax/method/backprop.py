@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from layermatch_jax.batch import TrainBatch
-from layermatch_jax.method import layerwise, linear_head, losses, policies, reductions
+from layermatch_jax.batches import TrainBatch
+from layermatch_jax.method import layerwise, linear_head, policies, reductions
 from layermatch_jax.method.assembly import Method
 from layermatch_jax.method.state import TrainState
 
@@ -22,15 +23,15 @@ class Forward(NamedTuple):
     features: jax.Array  # [B, V, D] float32, of this device's rows
     pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
     outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
-    # of this device's rows of `outputs` -> (gradient of the own heads' parameters, of features)
+    # of this device's rows of `outputs` -> (gradient of the policy heads' parameters, of features)
     pull_back_outputs: Callable
     classifier_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, global, of the classifier
     # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
     pull_back_classifier: Callable
     batch_stats: Any  # BatchNorm's next running statistics of the backbone
-    head_stats: Any  # and of the own heads
-    centres: Any  # Avg-Clustering's state, with the batch seen
-    answer: policies.Assignment  # for the global batch
+    head_stats: Any  # and of the policy's heads
+    centers: Any  # Avg-Clustering's state, with this batch in it
+    assignment: policies.Assignment  # for the global batch
     true_labels: jax.Array  # [μB] int32, of the global batch
 
 
@@ -41,14 +42,14 @@ def run_forward(
 
     It changes nothing; arguments as of `train_step`.
     """
-    policy, centres, layout = method.policy, method.centres, method.layout
+    policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
 
     # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(images, method),
+            normalize(images, method.mean, method.std),
             train=True,
             mutable=["batch_stats"],
         )
@@ -62,15 +63,18 @@ def run_forward(
     features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
     views = layout.split(features)
 
-    # The heads, each by itself: a loss on their outputs can then be seen through another head.
-    def apply_heads(own_heads, features):
+    # The heads, each by itself: a loss on their outputs can then be taken through another head.
+    def apply_heads(policy_heads, features):
         logits = {
-            name: centres.head(state.centres, classifier, x)
+            name: centers.head(state.centers, classifier, x)
             for name, x in layout.split(features).unlabeled.items()
         }
         outputs, stats = {}, {}
         for name, head in method.heads.items():
-            variables = {"params": own_heads[name], "batch_stats": state.head_stats.get(name, {})}
+            variables = {
+                "params": policy_heads[name],
+                "batch_stats": state.head_stats.get(name, {}),
+            }
             flat = features.reshape(-1, features.shape[-1])
             output, updates = head.apply(variables, flat, train=True, mutable=["batch_stats"])
             outputs[name] = layout.split(output.reshape(*features.shape[:2], -1))
@@ -98,7 +102,7 @@ def run_forward(
         (
             policies.Inputs(
                 target_logits={
-                    name: centres.target_logits(state.centres, classifier, x)
+                    name: centers.target_logits(state.centers, classifier, x)
                     for name, x in views.unlabeled.items()
                 },
                 outputs=outputs,
@@ -116,11 +120,11 @@ def run_forward(
         ),
         axis_name,
     )
-    centres_state, target_logits = centres.observe(
-        state.centres, inputs.target_logits[policy.target_view], inputs.unlabeled_indices
+    centers_state, target_logits = centers.observe(
+        state.centers, inputs.target_logits[policy.target_view], inputs.unlabeled_indices
     )
     target_logits = inputs.target_logits | {policy.target_view: target_logits}
-    answer = policy.assign(state.policy, inputs._replace(target_logits=target_logits))
+    assignment = policy.assign(state.policy, inputs._replace(target_logits=target_logits))
     return Forward(
         features=features,
         pull_back=pull_back,
@@ -130,55 +134,55 @@ def run_forward(
         pull_back_classifier=pull_back_classifier,
         batch_stats=batch_stats,
         head_stats=head_stats,
-        centres=centres_state,
-        answer=answer,
+        centers=centers_state,
+        assignment=assignment,
         true_labels=true_labels,
     )
 
 
 def supervised_gradients(
-    state: TrainState, batch: TrainBatch, seen: Forward, method: Method, axis_name: str | None
+    state: TrainState, batch: TrainBatch, forward: Forward, method: Method, axis_name: str | None
 ) -> tuple[jax.Array, layerwise.HeadGradients]:
     """This device's share of L_s, the mean over the labeled views, and of its gradients."""
     views = method.layout.views.labeled
     count = len(views) * batch.labels.size * reductions.num_shards(axis_name)
     labels = jax.nn.one_hot(batch.labels, state.params["classifier"]["bias"].shape[0])
-    labeled_weights = reductions.own_rows(seen.answer.labeled_weights, axis_name)
+    labeled_weights = reductions.local_rows(forward.assignment.labeled_weights, axis_name)
 
     def loss(classifier, features):
         features = method.layout.split(features).labeled
         by_view = [
-            losses.cross_entropy(linear_head.linear(classifier, features[name]), labels)
+            optax.softmax_cross_entropy(linear_head.linear(classifier, features[name]), labels)
             for name in views
         ]
         return sum(jnp.sum(labeled_weights * of_view) for of_view in by_view) / count
 
     loss_s, (by_classifier, by_features) = jax.value_and_grad(loss, (0, 1))(
-        state.params["classifier"], seen.features
+        state.params["classifier"], forward.features
     )
     heads = {"classifier": by_classifier}
-    if "heads" in state.params:  # labels do not teach a policy's own heads
+    if "heads" in state.params:  # labels do not teach a policy's heads
         heads["heads"] = jax.tree.map(jnp.zeros_like, state.params["heads"])
     return loss_s, layerwise.HeadGradients(heads, by_features)
 
 
 def unsupervised_gradients(
     state: TrainState,
-    seen: Forward,
-    answer: policies.Assignment,
+    forward: Forward,
+    assignment: policies.Assignment,
     method: Method,
     axis_name: str | None,
     only: str | None = None,
 ) -> tuple[dict[str, jax.Array], layerwise.HeadGradients]:
     """The terms of L_u, and this device's share of their gradients.
 
-    The classifier's gradient is that of L_u(H = g_φ), the features' that of L_u(H = centres). Both
-    are taken at the outputs of the global batch; each device pulls back its own rows.
+    The classifier's gradient is that of L_u(H = g_φ), the features' that of L_u(H = centers). Both
+    are taken at the outputs of the global batch; each device pulls back its rows.
 
     Args:
       state: of the step.
-      seen: of `run_forward`.
-      answer: for the global batch.
+      forward: of `run_forward`.
+      assignment: for the global batch.
       method: the parts.
       axis_name: of the step.
       only: the one term to differentiate; None = all.
@@ -188,29 +192,31 @@ def unsupervised_gradients(
     """
     policy = method.policy
 
-    def loss(outputs, answer):
-        terms = policy.loss(outputs, answer)
+    def loss(outputs, assignment):
+        terms = policy.loss(outputs, assignment)
         return terms[only] if only else sum(terms.values()), terms
 
-    def own_gradient(outputs, answer):
-        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(outputs, answer)
-        return terms, reductions.own_rows(gradient, axis_name)
+    def local_gradient(outputs, assignment):
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(outputs, assignment)
+        return terms, reductions.local_rows(gradient, axis_name)
 
-    targets, weights = method.centres.pullable(state.centres, answer.targets, answer.weights)
-    pulled = answer._replace(targets=targets, weights=weights)
-    terms, by_outputs = own_gradient(seen.outputs, pulled)
-    by_own_heads, by_features = seen.pull_back_outputs(by_outputs)
+    targets, weights = method.centers.pullable(
+        state.centers, assignment.targets, assignment.weights
+    )
+    pulled = assignment._replace(targets=targets, weights=weights)
+    terms, by_outputs = local_gradient(forward.outputs, pulled)
+    by_policy_heads, by_features = forward.pull_back_outputs(by_outputs)
 
-    through_classifier = seen.outputs._replace(logits=seen.classifier_logits)
-    _, by_outputs = own_gradient(through_classifier, answer)
-    (by_classifier,) = seen.pull_back_classifier(by_outputs.logits)
+    through_classifier = forward.outputs._replace(logits=forward.classifier_logits)
+    _, by_outputs = local_gradient(through_classifier, assignment)
+    (by_classifier,) = forward.pull_back_classifier(by_outputs.logits)
     heads = {"classifier": by_classifier}
     if "heads" in state.params:
-        heads["heads"] = by_own_heads
+        heads["heads"] = by_policy_heads
     return terms, layerwise.HeadGradients(heads, by_features)
 
 
-def normalize(images: jax.Array, method: Method) -> jax.Array:
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (method.mean, method.std))
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean) / std

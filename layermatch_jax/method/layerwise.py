@@ -2,7 +2,7 @@
 
 With z = h_θ(image) the features and g_φ(z) = z·W + b the linear classifier, one step follows
 
-    ∇θ = J_θᵀ [ ∂L_s/∂z + λ_u · ∂L_u(H = centres)/∂z ]     features: pulled to clustering centres
+    ∇θ = J_θᵀ [ ∂L_s/∂z + λ_u · ∂L_u(H = centers)/∂z ]     features: pulled to clustering centers
     ∇φ =        ∂L_s/∂φ + γ · λ_u · ∂L_u(H = g_φ)/∂φ       classifier: gated
 
 *Grad-ReLU* is γ = 0: pseudo-labels, whose noise harms the linear classifier, do not reach it.
@@ -36,7 +36,8 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
       InputError: an expression matches no parameter.
     """
     paths = [
-        "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     for pattern, _ in gradient_mask:
         if not any(re.fullmatch(pattern, path) for path in paths):
@@ -54,7 +55,7 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
 class HeadGradients(NamedTuple):
     """The gradients of a loss down to the features: of this device's share of it."""
 
-    heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with own ones
+    heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with heads
     features: jax.Array  # [B, V, D]
 
 
@@ -72,7 +73,7 @@ def masked_gradients(
     Args:
       pull_back: z-cotangent [B, V, D] -> (gradient of the backbone's parameters,).
       supervised: ∂L_s/∂φ and ∂L_s/∂z.
-      unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centres)/∂z.
+      unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centers)/∂z.
       multipliers: of `mask_multipliers`, for all parameters.
 
     Returns:
@@ -99,4 +100,4 @@ def masked_gradients(
 
 
 # ---------------------------------------------------------------------------------------------
-# Avg-Clustering. Four readings of "EMA-smooth feature clustering centres".
+# Avg-Clustering. Four readings of "EMA-smooth feature clustering centers".

@@ -1,4 +1,4 @@
-"""State that is kept for every unlabelled sample, replicated and updated alike on every device.
+"""State that is kept for every unlabeled sample, replicated and updated alike on every device.
 
 A batch may hold a sample more than once, and a scatter with repeated indices has no defined order.
 """

@@ -1,4 +1,4 @@
-"""The train program: one or several train steps, with the making of their batches, as one call."""
+"""The train program: one or several train steps, with the making of their batches, in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, steps, windows
 from layermatch_jax.method.state import TrainState
 
@@ -14,21 +14,21 @@ from layermatch_jax.method.state import TrainState
 def train_steps(
     state: TrainState,
     resident: Any,
-    call: Any,
+    chunk: Any,
     *,
     batch: Callable[[Any, Any], TrainBatch],
     method: assembly.Method,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """As many train steps as the call holds; pure.
+    """As many train steps as the chunk holds; pure.
 
     Args:
       state: the same on every device.
       resident: what the feed keeps on every device.
-      call: this device's rows of what the steps need, arrays [rows, K, ...].
+      chunk: this device's rows of what the steps need, arrays [rows, K, ...].
       batch: (resident, rows of one step) -> TrainBatch, of the feed.
       method: the parts of a step.
-      axis_name: the device axis to reduce over; None when `call` is of global batches.
+      axis_name: the device axis to reduce over; None when `chunk` is of global batches.
 
     Returns:
       The next state and the window of these steps (see metrics.py), the same on every device.
@@ -40,7 +40,7 @@ def train_steps(
         )
         return state, windows.window_of(step_metrics, state.step)
 
-    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), call)
+    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), chunk)
     if len(jax.tree.leaves(by_step)[0]) == 1:  # no loop around a single step
         return one_step(state, jax.tree.map(lambda x: x[0], by_step))
     state, of_steps = jax.lax.scan(one_step, state, by_step)

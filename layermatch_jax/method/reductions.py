@@ -17,13 +17,13 @@ def gather_rows(tree, axis_name: str | None):
     if axis_name is None:
         return tree
 
-    def gather(x):  # no rows, as of unlabelled images in supervised training, are refused by XLA
+    def gather(x):  # no rows, as of unlabeled images in supervised training, are refused by XLA
         return jax.lax.all_gather(x, axis_name, tiled=True) if x.size else x
 
     return jax.tree.map(gather, tree)
 
 
-def own_rows(tree, axis_name: str | None):
+def local_rows(tree, axis_name: str | None):
     """The inverse of `gather_rows`: this device's rows of global ones."""
     if axis_name is None:
         return tree

@@ -11,7 +11,7 @@ import numpy as np
 from flax.training import train_state
 
 from layermatch_jax import models
-from layermatch_jax.method import centers, optimizer, policies
+from layermatch_jax.method import avg_clustering, optimizer, policies
 
 
 class TrainState(train_state.TrainState):
@@ -24,7 +24,7 @@ class TrainState(train_state.TrainState):
     batch_stats: Any  # BatchNorm's running statistics of the backbone, float32
     head_stats: Any  # and of the policy's own heads, {name: tree}
     ema_params: Any  # exponential moving average of params
-    centres: Any  # Avg-Clustering's state
+    centers: Any  # Avg-Clustering's state
     policy: Any  # the pseudo-label policy's state
 
 
@@ -51,7 +51,7 @@ def initializer(
     """
     model = models.create_model(config.model, axis_name)
     tx = optimizer.create(config)
-    centres = centers.create_centres(config)
+    centers = avg_clustering.create_centers(config)
     policy = policies.create(config)
     side = config.dataset.image_size
 
@@ -93,7 +93,7 @@ def initializer(
             head_stats=head_stats,
             # A copy: the state is donated, and one buffer cannot be donated twice.
             ema_params=jax.tree.map(jnp.copy, params),
-            centres=centres.init(params["classifier"], num_unlabeled),
+            centers=centers.init(params["classifier"], num_unlabeled),
             policy=policy.init(spec),
         )
 
@@ -126,7 +126,7 @@ def with_weights(
         params=params,
         batch_stats=batch_stats,
         ema_params=jax.tree.map(jnp.copy, params),
-        centres=centers.create_centres(config).init(classifier, num_unlabeled),
+        centers=avg_clustering.create_centers(config).init(classifier, num_unlabeled),
     )
 
 

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.batches import EvalBatch, TrainBatch
 from layermatch_jax.method import (
+    avg_clustering,
     backprop,
-    centers,
     layerwise,
     linear_head,
-    losses,
     policies,
     reductions,
 )
@@ -38,17 +37,19 @@ def train_step(
     Returns:
       The next state and the metrics of the global batch, the same on every device.
     """
-    seen = backprop.run_forward(state, batch, method, axis_name)
-    answer = seen.answer
-    loss_s, supervised = backprop.supervised_gradients(state, batch, seen, method, axis_name)
-    terms, unsupervised = backprop.unsupervised_gradients(state, seen, answer, method, axis_name)
+    forward = backprop.run_forward(state, batch, method, axis_name)
+    assignment = forward.assignment
+    loss_s, supervised = backprop.supervised_gradients(state, batch, forward, method, axis_name)
+    terms, unsupervised = backprop.unsupervised_gradients(
+        state, forward, assignment, method, axis_name
+    )
 
     # Each layer's own mixture of the two, pulled back once, and summed over devices.
-    strength = method.unsupervised_weight * answer.scale
+    strength = method.unsupervised_weight * assignment.scale
     gradients, loss_s, head_gradients = reductions.total(
         (
             layerwise.masked_gradients(
-                seen.pull_back,
+                forward.pull_back,
                 supervised,
                 jax.tree.map(lambda g: strength * g, unsupervised),
                 method.multipliers,
@@ -61,22 +62,22 @@ def train_step(
 
     # The update, and then what averages over updates.
     new = state.apply_gradients(
-        grads=gradients, batch_stats=seen.batch_stats, head_stats=seen.head_stats
+        grads=gradients, batch_stats=forward.batch_stats, head_stats=forward.head_stats
     )
     new = new.replace(
         ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
-        centres=method.centres.update(
-            seen.centres,
+        centers=method.centers.update(
+            forward.centers,
             new.params["classifier"],
             state.step,
-            _members(seen, batch, method, axis_name),
+            _members(forward, batch, method, axis_name),
             axis_name,
         ),
-        policy=answer.state,
+        policy=assignment.state,
     )
 
     # What a step does not define is left out of the means: a weight of 0.
-    any_labeled = jnp.any(answer.labeled_weights > 0)
+    any_labeled = jnp.any(assignment.labeled_weights > 0)
     any_unlabeled = method.layout.mu > 0
     metrics = {
         "loss": (loss_s + strength * sum(terms.values()), 1),
@@ -86,43 +87,47 @@ def train_step(
         "classifier_gradient_cosine": cosine(*head_gradients),
         "gradient_norm": (optax.tree.norm(gradients), 1),
         "parameter_norm": (optax.tree.norm(new.params), 1),
-        **_pseudo_label_metrics(answer, seen.true_labels),
-        **{name: (value, any_unlabeled) for name, value in answer.diagnostics.items()},
+        **_pseudo_label_metrics(assignment, forward.true_labels),
+        **{name: (value, any_unlabeled) for name, value in assignment.diagnostics.items()},
     }
     return new, {name: _pair(*pair) for name, pair in metrics.items()}
 
 
 def _members(
-    seen: backprop.Forward, batch: TrainBatch, method: Method, axis_name: str | None
-) -> centers.Rows:
+    forward: backprop.Forward, batch: TrainBatch, method: Method, axis_name: str | None
+) -> avg_clustering.Rows:
     """What class centers average: the labeled images' and the target views' features."""
     layout = method.layout
-    targets, weights = reductions.own_rows((seen.answer.targets, seen.answer.weights), axis_name)
+    targets, weights = reductions.local_rows(
+        (forward.assignment.targets, forward.assignment.weights), axis_name
+    )
     rows, K = len(batch.labels), targets.shape[-1]
     labeled = layout.labeled("weak")
     target_view = layout.unlabeled(method.policy.target_view)
     labels = jax.nn.one_hot(batch.labels, K)
-    return centers.Rows(  # kept by labeled row: joined end to end, devices would swap them
+    return avg_clustering.Rows(  # kept by labeled row: joined end to end, devices would swap them
         features=jnp.concatenate(
-            [seen.features[:, labeled : labeled + 1], seen.features[:, target_view]], axis=1
+            [forward.features[:, labeled : labeled + 1], forward.features[:, target_view]], axis=1
         ),
         targets=jnp.concatenate([labels[:, None], targets.reshape(rows, layout.mu, K)], axis=1),
         weights=jnp.concatenate([jnp.ones((rows, 1)), weights.reshape(rows, layout.mu)], axis=1),
     )
 
 
-def _pseudo_label_metrics(answer: policies.Assignment, true_labels: jax.Array) -> dict[str, tuple]:
-    """Utilisation, accuracy where the truth is known, and what there is of each class.
+def _pseudo_label_metrics(
+    assignment: policies.Assignment, true_labels: jax.Array
+) -> dict[str, tuple]:
+    """Utilization, accuracy where the truth is known, and what there is of each class.
 
-    Utilisation (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:
-    it is −1 where it is not known, and for labelled images.
+    Utilization (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:
+    it is −1 where it is not known, and for labeled images.
 
     By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
     is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
     `class_truths`, how many are of it.
     """
-    weights, pseudo_labels = answer.weights, jnp.argmax(answer.targets, axis=-1)
-    num_classes = answer.targets.shape[-1]
+    weights, pseudo_labels = assignment.weights, jnp.argmax(assignment.targets, axis=-1)
+    num_classes = assignment.targets.shape[-1]
     by_class = jax.nn.one_hot(pseudo_labels, num_classes)
     known = (true_labels >= 0).astype(jnp.float32)
     correct = known * (pseudo_labels == true_labels)
@@ -161,14 +166,14 @@ def eval_step(
     Returns:
       {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
     """
-    images = backprop.normalize(batch.images, method)
+    images = backprop.normalize(batch.images, method.mean, method.std)
     labels = jnp.maximum(batch.labels, 0)
     metrics = {}
     for suffix, params in (("", state.params), ("_ema", state.ema_params)):
         variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
         features = state.apply_fn(variables, images, train=False)
         logits = linear_head.linear(params["classifier"], features)
-        loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        loss = optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
         correct = jnp.argmax(logits, axis=-1) == batch.labels
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))

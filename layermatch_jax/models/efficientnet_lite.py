@@ -74,7 +74,7 @@ class Block(nn.Module):
       group: the form.
       stride: of the depthwise convolution.
       layers: the settings of convolutions and BatchNorm.
-      train: normalise by the batch's statistics and update the running ones.
+      train: normalize by the batch's statistics and update the running ones.
     """
 
     group: Group
@@ -128,8 +128,8 @@ class EfficientNetLite(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised.
-          train: normalise by the batch's statistics and update the running ones.
+          images: [n, H, W, 3] float, normalized.
+          train: normalize by the batch's statistics and update the running ones.
 
         Returns:
           [n, D] float32; D is 1280 for Lite0.

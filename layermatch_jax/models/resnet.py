@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
       channels: of the 3x3 convolution; the block's output has four times as many.
       stride: of the 3x3 convolution and of the shortcut.
       layers: the settings of convolutions and BatchNorm.
-      train: normalise by the batch's statistics and update the running ones.
+      train: normalize by the batch's statistics and update the running ones.
     """
 
     channels: int
@@ -80,8 +80,8 @@ class ResNet(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised.
-          train: normalise by the batch's statistics and update the running ones.
+          images: [n, H, W, 3] float, normalized.
+          train: normalize by the batch's statistics and update the running ones.
 
         Returns:
           [n, 4·width·2^(len(blocks)-1)] float32; 2048 wide for ResNet-50.

@@ -82,8 +82,8 @@ class Conv4(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised.
-          train: normalise by the batch's statistics and update the running ones.
+          images: [n, H, W, 3] float, normalized.
+          train: normalize by the batch's statistics and update the running ones.
 
         Returns:
           [n, 4·width] float32.
@@ -113,7 +113,7 @@ class Linear(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised.
+          images: [n, H, W, 3] float, normalized.
           train: without meaning here; every backbone is called alike.
 
         Returns:

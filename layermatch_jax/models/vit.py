@@ -180,7 +180,7 @@ class VisionTransformer(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised; H and W are multiples of `patch`. Position
+          images: [n, H, W, 3] float, normalized; H and W are multiples of `patch`. Position
             embeddings of another image size are resampled.
           train: whether `drop_path` leaves parts out.
 

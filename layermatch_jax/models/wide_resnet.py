@@ -14,7 +14,7 @@ class Block(nn.Module):
       stride: of the first convolution and of the shortcut.
       activate_shortcut: the shortcut takes the activated input instead of the raw one.
       layers: the settings of convolutions and BatchNorm.
-      train: normalise by the batch's statistics and update the running ones.
+      train: normalize by the batch's statistics and update the running ones.
     """
 
     channels: int
@@ -66,8 +66,8 @@ class WideResNet(nn.Module):
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalised.
-          train: normalise by the batch's statistics and update the running ones.
+          images: [n, H, W, 3] float, normalized.
+          train: normalize by the batch's statistics and update the running ones.
 
         Returns:
           [n, 16k·2^(stages-1)] float32.

@@ -263,7 +263,10 @@ def _differences(saved, expected) -> list[str]:
     """A line for each leaf that is not in both trees, or not of one shape and dtype."""
     before, now = (
         {
-            "/".join(str(key.key) for key in path): (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                tuple(leaf.shape),
+                np.dtype(leaf.dtype).name,
+            )
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (saved, expected)

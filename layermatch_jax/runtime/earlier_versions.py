@@ -1,14 +1,13 @@
-"""Checkpoints of earlier versions: what they do not hold, and what they call by other names."""
+"""Checkpoints of earlier versions: what they do not hold. renamed.py has what changed its name."""
 
 import numpy as np
+
+from layermatch_jax import renamed
 
 # Parts of a run that were not saved: the run goes on with the template's.
 _ADDED = ("clock", "lines")
 # Parts of the train state that were not there: only an empty one can be read as today's.
 _ADDED_TO_STATE = ("head_stats",)
-# Sums of the window (metrics since the last log line): the name before, and today's. Every method
-# had it, as zero where it has none today.
-_RENAMED = {"regulariser": "loss_fairness"}
 
 
 def as_saved(template: dict, saved: dict) -> dict:
@@ -26,6 +25,8 @@ def as_saved(template: dict, saved: dict) -> dict:
             for name, part in run["state"].items()
             if name in before or name not in _ADDED_TO_STATE or part
         }
+        if before.keys() & renamed.STATES.keys():
+            run["state"] = renamed.tree(run["state"], renamed.backwards(renamed.STATES))
     return _with_sums(run, _earlier_sums(_sums(template), _sums(saved)))
 
 
@@ -34,7 +35,7 @@ def as_today(restored: dict, template: dict) -> dict:
     run = {name: template[name] for name in _ADDED if name in template} | restored
     if "state" in run:
         empty = {name: {} for name in _ADDED_TO_STATE if name in template["state"]}
-        run["state"] = empty | run["state"]
+        run["state"] = empty | renamed.tree(run["state"], renamed.STATES)
     return _with_sums(run, _sums_of_today(_sums(restored), _sums(template)))
 
 
@@ -47,8 +48,9 @@ def _with_sums(run: dict, sums: dict) -> dict:
 
 
 def _earlier_sums(today: dict, saved: dict) -> dict:
+    """Every method had the sums of an earlier name: as zero, where it has none today."""
     sums = dict(today)
-    for before, now in _RENAMED.items():
+    for before, now in renamed.SUMS.items():
         if before in saved and before not in today:
             sums.pop(now, None)
             sums[before] = np.zeros(saved[before].shape, saved[before].dtype)
@@ -56,5 +58,5 @@ def _earlier_sums(today: dict, saved: dict) -> dict:
 
 
 def _sums_of_today(restored: dict, today: dict) -> dict:
-    named = {_RENAMED.get(name, name): value for name, value in restored.items()}
+    named = {renamed.SUMS.get(name, name): value for name, value in restored.items()}
     return {name: value for name, value in named.items() if name in today}

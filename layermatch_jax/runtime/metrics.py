@@ -23,7 +23,7 @@ UNKNOWN = -1  # number of lines, in a checkpoint of a version that did not count
 TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
 
 # Why there is no accuracy of pseudo-labels, in one wording wherever it is missing.
-TRUTH_UNKNOWN = "no unlabelled image has a known class (labelled images do not count)"
+TRUTH_UNKNOWN = "no unlabeled image has a known class (labeled images do not count)"
 
 
 class Log:
@@ -174,7 +174,7 @@ def cut_back(workdir: epath.Path, count: int, step: int) -> None:
 # The result, computed from metrics.jsonl so that an interrupted run reports what another does.
 
 
-def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
+def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     """Accuracies and averages of a run.
 
     Args:
@@ -186,7 +186,7 @@ def result(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
       'evaluations_in_median': at most 20;
       'mask_rate': over all pseudo-labels of the run; None if it makes none;
       'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all': over those whose
-      truth is known, as it is of no labelled image; None if there are none. All three are the same
+      truth is known, as it is of no labeled image; None if there are none. All three are the same
       however the steps were cut into log windows;
       'wall_seconds': of training and evaluation, over all starts of the run. Compilation of the
       train step and of the evaluation is in it, once for each start. Loading the data, checkpoints,

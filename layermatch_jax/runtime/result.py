@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 import layermatch_jax
-from layermatch_jax import presets
+from layermatch_jax import presets, renamed
 from layermatch_jax.runtime import files, metrics
 from layermatch_jax.runtime.workdir import CONFIG, DATA, RESULT, SPLIT
 
@@ -24,7 +24,7 @@ def read_result(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     again = f"Delete it: the command of the run writes it again, from {metrics.FILE}."
-    return files.read_json(path, again)
+    return renamed.in_result(files.read_json(path, again))
 
 
 def write_result(
@@ -39,7 +39,7 @@ def write_result(
       workdir: the run's folder.
       config: the whole config, resolved.
       split: the record that labeled_split.json holds.
-      measured: of metrics.result.
+      measured: of metrics.summarize.
 
     Returns:
       What was written.
@@ -62,10 +62,10 @@ def write_result(
 
 
 def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """The gradient mask and the centres of a run by name, for results and tables."""
+    """The gradient mask and the centers of a run by name, for results and tables."""
     return {
         "mask": presets.mask_name(config.layerwise.gradient_mask),
-        "centres": config.avg_clustering.centres,
+        "centers": config.avg_clustering.centers,
     }
 
 
@@ -82,7 +82,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def summary(result: dict[str, Any], workdir: epath.Path) -> str:
+def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
     """A result as a person reads it."""
     split = "test" if "test_accuracy" in result else "validation"
     speed = result["images_per_second"]
@@ -95,7 +95,7 @@ def summary(result: dict[str, Any], workdir: epath.Path) -> str:
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
     if "mask" in result:  # not in results of older versions
-        lines.insert(1, f"gradient mask {result['mask']}, centres {result['centres']}")
+        lines.insert(1, f"gradient mask {result['mask']}, centers {result['centers']}")
     for kind, values in result[f"{split}_accuracy"].items():
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
         lines.append(f"  {kind:<14}{numbers}")

@@ -10,25 +10,21 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import ml_collections
 from absl import logging
 from etils import epath
 
-from layermatch_jax import automatic
+from layermatch_jax import automatic, renamed
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import checkpoint, files, metrics
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
 DATA = "data.json"  # of data/description.py
 WEIGHTS = "weights.json"  # of initial_weights.py
 LAYER_REPORT = ("layer_report.json", "layer_report.csv", "layer_report.png")
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".lock.holder"  # what is locked, and who holds it
 # What a run writes beside its checkpoints and its result. The config is the last to be moved.
 _WRITTEN = (SPLIT, DATA, WEIGHTS, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
 _FROM_BACKUP = "Bring it back from a backup"
@@ -39,10 +35,17 @@ _AT_YOUR_RISK = (
 
 
 def default(config: ml_collections.ConfigDict) -> str:
-    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config."""
+    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config.
+
+    A run that an earlier version began is found under its earlier name.
+    """
     dataset = config.dataset
     labels = f"{100 * dataset.label_fraction:g}%" if dataset.label_fraction else dataset.num_labels
-    return f"runs/{dataset.name}-{labels}-{config.method}-l{dataset.label_seed}-s{config.seed}"
+    today, before = (
+        f"runs/{dataset.name}-{labels}-{method}-l{dataset.label_seed}-s{config.seed}"
+        for method in (config.method, renamed.method_name(config.method, back=True))
+    )
+    return before if os.path.exists(before) and not os.path.exists(today) else today
 
 
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
@@ -189,28 +192,27 @@ def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
 def lock(workdir: epath.Path) -> Iterator[None]:
     """Keeps other processes out of a local workdir while this one lives, however it ends.
 
-    Buckets (gs://) and Windows have no such lock.
+    Buckets (gs://) have no such lock.
 
     Raises:
       InputError: another process is at work there; says which.
     """
-    if "://" in str(workdir) or fcntl is None:
+    if "://" in str(workdir):
         yield
         return
-    with open(workdir / LOCK, "a+") as file:
+    holder = workdir / HOLDER
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            held.enter_context(filelock.FileLock(workdir / LOCK, blocking=False))
+        except filelock.Timeout:
+            by = holder.read_text() if holder.exists() else "another process"
             raise InputError(
-                f"{workdir} is in use by {file.read() or 'another process'}. Wait until it is "
-                "done, stop it, or take another --workdir."
+                f"{workdir} is in use by {by}. Wait until it is done, stop it, or take another "
+                "--workdir."
             ) from None
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # of file systems that know no locks
             logging.warning("%s cannot be locked (%s): start no second run in it.", workdir, error)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
 
 
@@ -245,6 +247,7 @@ def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
     Older versions wrote None, and a run's method as the user had. Fields that this version cannot
     read stay as they are: they are compared and shown to the user.
     """
+    fields = renamed.fields(fields)
     try:
         config = _plain(automatic.resolve(config_lib.from_fields(fields)))
     except (InputError, TypeError, ValueError):

@@ -8,7 +8,7 @@ what the runs do: `fixmatch+layerwise` is `layermatch`, and cannot be a row besi
 seed = label seed, so that methods are compared on the same labels, order and draws. Flags not the
 runner's own go to every run. The same command again skips finished runs and goes on with unfinished
 ones. At the end it writes table.md and table.csv into the workdir: each row's gradient mask and
-centres, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
+centers, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
 differences to the baseline ± their standard error; and, where matplotlib is installed,
 comparison.png.
 
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     failed = running.run_all(unfinished, options.jobs, len(finished))
     baseline = options.baseline or cells[0].row
     rows = table.make_table(cells, baseline)
-    layers = {cell.row: (cell.mask, cell.centres) for cell in cells}
+    layers = {cell.row: (cell.mask, cell.centers) for cell in cells}
     text = table.markdown(rows, layers) + "\n" + table.provenance(cells)
     (options.workdir / "table.md").write_text(text, encoding="utf-8")
     with (options.workdir / "table.csv").open("w", newline="", encoding="utf-8") as file:

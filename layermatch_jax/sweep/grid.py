@@ -28,7 +28,7 @@ class Cell(NamedTuple):
 
     row: str  # of the table: the method's one name (presets.method_name)
     mask: str
-    centres: str
+    centers: str
     seed: int
     folder: pathlib.Path
     arguments: list[str]  # of layermatch_jax.main

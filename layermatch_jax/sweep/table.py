@@ -1,11 +1,10 @@
 """The table and the picture of a grid, from the result files of its runs."""
 
 import pathlib
-import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from layermatch_jax.after import drawing
+from layermatch_jax.after import drawing, statistics
 from layermatch_jax.runtime import metrics
 from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.sweep.grid import Cell
@@ -15,9 +14,7 @@ class Entry(NamedTuple):
     """What stands in the table: a mean over seeds and its spread."""
 
     title: str  # of its column
-    mean: float | None
-    spread: float | None  # None with less than two values
-    count: int
+    mean: statistics.Mean
     paired: bool  # a difference and its standard error; else a standard deviation
 
 
@@ -37,7 +34,7 @@ COLUMNS = {
 def measured(cell: Cell) -> dict[str, float | None] | None:
     """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished.
 
-    'a tenth' is after a tenth of the steps; 'used' the utilisation (mean weight of pseudo-labels),
+    'a tenth' is after a tenth of the steps; 'used' the utilization (mean weight of pseudo-labels),
     'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
     """
     result = result_lib.read_result(cell.folder)
@@ -69,16 +66,14 @@ def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
     for row, by_seed in scores.items():
         rows[row] = []
         for name, compared in COLUMNS.items():
-            own = [values[name] for values in by_seed.values()]
-            rows[row].append(summarise(name, own, paired=False))
+            ours, theirs = (
+                {seed: values[name] for seed, values in of_row.items()}
+                for of_row in (by_seed, scores[baseline] if row != baseline else {})
+            )
+            rows[row].append(Entry(name, statistics.mean(ours.values()), paired=False))
             if compared:
-                pairs = [
-                    (values[name], scores[baseline][seed][name])
-                    for seed, values in by_seed.items()
-                    if seed in scores[baseline] and row != baseline
-                ]
-                differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                rows[row].append(summarise(f"− {baseline}", differences, paired=True))
+                difference = statistics.mean_difference(ours, theirs)
+                rows[row].append(Entry(f"− {baseline}", difference, paired=True))
     return rows
 
 
@@ -91,37 +86,23 @@ def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
     return rows
 
 
-def summarise(title: str, values: list[float | None], *, paired: bool) -> Entry:
-    """The mean of what is known, its standard deviation, or its standard error if paired."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return Entry(title, None, None, 0, paired)
-    spread = statistics.stdev(known) if len(known) > 1 else None
-    if paired and spread is not None:
-        spread /= len(known) ** 0.5
-    return Entry(title, statistics.fmean(known), spread, len(known), paired)
-
-
 def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -> str:
     """The table as people read it; (n = …) stands where fewer seeds count than in the row.
 
     Args:
       rows: of `table`.
-      layers: the gradient mask and the centres of each row.
+      layers: the gradient mask and the centers of each row.
     """
 
     def shown(entry: Entry, seeds: int) -> str:
-        if entry.mean is None:
-            return ""
-        text = f"{entry.mean:{'+' if entry.paired else ''}.1f}"
-        text += "" if entry.spread is None else f" ± {entry.spread:.1f}"
-        return text if entry.count == seeds else f"{text} (n = {entry.count})"
+        text, count = entry.mean.text("+.1f" if entry.paired else ".1f"), entry.mean.count
+        return text if count in (0, seeds) else f"{text} (n = {count})"
 
     first = next(iter(rows.values()))
-    header = ["method", "mask", "centres", "n", *(entry.title for entry in first)]
+    header = ["method", "mask", "centers", "n", *(entry.title for entry in first)]
     lines = [header, ["---"] * len(header)]
     for name, row in rows.items():
-        seeds = row[0].count
+        seeds = row[0].mean.count
         cells = (shown(entry, seeds) for entry in row)
         lines.append([f"`{name}`", *layers[name], str(seeds), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -131,7 +112,7 @@ def comma_separated(
     rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]
 ) -> list[list[Any]]:
     """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
-    header, before = ["method", "mask", "centres"], ""
+    header, before = ["method", "mask", "centers"], ""
     for entry in next(iter(rows.values())):
         name = f"{before} {entry.title}" if entry.paired else entry.title
         spread = "standard error" if entry.paired else "standard deviation"
@@ -141,7 +122,7 @@ def comma_separated(
         [
             name,
             *layers[name],
-            *(x for entry in row for x in (entry.mean, entry.spread, entry.count)),
+            *(x for entry in row for x in entry.mean),
         ]
         for name, row in rows.items()
     ]
@@ -158,14 +139,14 @@ def provenance(cells: list[Cell]) -> str:
         f"Accuracy of the EMA parameters on {split} images, %, mean ± standard deviation; paired "
         "differences, points, mean ± standard error.\n"
         f"{missing}"
-        f"{len(results)} of {len(cells)} runs. Data: {data(results)}; "
+        f"{len(results)} of {len(cells)} runs. Data: {describe_data(results)}; "
         f"device: {all_of(results, lambda r: '{count} x {kind}'.format(**r['device']))}; "
         f"jax {all_of(results, lambda r: r['versions']['jax'])}; "
         f"commit {all_of(results, lambda r: r['git_commit'])}.\n"
     )
 
 
-def data(results: list[dict[str, Any]]) -> str:
+def describe_data(results: list[dict[str, Any]]) -> str:
     """The data of the runs and the steps they took."""
     return (
         f"{all_of(results, lambda r: r['dataset'])}, "
@@ -187,4 +168,6 @@ def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
     }
     results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
     quantity = "accuracy (EMA, median20), %"
-    drawing.save(lambda: drawing.comparison(scores, baseline, quantity, title=data(results)), path)
+    drawing.save(
+        lambda: drawing.comparison(scores, baseline, quantity, title=describe_data(results)), path
+    )

@@ -25,7 +25,7 @@ def test_a_curve_has_the_steps_at_which_something_is_known():
     assert len(steps) == len(values) == 0
 
 
-def test_a_thinned_curve_has_means_of_neighbours():
+def test_a_thinned_curve_has_means_of_neighbors():
     whole = Curve(np.array([10, 20, 30, 40, 50]), np.array([1.0, 3.0, 10.0, 20.0, 7.0]))
     steps, values = analysis.thinned(whole, 3)
     np.testing.assert_array_equal(steps, [10, 30, 50])
@@ -89,9 +89,9 @@ def test_the_plane_is_numpys_decomposition(count, dim):
     rng = np.random.RandomState(0)
     features = (rng.randn(count, dim) * np.arange(1, dim + 1) + 100).astype(np.float32)
     plane = analysis.principal_plane(features)
-    centred = features.astype(np.float64) - features.astype(np.float64).mean(axis=0)
-    _, sizes, vectors = np.linalg.svd(centred, full_matrices=False)
-    expected = centred @ vectors[:2].T
+    centered = features.astype(np.float64) - features.astype(np.float64).mean(axis=0)
+    _, sizes, vectors = np.linalg.svd(centered, full_matrices=False)
+    expected = centered @ vectors[:2].T
     points = plane.project(features)
     sign = np.sign(np.sum(points * expected, axis=0))
     np.testing.assert_allclose(points, expected * sign, atol=1e-4)

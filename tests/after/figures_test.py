@@ -27,15 +27,15 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_curves_keep_their_colours_whoever_else_is_there():
+def test_curves_keep_their_colors_whoever_else_is_there():
     empty = figures.Series("a", np.zeros(0), np.zeros(0))
     low, high = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.4, 0.5])
     one = figures.Series("b", STEPS, np.array([0.2, 0.3, 0.4]), low, high)
-    figure = figures.curves([empty, one], "Accuracy", "% of images", percent=True)
+    figure = figures.draw_curves([empty, one], "Accuracy", "% of images", percent=True)
     (axes,) = drawn(figure)
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xydata(), np.stack([STEPS, one.values], axis=1))
-    assert line.get_color() == style.COLOURS[1]
+    assert line.get_color() == style.COLORS[1]
     assert line.get_marker() == "."  # few points are seen one by one
     (band,) = axes.collections
     vertices = band.get_paths()[0].vertices
@@ -44,14 +44,14 @@ def test_curves_keep_their_colours_whoever_else_is_there():
     assert axes.get_ylabel() == "% of images"
     assert "20.0" in [tick.get_text() for tick in axes.get_yticklabels()]  # 0.2
     assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
-    long = figures.curves([figures.Series("c", np.arange(1000), np.ones(1000))], "", "")
+    long = figures.draw_curves([figures.Series("c", np.arange(1000), np.ones(1000))], "", "")
     assert long.axes[0].lines[0].get_marker() == "None"
     assert not long.legends  # the title says what the only line is
 
 
 def test_21_lines_can_be_told_apart():
     series = [figures.Series(str(i), STEPS, STEPS + i) for i in range(21)]
-    lines = figures.curves(series, "", "").axes[0].lines
+    lines = figures.draw_curves(series, "", "").axes[0].lines
     assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 21
 
 
@@ -102,16 +102,16 @@ def test_confusion_is_written_out_where_classes_are_few():
 def test_images_stand_where_they_belong():
     pixels = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
     titles = [["a", "b", "c"], ["", "", "d\nis far too long a line"]]
-    axes = drawn(pictures.images([pixels[0], pixels[1]], titles, ["above", "below"]))
+    axes = drawn(pictures.draw_images([pixels[0], pixels[1]], titles, ["above", "below"]))
     for axis, image in zip(axes, pixels.reshape(6, 4, 4, 3), strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
     assert axes[5].get_title() == "d\nis far to…g a line"
     assert [axis.get_ylabel() for axis in axes] == ["above", "", "", "below", "", ""]
-    photographs = pictures.images([np.zeros((1, 96, 96, 3), np.uint8)], [[""]])
-    assert photographs.dpi < figures.curves([], "", "").dpi
+    photographs = pictures.draw_images([np.zeros((1, 96, 96, 3), np.uint8)], [[""]])
+    assert photographs.dpi < figures.draw_curves([], "", "").dpi
     header = figures.png(photographs)[16:24]  # of a PNG: width and height
     assert int.from_bytes(header[:4]) == round(photographs.dpi * photographs.get_figwidth())
-    shorter = drawn(pictures.images([pixels[0], pixels[1, :1]], [["", "", ""], [""]]))
+    shorter = drawn(pictures.draw_images([pixels[0], pixels[1, :1]], [["", "", ""], [""]]))
     assert [len(axis.images) for axis in shorter] == [1, 1, 1, 1, 0, 0]
 
 
@@ -119,13 +119,13 @@ def test_images_stand_where_they_belong():
 def test_feature_map(num_classes):
     rng = np.random.RandomState(0)
     points, labels = rng.randn(300, 2), rng.randint(0, num_classes, 300)
-    wrong, centres = rng.rand(300) < 0.3, rng.randn(num_classes, 2)
-    centres[3] = np.nan  # a class that has none yet
+    wrong, centers = rng.rand(300) < 0.3, rng.randn(num_classes, 2)
+    centers[3] = np.nan  # a class that has none yet
     names = [f"class {k}" for k in range(num_classes)]
-    figure = pictures.feature_map(points, labels, names, (0.5, 0.25), centres, wrong)
+    figure = pictures.feature_map(points, labels, names, (0.5, 0.25), centers, wrong)
     (axes,) = drawn(figure)
     parts = {part.get_label(): np.asarray(part.get_offsets()) for part in axes.collections}
-    np.testing.assert_array_equal(parts.pop("centre"), centres)
+    np.testing.assert_array_equal(parts.pop("center"), centers)
     if num_classes == 10:
         for k, name in enumerate(names):
             np.testing.assert_array_equal(parts[name], points[labels == k])
@@ -151,9 +151,9 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     for draw in (
-        lambda: figures.curves([figures.Series("a", STEPS, STEPS)], "", ""),
+        lambda: figures.draw_curves([figures.Series("a", STEPS, STEPS)], "", ""),
         lambda: pictures.confusion(np.eye(2, dtype=int), ["a", "b"]),
-        lambda: pictures.images([np.zeros((1, 2, 2, 3), np.uint8)], [[""]]),
+        lambda: pictures.draw_images([np.zeros((1, 2, 2, 3), np.uint8)], [[""]]),
     ):
         with pytest.raises(InputError, match="pip install matplotlib"):
             draw()

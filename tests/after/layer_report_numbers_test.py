@@ -55,7 +55,7 @@ def test_the_four_gradients_are_those_of_four_losses(name):
         method = make_method(params, name, unsupervised_weight=3.0)
         state = make_state(params, method)
         if name == "layermatch":
-            state = state.replace(centres=averaged)
+            state = state.replace(centers=averaged)
         trees, sums = gradients_of(state, batch, method)
 
         known, right = truth >= 0, np.argmax(targets, axis=1) == truth
@@ -85,7 +85,7 @@ def test_the_four_gradients_are_those_of_four_losses(name):
         assert_trees_close(trees, jax.jit(expected)(params))
 
 
-def test_a_regulariser_is_no_pseudo_label():
+def test_a_regularizer_is_no_pseudo_label():
     """FreeMatch's is left out: right and wrong rows together are L_u's gradient, and no more."""
     with jax.enable_x64(True):
         params, batch = make_params(), make_batch()

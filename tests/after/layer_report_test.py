@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import sys
+import types
 
 import jax
 import numpy as np
@@ -105,10 +106,10 @@ def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monk
     feed = prepared.data.feed
 
     def dying(steps):
-        for last, call in feed.calls(steps):
+        for last, chunk in feed.chunks(steps):
             if last == 7:
                 raise KilledError
-            yield last, call
+            yield last, chunk
 
     save, written = checkpoint.save, []
 
@@ -117,7 +118,7 @@ def test_a_killed_run_ends_with_the_same_reports(whole, prepared, tmp_path, monk
         save(manager, step, tree)
 
     monkeypatch.setattr(checkpoint, "save", noticed)
-    mortal = prepared._replace(data=prepared.data._replace(feed=feed._replace(calls=dying)))
+    mortal = prepared._replace(data=prepared.data._replace(feed=feed._replace(chunks=dying)))
     with pytest.raises(KilledError):
         train.train_and_evaluate(c, tmp_path, prepared=mortal)
     assert [one["step"] for one in record.read(epath.Path(tmp_path))] == [2, 4, 6]
@@ -165,7 +166,7 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     )
     assert {name: (whole / name).read_bytes() for name in before} == before
     known = again["known"]
-    assert said.startswith(f"step 8: {BATCHES} batches, {known} unlabelled rows of known truth, ")
+    assert said.startswith(f"step 8: {BATCHES} batches, {known} unlabeled rows of known truth, ")
     value, low, high = again["layers"]["classifier"]["cosine_true"]
     line = next(x for x in said.splitlines() if x.startswith("classifier"))
     assert line.split(maxsplit=1)[1].startswith(f"{value:.3f} ({low:.3f}, {high:.3f})  ")
@@ -176,12 +177,12 @@ def test_a_table_without_a_known_row():
     told = {"parameters": 1} | {name: [None] * 3 for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 0, "mask_rate": None, "strength": 1.0}
     report |= {"pseudo_label_accuracy": None, "layers": {"stem": told}}
-    first, _, _, stem, _, _, legend = record.table(report).splitlines()
-    assert first == "step 8: 3 batches, 0 unlabelled rows of known truth"
+    first, _, _, stem, _, _, legend = record.as_table(report).splitlines()
+    assert first == "step 8: 3 batches, 0 unlabeled rows of known truth"
     assert stem.split() == ["stem", "–", "–", "–", "–"]
     assert legend.startswith("–: not known. ")
-    first, *_ = record.table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
-    assert first == "step 8: 3 batches, 5 unlabelled rows of known truth, 0.0% of them used"
+    first, *_ = record.as_table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
+    assert first == "step 8: 3 batches, 5 unlabeled rows of known truth, 0.0% of them used"
     assert record.comma_separated([report]).splitlines()[1] == "8,stem,1" + 12 * ","
 
 
@@ -193,13 +194,15 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
     told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 9, "mask_rate": 0.5, "layers": {"stem": told}}
     report |= {"pseudo_label_accuracy": 0.5}
-    monkeypatch.setattr(runs, "read", lambda folder, data_dir: "the run")
+    run = types.SimpleNamespace(config="its config")
+    monkeypatch.setattr(runs, "read", lambda folder, data_dir: run)
+    monkeypatch.setattr(runs, "read_data", lambda folder, config: f"the data of {config}")
     monkeypatch.setattr(measuring, "of_run", lambda *args: asked.append(args) or report)
     argv = ["main", "--mode=layer_report", f"--workdir={tmp_path}"]
     argv += [f"--config.layer_report.batches={value}" for value in flags_]
     values = flags.FlagValues()
     assert main.main(main.parse_flags(argv, values), values) == 0
-    assert asked == [("the run", batches)]
+    assert asked == [(run, "the data of its config", batches)]
     assert "stem" in capsys.readouterr().out
 
 
@@ -243,7 +246,7 @@ def test_what_cannot_be_reported_on(prepared):
     unlabeled = prepared.data.partition.unlabeled
     unknown = unlabeled._replace(labels=np.full_like(unlabeled.labels, -1))
     of_run = (prepared.data.feed, prepared.resident, prepared.layer_gradients)
-    with pytest.raises(InputError, match="but no unlabelled image has a known class"):
+    with pytest.raises(InputError, match="but no unlabeled image has a known class"):
         measuring.create(reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run)
     one_known = unlabeled._replace(labels=np.append(unknown.labels[1:], 0))
     measuring.create(reported(), prepared.data.partition._replace(unlabeled=one_known), *of_run)
@@ -292,5 +295,5 @@ def test_training_draws_when_it_ends_but_not_in_a_refused_folder(end, drawn, tmp
     config = config_lib.base()
     config.layer_report.at_steps = (2,)
     with pytest.raises(type(end)) if end else contextlib.nullcontext():
-        modes.train(config, str(tmp_path), ())
+        modes.run_train(config, str(tmp_path), ())
     assert folders == [epath.Path(tmp_path)] * drawn

@@ -39,14 +39,14 @@ def test_a_table_says_why_accuracies_of_pseudo_labels_are_missing(tmp_path):
     for name, fields in (("known", {}), ("unknown", unknown)):
         write_run(tmp_path / name, config_of("fixmatch"), (0.5,), **fields)
         (table, _) = tables.results(logs.by_method([logs.read(epath.Path(tmp_path / name))]))
-        told = "are missing where no unlabelled image has a known class" in table.caption
+        told = "are missing where no unlabeled image has a known class" in table.caption
         assert told == (name == "unknown")
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert (row["used"], row["used right"], row["all right"]) == ("50.0", "", "")
 
 
 def test_several_runs_by_method(sweep):
-    path = report.report(str(sweep))
+    path = report.write(str(sweep))
     assert path == epath.Path(sweep) / "report.html"
     page = read(path)
     assert page.headings == ["5 runs on cifar10", "Results", "Training", "Settings"]
@@ -63,7 +63,7 @@ def test_several_runs_by_method(sweep):
     ]  # fmt: skip
     assert f"Left out of the table by method: {sweep}/l2 (2 of 4, not finished)" in page.text
     assert "Bands: ± one standard deviation (sd) over these runs." in page.text
-    assert page.row("avg_clustering.centres") == ["none", "classifier"]
+    assert page.row("avg_clustering.centers") == ["none", "classifier"]
     assert page.row("layerwise.gradient_mask") == ["none", "classifier"]
     # fixmatch's 55 %, and layermatch's up to where all three have come: (30 + 30 + 90) / 3.
     assert page.images[0]["alt"] == (
@@ -72,7 +72,7 @@ def test_several_runs_by_method(sweep):
     )
     # A seed that only one of the methods has finished is compared to nothing.
     (sweep / "f1" / "result.json").unlink()
-    page = read(report.report(str(sweep)))
+    page = read(report.write(str(sweep)))
     assert page.row("layermatch")[2:5] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
     assert path.stat().length < 3e6
 
@@ -83,8 +83,8 @@ def test_bands_are_drawn_around_means(sweep, monkeypatch):
     def record(series, title, *args, **kwargs):
         drawn[title] = series
 
-    monkeypatch.setattr(figures, "curves", record)
-    monkeypatch.setattr(curves, "picture", lambda figure, alt, caption: alt)
+    monkeypatch.setattr(figures, "draw_curves", record)
+    monkeypatch.setattr(curves, "as_picture", lambda figure, alt, caption: alt)
     read_logs = [logs.read(folder) for folder in logs.folders(str(sweep))]
     groups = logs.by_method(read_logs)
     curves.of_several(groups)
@@ -132,7 +132,7 @@ def test_classes_over_training(tmp_path, monkeypatch):
         monkeypatch.setattr(
             figures, name, lambda *a, name=name, **k: drawn.setdefault(name, []).append((a, k))
         )
-    monkeypatch.setattr(curves, "picture", lambda figure, alt, caption: alt)
+    monkeypatch.setattr(curves, "as_picture", lambda figure, alt, caption: alt)
     write_run(
         tmp_path / "run",
         config_of("freematch"),
@@ -158,13 +158,13 @@ def test_classes_over_training(tmp_path, monkeypatch):
     write_run(tmp_path / "old", config_of("fixmatch"), (0.5, 0.5), **of_all)
     note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "old")), ["a", "b"])
     assert "a version that did not count" in note.text
-    assert alts == ["Pseudo-labels used, by class, as colours over training steps."]
+    assert alts == ["Pseudo-labels used, by class, as colors over training steps."]
     of_all |= {"class_truths": [0.0, 0.0], "class_pseudo_labels": [0.0, 0.0]}
     write_run(tmp_path / "unknown", config_of("fixmatch"), (0.5, 0.5), **of_all)
     note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "unknown")), ["a", "b"])
     assert note.text == (
-        "How many pseudo-labels are right is not known: no unlabelled image has a known class "
-        "(labelled images do not count)."
+        "How many pseudo-labels are right is not known: no unlabeled image has a known class "
+        "(labeled images do not count)."
     )
     assert len(alts) == 1
     none = dict.fromkeys(("mask_rate", "pseudo_label_accuracy", "pseudo_label_accuracy_all"))
@@ -182,7 +182,7 @@ def test_the_file_goes_where_the_runs_are(tmp_path):
     for seed, name in enumerate(("x/one", "x/y/two")):
         write_run(tmp_path / name, config_of("fixmatch", seed=seed), (0.5, 0.5))
     one, two = tmp_path / "x/one", tmp_path / "x/y/two"
-    assert report.report(f"{one},{two},{one}/") == epath.Path(tmp_path / "x/report.html")
+    assert report.write(f"{one},{two},{one}/") == epath.Path(tmp_path / "x/report.html")
     page = read(tmp_path / "x/report.html")
     assert page.headings[0] == "2 runs on cifar10"
     shared = report._shared([epath.Path("gs://bucket/a/b"), epath.Path("gs://bucket/a/c")])
@@ -206,7 +206,7 @@ def test_commas_separate_but_in_the_names_of_folders(tmp_path, monkeypatch, with
     assert found(str(tmp_path)) == sorted(str(tmp_path / name) for name in names)
     (tmp_path / "a,b").mkdir()  # what is there as a whole is meant as a whole
     assert found("a,b") == ["a,b"]
-    page = read(report.report(f"{tmp_path}/lr=1,wd=2,{tmp_path}/[1] é\n"))
+    page = read(report.write(f"{tmp_path}/lr=1,wd=2,{tmp_path}/[1] é\n"))
     assert page.row("lr=1,wd=2")[0] == "fixmatch"
     assert page.headings[0] == "2 runs on cifar10"
 
@@ -228,7 +228,7 @@ def test_a_folder_whose_name_is_no_utf8(tmp_path, without_images):
         write_run(folder, config_of("fixmatch"), (0.5, 0.5))
     except OSError:
         pytest.skip("this disk holds no such names")
-    page = read(report.report(str(folder)))
+    page = read(report.write(str(folder)))
     assert page.row("folder") == [f"{tmp_path}/caf\\xe9"]
 
 
@@ -240,7 +240,7 @@ def test_the_same_run_in_several_folders_counts_once(sweep, caplog, without_imag
     shutil.copytree(sweep / "l1", sweep / "a copy of l1")
     elsewhere = {"dataset.data_dir": "/elsewhere", "log_every": 1, "seed": 0}
     write_run(sweep / "z", config_of("layermatch", **elsewhere), (0.3,), finished=False)
-    page = read(report.report(str(sweep)))
+    page = read(report.write(str(sweep)))
     assert page.headings[0] == "6 runs on cifar10"
     # median20 of fixmatch: 35, 40, 25; of layermatch: 50, 50, 25; their differences: 15, 10, 0.
     assert page.row("fixmatch")[2:4] == ["3 of 3", "33.3 ± 7.6"]
@@ -253,29 +253,29 @@ def test_the_same_run_in_several_folders_counts_once(sweep, caplog, without_imag
     # Of two that are not finished, the one that has come farther.
     for name in ("l2", "l2 finished"):
         (sweep / name / "result.json").unlink(missing_ok=True)
-    page = read(report.report(f"{sweep}/l2,{sweep}/l2 finished"))
+    page = read(report.write(f"{sweep}/l2,{sweep}/l2 finished"))
     assert page.headings[0] == "layermatch on cifar10, 20 labels (label seed 2, seed 2)"
     assert page.row("folder") == [f"{sweep}/l2 finished"]
     assert f"{sweep}/l2 is left out" in page.text
-    # Other labelled images by a split file are another run, and no pair of those of the seed.
+    # Other labeled images by a split file are another run, and no pair of those of the seed.
     split = json.loads((sweep / "l0" / "labeled_split.json").read_text()) | {"sha256": "other"}
     (sweep / "l0" / "labeled_split.json").write_text(json.dumps(split))
-    page = read(report.report(f"{sweep}/l0,{sweep}/l1,{sweep}/f0,{sweep}/f1,{sweep}/z"))
+    page = read(report.write(f"{sweep}/l0,{sweep}/l1,{sweep}/f0,{sweep}/f1,{sweep}/z"))
     assert page.headings[0] == "5 runs on cifar10"
     assert page.row("layermatch")[4] == "+10.0"
 
 
 def test_what_cannot_be_reported(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"holds no run: there is no .*nowhere/config\.json"):
-        report.report(str(tmp_path / "nowhere"))
+        report.write(str(tmp_path / "nowhere"))
     write_run(tmp_path / "a", config_of("fixmatch"), (0.5, 0.5))
     with pytest.raises(InputError, match="nowhere holds no run"):
-        report.report(f"{tmp_path}/a,{tmp_path}/nowhere")
+        report.write(f"{tmp_path}/a,{tmp_path}/nowhere")
     validation = config_of("fixmatch", **{"dataset.evaluate_on": "validation"})
     write_run(tmp_path / "b", validation, (0.5, 0.5))
     write_run(tmp_path / "c", config_of("fixmatch", seed=1), (0.5, 0.5), num_train=50)
     with pytest.raises(InputError) as error:
-        report.report(str(tmp_path))
+        report.write(str(tmp_path))
     assert str(error.value).splitlines()[1:] == [
         f"  cifar10, 2 classes, 100 training images, evaluated on test images: {tmp_path}/a",
         f"  cifar10, 2 classes, 100 training images, evaluated on validation images: {tmp_path}/b",
@@ -285,7 +285,7 @@ def test_what_cannot_be_reported(tmp_path, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match="pip install matplotlib"):
-        report.report(f"{tmp_path}/a")
+        report.write(f"{tmp_path}/a")
     assert not list(tmp_path.rglob("report*"))
 
 

@@ -13,7 +13,8 @@ from report_pages import config_of, read
 from runs_test import files, make_config
 
 from layermatch_jax import presets, setup, train
-from layermatch_jax.after import figures, pictures, predict, report, runs
+from layermatch_jax.after import figures, pictures, predict, report, runs, trained
+from layermatch_jax.after.model import Outputs
 from layermatch_jax.after.report import model, pages
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import crop
@@ -24,7 +25,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run on images in a file, which can go missing; six of the unlabelled are of no class."""
+    """A run on images in a file, which can go missing; six of the unlabeled are of no class."""
     root = tmp_path_factory.mktemp("report")
     rng = np.random.RandomState(0)
     labels = {"train": np.arange(60) % 3, "test": np.arange(30) % 3}
@@ -51,7 +52,7 @@ def workdir_(made, tmp_path):
 
 def test_a_run_from_result_to_settings(made):
     before = files(made)
-    path = report.report(str(made))
+    path = report.write(str(made))
     assert path == epath.Path(made) / "report.html"
     after = files(made)
     assert after.pop(pathlib.Path(path))
@@ -71,8 +72,8 @@ def test_a_run_from_result_to_settings(made):
     for kind, name in (("ema", "EMA"), ("raw", "raw")):
         scores = result["test_accuracy"][kind]
         assert page.row(name) == [f"{100 * scores[k]:.2f}" for k in ("last", "median20", "best")]
-    assert page.row("labelled split (SHA-256 of its indices)") == [result["split_sha256"]]
-    assert page.row("labelled images") == ["6, 2 of each class"]
+    assert page.row("labeled split (SHA-256 of its indices)") == [result["split_sha256"]]
+    assert page.row("labeled images") == ["6, 2 of each class"]
     assert page.row("code (git commit)") == [result["git_commit"] or "not known"]
     assert page.row("dataset.num_labels") == ["6", "250"]  # value, default
     assert page.row("layerwise.gradient_mask") == ['[["classifier/.*", 0.0]]', "[]"]
@@ -86,7 +87,7 @@ def test_a_run_from_result_to_settings(made):
     assert beginnings[:5] == [
         "Pseudo", "Losses in training", "Loss on test images", "Thresholds", "Learning rate",
     ]  # fmt: skip
-    assert any(alt.startswith("8 unlabelled images of step 12, each above its") for alt in alts)
+    assert any(alt.startswith("8 unlabeled images of step 12, each above its") for alt in alts)
     assert any(alt.startswith("Confusion matrix of 30 test images in 3 classes") for alt in alts)
     assert f"{last['accuracy_ema']:.1%} of 30 images are right" in page.text
     assert "averaged classifier" in page.text
@@ -98,7 +99,7 @@ def test_a_run_from_result_to_settings(made):
 def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     """What is handed to the drawing functions is what the run's own parts say."""
     drawn = {}
-    for name in ("confusion", "images", "feature_map"):
+    for name in ("confusion", "draw_images", "feature_map"):
         original = getattr(pictures, name)
 
         def record(*args, original=original, name=name):
@@ -108,20 +109,21 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
         monkeypatch.setattr(pictures, name, record)
     monkeypatch.setattr(figures, "png", lambda figure: b"")
     run = runs.read(str(made))
-    evaluation = run.data.partition.evaluation
-    answer = predict.predict(run, evaluation)
+    data = runs.read_data(epath.Path(made), run.config)
+    evaluation = data.partition.evaluation
+    answer = predict.predict(trained.of_run(run), evaluation)
     # A model that is sure of itself: 3 images of each class are taken for the next.
     sure = np.full((30, 3), 0.1)
     guesses = np.where(np.arange(30) < 9, (evaluation.labels + 1) % 3, evaluation.labels)
     sure[np.arange(30), guesses] = 0.5 + np.arange(30) / 100
-    table = model.predictions(run, predict.Predictions(answer.features, sure))
+    table = model.predictions(run, data, Outputs(answer.features, sure))
     ((matrix, names),) = drawn["confusion"]
     np.testing.assert_array_equal(matrix, [[7, 3, 0], [0, 7, 3], [3, 0, 7]])
     assert names == ("a<b>", "R&D", "c")
     assert [row[:3] for row in table[2].rows] == [
         ("a<b>", "R&D", "3"), ("R&D", "c", "3"), ("c", "a<b>", "3"),
     ]  # fmt: skip
-    ((rows, titles),) = drawn.pop("images")
+    ((rows, titles),) = drawn.pop("draw_images")
     middle = crop.center_crop(evaluation.read(np.arange(30)), 6)
     np.testing.assert_array_equal(rows[0], middle[8:0:-1])  # 8 is the surest of those 9
     np.testing.assert_array_equal(rows[1], middle[:1])
@@ -129,18 +131,18 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     assert titles[1] == ["a<b> → R&D\n50.0%"]
 
     # The views: those that the twelfth step was given.
-    model.views(run.config, run.data, 11)
-    ((pixels, titles, kinds),) = drawn["images"]
-    sampler = setup.create_sampler(run.config, run.data.partition)
+    model.draw_views(run.config, data, 11)
+    ((pixels, titles, kinds),) = drawn["draw_images"]
+    sampler = setup.create_sampler(run.config, data.partition)
     draws = sampler.draw(11)
-    unlabeled = run.data.partition.unlabeled
+    unlabeled = data.partition.unlabeled
     positions = draws.unlabeled.reshape(-1)[:8]
     np.testing.assert_array_equal(pixels[0], crop.center_crop(unlabeled.read(positions), 6))
-    weak, _ = pipeline.moved_views(run.data.partition, sampler, 1, 11, slice(None))
+    weak, _ = pipeline.moved_views(data.partition, sampler, 1, 11, slice(None))
     np.testing.assert_array_equal(pixels[1], weak.images[:, 1:4].reshape(-1, 6, 6, 3)[:8])
-    _, call = next(iter(run.data.feed.calls(range(11, 12))))
-    call = jax.tree.map(lambda x: x[:, 0], call)
-    batch = jax.jit(run.data.feed.batch)(run.data.feed.resident("jit"), call)
+    _, chunk = next(iter(data.feed.chunks(range(11, 12))))
+    chunk = jax.tree.map(lambda x: x[:, 0], chunk)
+    batch = jax.jit(data.feed.batch)(data.feed.resident("jit"), chunk)
     np.testing.assert_array_equal(pixels[2], batch.images[:, 4:].reshape(-1, 6, 6, 3)[:8])
     assert np.any(pixels[2] != pixels[1])
     hidden = "unknown or labeled"
@@ -149,14 +151,14 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     assert titles == [truths, [""] * 8, [""] * 8]
     assert kinds == ["image", "weak view", "strong view"]
 
-    # The centres: columns of the averaged classifier, from their mean, in the features' plane.
-    model.features(run, answer)
+    # The centers: columns of the averaged classifier, from their mean, in the features' plane.
+    model.features(run, data, answer)
     ((points, labels, _, _, stars, wrong),) = drawn["feature_map"]
-    centred = answer.features - answer.features.mean(axis=0)
-    axes = np.linalg.svd(centred.astype(float), full_matrices=False)[2][:2].T
-    axes *= np.sign(np.sum(points * (centred @ axes), axis=0))
-    np.testing.assert_allclose(points, centred @ axes, atol=1e-4)
-    columns = run.state.centres["kernel"].T
+    centered = answer.features - answer.features.mean(axis=0)
+    axes = np.linalg.svd(centered.astype(float), full_matrices=False)[2][:2].T
+    axes *= np.sign(np.sum(points * (centered @ axes), axis=0))
+    np.testing.assert_allclose(points, centered @ axes, atol=1e-4)
+    columns = run.state.centers["kernel"].T
     expected = (columns - columns.mean(axis=0)) @ axes
     farthest = np.linalg.norm(stars, axis=1).max()
     assert np.sum(np.linalg.norm(points, axis=1) < farthest) == 27  # nine tenths of 30
@@ -167,14 +169,14 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     np.testing.assert_array_equal(wrong, answer.probabilities.argmax(axis=1) != labels)
 
 
-def test_centres_are_those_of_the_reading(made):
+def test_centers_are_those_of_the_reading(made):
     run = runs.read(str(made))
-    of_ema = model._centres(run._replace(config=config_of("fixmatch")))
+    of_ema = model._centers(run._replace(config=config_of("fixmatch")))
     np.testing.assert_array_equal(of_ema.vectors, run.state.ema_params["classifier"]["kernel"].T)
     assert not of_ema.places
-    state = {"centres": np.arange(6.0).reshape(3, 2), "updates": np.array([1, 0, 4])}
-    config = config_of("layermatch", **{"avg_clustering.centres": "features"})
-    averages = model._centres(run._replace(config=config, state=run.state.replace(centres=state)))
+    state = {"centers": np.arange(6.0).reshape(3, 2), "updates": np.array([1, 0, 4])}
+    config = config_of("layermatch", **{"avg_clustering.centers": "features"})
+    averages = model._centers(run._replace(config=config, state=run.state.replace(centers=state)))
     np.testing.assert_array_equal(averages.vectors, [[0, 1], [np.nan, np.nan], [4, 5]])
     assert averages.places
 
@@ -186,7 +188,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     (workdir_ / "result.json").unlink()
     lines = (workdir_ / "metrics.jsonl").read_text().splitlines(keepends=True)
     (workdir_ / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:30])  # being written
-    page = read(report.report(str(workdir_)))
+    page = read(report.write(str(workdir_)))
     assert "There are no predictions. " in page.text
     assert "has no checkpoint yet" in page.text
     assert page.row("steps") == ["4 of 12, not finished"]
@@ -198,7 +200,7 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     config["dataset.data_dir"] = str(tmp_path / "gone.npz")
     (workdir_ / "config.json").write_text(json.dumps(config))
     caplog.clear()
-    page = read(report.report(str(workdir_)))
+    page = read(report.write(str(workdir_)))
     assert "The run's images cannot be shown. " in page.text
     assert "The run's images cannot be shown. " in caplog.text  # and in the terminal
     assert "gone.npz" in page.text
@@ -211,14 +213,14 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     layers["head"] = dict.fromkeys(told, [None] * 3) | {"cosine_true": [None] * 3}
     layers = [{"step": step, "batches": 2, "layers": layers} for step in (2, 4)]
     (workdir_ / "layer_report.json").write_text(json.dumps(layers))
-    page = read(report.report(str(workdir_), data_dir))  # where they are now
+    page = read(report.write(str(workdir_), data_dir))  # where they are now
     assert page.headings[4:] == ["Images and their views", "Layers", "Settings"]
     assert page.images[-1]["alt"].endswith("of the true labels: stem 0.87")
     (workdir_ / "layer_report.json").unlink()
 
     (workdir_ / "metrics.jsonl").unlink()
     (workdir_ / "labeled_split.json").unlink()
-    page = read(report.report(str(workdir_)))
+    page = read(report.write(str(workdir_)))
     assert "The run has not logged anything yet." in page.text
     assert page.headings[1:] == ["Result", "Settings"]
     assert not page.images

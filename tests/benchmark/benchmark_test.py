@@ -18,7 +18,7 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     c = tiny("layermatch", **{"model.name": "linear", "input.backend": backend}, **periods)
     K = c.input.steps_per_call = 4 if backend == "device" else 1
     c.profile = backend == "device"
-    report = measure.benchmark(c, tmp_path / "new")
+    report = measure.run_benchmark(c, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -51,16 +51,36 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
     assert products < report["program"]["flops_per_step"] < 3 * products
     assert report["program"]["peak_share"] is None  # a CPU's is not known
 
-    text = summary.table(report, tmp_path / "new")
+    text = summary.as_table(report, tmp_path / "new")
     assert f"{images} images a step, input by {backend}; 8 x cpu" in text
     for name in parts:
         assert f"\n{name} " in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "ratios", "unlabeled_views"),
+    # μ = 1 is the Π-model's choice, so FixMatch has the default; elsewhere it is the user's.
+    [("pi_model", (1, 7), 2), ("comatch", (2, 2), 3)],
+)
+def test_a_method_with_other_views(method, ratios, unlabeled_views, tmp_path, monkeypatch):
+    """Images are counted by the views of each method; the usual tf.data form has no such views."""
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    c = tiny(method, **{"model.name": "linear", "input.backend": "tf_data", "train_steps": 8})
+    parts = measure.run_benchmark(c, tmp_path / "new")["parts"]
+    assert "input, image by image" not in parts
+    measured = (("train step", unlabeled_views), ("train step, fixmatch", 2))
+    for (name, views), mu in zip(measured, ratios, strict=True):
+        images = 8 * (1 + mu * views)
+        part = parts[name]
+        assert part["images_per_second"] == pytest.approx(images * part["steps_per_second"]), name
+
+
 def test_shares_of_the_peak(monkeypatch):
     part = measure.Part(run=None, steps=2, images=10)
     monkeypatch.setitem(summary.PEAK, "cpu", 4e9)
-    report = summary.report(
+    report = summary.make_report(
         config.base(),
         type("Data", (), {"images_per_step": 5}),
         {"flops_per_step": 1e9},
@@ -79,7 +99,7 @@ def test_the_other_method_differs_in_its_choices_alone():
     assert changed == {
         "method", "applied_method", "policy.name", "policy.threshold", "policy.momentum",
         "policy.fairness_weight",
-        "layerwise.gradient_mask", "avg_clustering.centres",
+        "layerwise.gradient_mask", "avg_clustering.centers",
     }  # fmt: skip
     assert other["policy.name"] == "fixed_threshold"
     assert other["policy.threshold"] == 0.95

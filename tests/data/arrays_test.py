@@ -29,10 +29,10 @@ def test_digits_are_scikit_learns():
     def keys(images, labels):
         return sorted((int(c), x.tobytes()) for x, c in zip(images, labels, strict=True))
 
-    grey = np.concatenate([all_of(made.train), all_of(made.test)])[..., 0]
+    gray = np.concatenate([all_of(made.train), all_of(made.test)])[..., 0]
     labels = np.concatenate([made.train.labels, made.test.labels])
     want = np.round(digits.images * 15.9375).astype(np.uint8)
-    assert keys(grey, labels) == keys(want, digits.target)
+    assert keys(gray, labels) == keys(want, digits.target)
 
 
 def test_digits_upsampled():
@@ -113,7 +113,7 @@ def test_npz_round_trip(tmp_path):
     assert made.unlabeled.labels.tolist() == [-1] * 7
 
 
-def test_npz_grey_and_resized(tmp_path):
+def test_npz_gray_and_resized(tmp_path):
     data = npz_arrays(train_images=noise(12, 28, 28), test_images=noise(5, 16, 16, 3))
     np.savez_compressed(tmp_path / "data.npz", **data)
     made = sources.load(settings("npz", tmp_path / "data.npz", stored_size=16))

@@ -1,6 +1,6 @@
 """The views made on the device are Pillow's and NumPy's, whoever compiles them.
 
-With the optimisations that conftest.py turns off:
+With the optimizations that conftest.py turns off:
 JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest tests/data/augment_jax_test.py
 """
 

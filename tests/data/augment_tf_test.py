@@ -119,7 +119,7 @@ def test_known_numbers():
         return got[..., 0].tolist()
 
     assert result("brightness", 0.5) == (level // 2).tolist()
-    assert result("color", 0.3) == level.tolist()  # grey already
+    assert result("color", 0.3) == level.tolist()  # gray already
     # mean 120: 120 + 0.5 · (level - 120)
     assert result("contrast", 0.5) == (60 + level // 2).tolist()
     assert result("posterize", 5.9) == (level & 0b11111000).tolist()
@@ -134,7 +134,7 @@ def test_known_numbers():
     assert result("shear_x", 0.3) == sheared.tolist()
     # 240 is stretched to 255, 16 to 17.
     assert result("autocontrast", 0) == (level * 17 // 16).tolist()
-    # An inner level v has neighbours v ± 16, 64, 48, 80, of mean v: smoothing changes nothing.
+    # An inner level v has neighbors v ± 16, 64, 48, 80, of mean v: smoothing changes nothing.
     assert result("sharpness", 0.05) == level.tolist()
 
 
@@ -160,15 +160,15 @@ def test_chains_of_three_and_cutout(size, count):
 
 
 def test_cutout_boxes_are_the_reference_codes():
-    """The reference draws with Pillow from a centre and a side: same numbers, same pixels."""
+    """The reference draws with Pillow from a center and a side: same numbers, same pixels."""
     size, count = 32, 200
     boxes = sampler._cutout_boxes(np.random.default_rng(5), (count,), size)
     rng = np.random.default_rng(5)
     side = rng.uniform(0, 0.5, count) * size
-    centre = rng.uniform(0, size, (count, 2))  # y, x
+    center = rng.uniform(0, size, (count, 2))  # y, x
     images = photographs(size, count)
     got = run(images, np.zeros((count, 0)), np.zeros((count, 0)), cutout=boxes)
-    for image, v, (cy, cx), cut in zip(images, side, centre, got, strict=True):
+    for image, v, (cy, cx), cut in zip(images, side, center, got, strict=True):
         x0, y0 = int(max(0, cx - v / 2)), int(max(0, cy - v / 2))
         x1, y1 = min(size, x0 + v), min(size, y0 + v)
         want = Image.fromarray(image)

@@ -90,7 +90,7 @@ def swap_classes(root):
             (root / part / old).rename(root / part / new)
 
 
-def make_grey(root, part):
+def make_gray(root, part):
     for file in (root / part).rglob("*.png"):
         write(file, np.full((8, 8, 3), 128, np.uint8))
 
@@ -100,9 +100,9 @@ def make_grey(root, part):
     [
         (rename_class, "classes: no longer there: 'bear'; new: 'ursus'"),
         (swap_classes, "train: the same number of images, but others \\(their content differs\\)"),
-        (lambda root: make_grey(root, "train"), "train: the same number of images, but files"),
-        (lambda root: make_grey(root, "test"), "test: the same number of images, but files"),
-        (lambda root: make_grey(root, "unlabeled"), "unlabeled: the same number of images, but f"),
+        (lambda root: make_gray(root, "train"), "train: the same number of images, but files"),
+        (lambda root: make_gray(root, "test"), "test: the same number of images, but files"),
+        (lambda root: make_gray(root, "unlabeled"), "unlabeled: the same number of images, but f"),
         (
             lambda root: write_noise(root / "train/cat/0.png"),
             "train: the same number of images, but others \\(their content differs\\)",
@@ -140,7 +140,7 @@ def test_test_images_that_are_not_used_may_change(root):
     config = dataset("folder", root, evaluate_on="validation")
     before = described(config)
     assert before["test"] is None
-    make_grey(root, "test")
+    make_gray(root, "test")
     assert described(config) == before
 
 

@@ -9,7 +9,7 @@ from layermatch_jax.data.sources import decoding
 from layermatch_jax.errors import InputError
 
 
-def test_decode_crops_the_centre(tmp_path):
+def test_decode_crops_the_center(tmp_path):
     wide, tall = noise(8, 14, 3), noise(13, 8, 3)
     write(tmp_path / "wide.png", wide)
     write(tmp_path / "tall.png", tall)
@@ -26,7 +26,7 @@ def test_decode_resizes_the_shorter_side(tmp_path):
     want = np.zeros((8, 8, 3))
     want[:, 2:6] = (250, 100, 50)
     np.testing.assert_allclose(got[:, [0, 3, 4, 7]], want[:, [0, 3, 4, 7]])
-    # Larger, too; every value lies between the neighbours it came from.
+    # Larger, too; every value lies between the neighbors it came from.
     got = decoding.decode(str(tmp_path / "x.png"), 80)
     assert got.shape == (80, 80, 3)
     assert got[:, 20:60].min(axis=(0, 1)).tolist() >= [125, 50, 25]
@@ -34,10 +34,10 @@ def test_decode_resizes_the_shorter_side(tmp_path):
 
 def test_decode_every_mode(tmp_path):
     rgb = np.zeros((8, 8, 3), np.uint8) + np.array([200, 100, 40], np.uint8)
-    grey = noise(8, 8)
+    gray = noise(8, 8)
     image = Image.fromarray(rgb)
     alpha = image.copy()
-    alpha.putalpha(Image.fromarray(grey))
+    alpha.putalpha(Image.fromarray(gray))
     palette = image.quantize(4)
     palette.info["transparency"] = b"\x00\x80"
     cases = {
@@ -45,13 +45,13 @@ def test_decode_every_mode(tmp_path):
         "palette.png": (palette, rgb),
         "cmyk.jpg": (image.convert("CMYK"), rgb),
         "jpeg.JPEG": (image, rgb),
-        "grey.png": (Image.fromarray(grey), np.stack([grey] * 3, -1)),
+        "gray.png": (Image.fromarray(gray), np.stack([gray] * 3, -1)),
         "sixteen.png": (
-            Image.fromarray(grey.astype(np.uint16) * 256 + 7),
-            np.stack([grey] * 3, -1),
+            Image.fromarray(gray.astype(np.uint16) * 256 + 7),
+            np.stack([gray] * 3, -1),
         ),
-        "la.png": (Image.merge("LA", [Image.fromarray(grey)] * 2), np.stack([grey] * 3, -1)),
-        "bit.png": (Image.fromarray(grey > 99), np.stack([(grey > 99) * 255] * 3, -1)),
+        "la.png": (Image.merge("LA", [Image.fromarray(gray)] * 2), np.stack([gray] * 3, -1)),
+        "bit.png": (Image.fromarray(gray > 99), np.stack([(gray > 99) * 255] * 3, -1)),
     }
     for name, (picture, want) in cases.items():
         picture.save(tmp_path / name)
@@ -107,8 +107,8 @@ def test_transparent_pixels_become_white(tmp_path, kind):
         if kind == "webp":
             path, options = tmp_path / "x.webp", {"lossless": True, "exact": True}
     elif kind == "LA":
-        grey = Image.fromarray(100 * ones)
-        image, want = Image.merge("LA", [grey, Image.fromarray(alpha)]), [half[1]] * 3
+        gray = Image.fromarray(100 * ones)
+        image, want = Image.merge("LA", [gray, Image.fromarray(alpha)]), [half[1]] * 3
     elif kind in ("P", "P key"):
         image = Image.fromarray(np.repeat([0, 1], 4)[None].repeat(8, 0).astype(np.uint8), "P")
         image.putpalette([200, 100, 40] * 2)
@@ -177,24 +177,24 @@ def test_opaque_alpha_channels_are_no_remark(tmp_path):
         ("float.tif", np.float32, (0, 1, 127.6, 200), (0, 1, 128, 200), 255),
     ],
 )
-def test_deep_grey_images_keep_their_levels(tmp_path, name, dtype, levels, want, white):
+def test_deep_gray_images_keep_their_levels(tmp_path, name, dtype, levels, want, white):
     pixels = np.repeat(np.repeat(np.reshape(levels, (2, 2)), 4, 0), 4, 1).astype(dtype)
     Image.fromarray(pixels).save(tmp_path / name)
     seen, remarks = look(tmp_path / name)
     assert seen[::4, ::4].tolist() == [[[x] * 3 for x in row] for row in np.reshape(want, (2, 2))]
-    assert remarks == (f"grey levels 0..{white:g} are scaled to 0..255",)
+    assert remarks == (f"gray levels 0..{white:g} are scaled to 0..255",)
 
 
-def test_grey_images_below_zero_are_stretched(tmp_path):
+def test_gray_images_below_zero_are_stretched(tmp_path):
     pixels = np.full((8, 8), -100, np.int32)
     pixels[:, 2:], pixels[:, 6:] = 0, 100
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     seen, remarks = look(tmp_path / "x.tif")
     assert seen[0, :, 0].tolist() == [0, 0, 128, 128, 128, 128, 255, 255]
-    assert remarks == ("grey levels -100..100 are scaled to 0..255",)
+    assert remarks == ("gray levels -100..100 are scaled to 0..255",)
 
 
-def test_a_flat_grey_image_is_no_division_by_zero(tmp_path):
+def test_a_flat_gray_image_is_no_division_by_zero(tmp_path):
     Image.fromarray(np.full((8, 8), -5, np.int32)).save(tmp_path / "x.tif")
     assert look(tmp_path / "x.tif")[0].max() == 0
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "x.png")

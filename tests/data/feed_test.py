@@ -29,20 +29,20 @@ def prepared(**fields):
     return config, partition, sampler
 
 
-def of_step(call, k):
-    """One step of a call; the policy's draws are a tree."""
-    return jax.tree.map(lambda x: x[:, k], call)
+def of_step(chunk, k):
+    """One step of a chunk; the policy's draws are a tree."""
+    return jax.tree.map(lambda x: x[:, k], chunk)
 
 
 def test_calls_lie_between_multiples_of_k():
     config, partition, sampler = prepared()
     created = feed.create(config, partition, sampler, slice(None))
-    calls = list(created.calls(range(6, 19)))
-    assert [(step, call.labeled.shape[1]) for step, call in calls] == [
+    chunks = list(created.chunks(range(6, 19)))
+    assert [(step, chunk.labeled.shape[1]) for step, chunk in chunks] == [
         (8, 2), (12, 4), (16, 4), (19, 3),
     ]  # fmt: skip
-    np.testing.assert_array_equal(calls[1][1].value[:, 2], sampler.draw(10).value)
-    assert jax.tree.map(np.shape, calls[1][1]) == jax.tree.map(np.shape, created.example)
+    np.testing.assert_array_equal(chunks[1][1].value[:, 2], sampler.draw(10).value)
+    assert jax.tree.map(np.shape, chunks[1][1]) == jax.tree.map(np.shape, created.example)
 
 
 @pytest.mark.parametrize("backend", ["tf_data", "device"])
@@ -51,7 +51,7 @@ def test_a_host_gets_its_rows(backend):
     fields = {"input.backend": backend, "input.steps_per_call": K}
     config, partition, sampler = prepared(**fields)
     whole, own = (
-        next(feed.create(config, partition, sampler, rows).calls(range(1, 5)))
+        next(feed.create(config, partition, sampler, rows).chunks(range(1, 5)))
         for rows in (slice(None), slice(2, 3))
     )
     assert whole[0] == own[0] == {"tf_data": 2, "device": 4}[backend]  # from step 2 on
@@ -61,19 +61,19 @@ def test_a_host_gets_its_rows(backend):
 
 @pytest.mark.parametrize("ops", [0, 2])
 def test_both_backends_make_the_same_batches(ops):
-    calls = {}
+    chunks = {}
     for backend, K in (("tf_data", 1), ("device", 4)):
         fields = {"input.backend": backend, "input.steps_per_call": K}
         config, partition, sampler = prepared(**fields, **{"augment.randaugment_ops": ops})
         created = feed.create(config, partition, sampler, slice(None))
         resident, batch = created.resident("jit"), jax.jit(created.batch)
-        calls[backend] = [
-            batch(resident, of_step(call, k))
-            for _, call in created.calls(range(3, 8))
-            for k in range(call[0].shape[1])
+        chunks[backend] = [
+            batch(resident, of_step(chunk, k))
+            for _, chunk in created.chunks(range(3, 8))
+            for k in range(chunk[0].shape[1])
         ]
-    assert len(calls["tf_data"]) == len(calls["device"]) == 5
-    for expected, actual in zip(*calls.values(), strict=True):
+    assert len(chunks["tf_data"]) == len(chunks["device"]) == 5
+    for expected, actual in zip(*chunks.values(), strict=True):
         for name in ("labels", "labeled_indices", "unlabeled_indices", "true_labels"):
             np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
         difference = np.abs(np.int32(actual.images) - np.int32(expected.images))
@@ -142,8 +142,8 @@ def test_one_step_reads_its_own_images_alone(backend, method):
     config, partition, sampler = prepared(**fields)
     whole = feed.create(config, partition, sampler, slice(None))
     resident = whole.resident("jit")
-    _, call = next(whole.calls(range(7, 8)))
-    expected = jax.jit(whole.batch)(resident, of_step(call, 0))
+    _, chunk = next(whole.chunks(range(7, 8)))
+    expected = jax.jit(whole.batch)(resident, of_step(chunk, 0))
 
     asked = []
 
@@ -159,10 +159,10 @@ def test_one_step_reads_its_own_images_alone(backend, method):
         np.testing.assert_array_equal(actual, wanted)
     assert len(asked) == 4 + (
         8 if method == "fixmatch" else 0
-    )  # 4 labelled and 2 unlabelled ones for each
+    )  # 4 labeled and 2 unlabeled ones for each
 
 
-def test_supervised_training_keeps_no_unlabelled_image():
+def test_supervised_training_keeps_no_unlabeled_image():
     config, partition, sampler = prepared(
         unsupervised_weight=0.0, method="supervised", applied_method="supervised"
     )
@@ -170,8 +170,8 @@ def test_supervised_training_keeps_no_unlabelled_image():
     resident = created.resident("jit")
     assert resident.unlabeled_images.shape == (0, 12, 12, 3)
     assert created.resident_bytes == 20 * 12 * 12 * 3
-    _, call = next(created.calls(range(4)))
-    batch = jax.jit(created.batch)(resident, of_step(call, 0))
+    _, chunk = next(created.chunks(range(4)))
+    batch = jax.jit(created.batch)(resident, of_step(chunk, 0))
     assert batch.images.shape == (4, 1, 8, 8, 3)
 
 

@@ -177,7 +177,7 @@ def test_without_a_test_folder_validation_images_serve(root):
     made = sources.load(dataset)
     assert len(made.test.labels) == 0
     assert made.test.read(np.zeros(0, int)).shape == (0, 8, 8, 3)
-    # 11 training images, 2 of them labelled; a fifth of the other 9, rounded.
+    # 11 training images, 2 of them labeled; a fifth of the other 9, rounded.
     assert len(splits.partition(made, dataset).evaluation.labels) == 2
 
 
@@ -303,7 +303,7 @@ def test_an_image_that_breaks_later_is_named(root):
 
 
 def test_many_broken_images_are_counted():
-    lines = checking.listing({f"{i}.png": "why" for i in range(103)}).split("\n")
+    lines = checking.as_lines({f"{i}.png": "why" for i in range(103)}).split("\n")
     assert lines[0] == "  0.png (why)"
     assert lines[99:] == ["  99.png (why)", "  and 3 more"]
 

@@ -18,7 +18,7 @@ pytest.importorskip("tensorflow")
 
 from layermatch_jax.data import per_image
 
-ROWS = 448  # unlabelled images in a batch
+ROWS = 448  # unlabeled images in a batch
 ROUNDS = 5
 BATCHES = {"per image": 4, "batched": 20}  # timed in a round, about as long as each other
 WARM_UP = 6  # of them made before, while the other was timed
@@ -36,7 +36,7 @@ def inputs():
     sampler = setup.create_sampler(config, partition)
     padding = config.dataset.padding
     return {
-        "per image": per_image.batches(partition.unlabeled, sampler, padding),
+        "per image": per_image.view_batches(partition.unlabeled, sampler, padding),
         "batched": pipeline.train_batches(
             partition, sampler, padding=padding, steps=range(100_000)
         ),
@@ -44,7 +44,7 @@ def inputs():
 
 
 def rate(iterator, batches):
-    """Unlabelled images a second; of each a weak and a strong view is made."""
+    """Unlabeled images a second; of each a weak and a strong view is made."""
     for _ in range(WARM_UP):
         next(iterator)
     start = time.perf_counter()
@@ -59,7 +59,7 @@ def test_batched_augmentation_is_several_times_as_fast(inputs):
     images = next(inputs["batched"]).images
     views = [images[:, v].reshape(weak.shape) for v in (slice(1, 8), slice(8, None))]
     np.testing.assert_array_equal(weak, views[0])
-    # The same work: only nearest neighbours on the border between two pixels may differ.
+    # The same work: only nearest neighbors on the border between two pixels may differ.
     assert (strong != views[1]).mean() < 0.005
 
     rates = {name: [] for name in inputs}

@@ -7,7 +7,7 @@ from layermatch_jax.data.augment import operations
 from layermatch_jax.data.augment.operations import GEOMETRIC, NAMES
 
 ONE = 2**16
-IDENTITY = [ONE, 0, ONE // 2, 0, ONE, ONE // 2]  # at the pixels' centres
+IDENTITY = [ONE, 0, ONE // 2, 0, ONE, ONE // 2]  # at the pixels' centers
 
 
 def coefficients(name, value, size):
@@ -25,7 +25,7 @@ def test_other_operations_move_nothing():
         assert (found != IDENTITY) == (name in GEOMETRIC), name
 
 
-# By hand: a, b, c of x, then d, e, f of y; pixels' centres add (a + b) / 2 to c, (d + e) / 2 to f.
+# By hand: a, b, c of x, then d, e, f of y; pixels' centers add (a + b) / 2 to c, (d + e) / 2 to f.
 @pytest.mark.parametrize(
     ("name", "value", "size", "expected"),
     [
@@ -47,7 +47,7 @@ def test_known_numbers(name, value, size, expected):
 
 
 def test_pure_shifts_are_cut_off_not_rounded():
-    # 2^-18 short of a whole pixel, with the half to the centre: still the pixel before.
+    # 2^-18 short of a whole pixel, with the half to the center: still the pixel before.
     assert coefficients("translate_x", (0.5 - 2**-18) / 32, 32)[2] == ONE - 1
     assert coefficients("shear_x", 2**-17, 32)[1] == 1  # 0.5/65536, rounded up
 

@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from layermatch_jax import config as config_lib
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import device
 from layermatch_jax.data.augment.operations import NAMES
@@ -54,7 +54,7 @@ def test_a_batch_holds_what_was_drawn():
                 batch.images[b, weak],
                 view(pixels[index], draws.offset[b, weak], draws.flip[b, weak]),
             )
-            # Operations that Pillow does in one call, then the grey box.
+            # Operations that Pillow does in one call, then the gray box.
             name = NAMES[draws.op[b, j, 0]]
             if name not in ("identity", "autocontrast", "equalize"):
                 continue

@@ -76,7 +76,7 @@ def test_another_seed_or_step_draws_anew(changed):
         assert (before[name] != after[name]).any(), name
 
 
-def test_labelled_and_unlabelled_orders_are_independent():
+def test_labeled_and_unlabeled_orders_are_independent():
     same = sampler(num_labeled=24, num_unlabeled=24).draw(0)
     labeled = np.concatenate([sampler(num_labeled=24).draw(s).labeled for s in range(3)])
     assert (labeled != same.unlabeled.ravel()).any()
@@ -137,7 +137,7 @@ def test_the_long_permutation_is_made_once_however_few_labels_there_are(monkeypa
         batch_size=64,
         layout=Layout(Views(), 7),
     )
-    for step in range(20):  # 20 · 64 · 7 = 8,960 of the 126,689 unlabelled images
+    for step in range(20):  # 20 · 64 · 7 = 8,960 of the 126,689 unlabeled images
         s.draw(step)
     labeled, unlabeled = ([epoch for stream, epoch in made if stream == n] for n in (0, 1))
     assert unlabeled == [0]

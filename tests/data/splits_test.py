@@ -131,11 +131,11 @@ def test_fewer_labels_are_part_of_more():
     assert made[0] < made[1]
 
 
-def test_unlabelled_order_and_membership():
+def test_unlabeled_order_and_membership():
     data = source(extra=4)
     made = splits.partition(data, settings())
     assert numbers(made.unlabeled)[:30].tolist() == list(range(30))
-    # No truth to test pseudo-labels by: of labelled images, and of those that came without.
+    # No truth to test pseudo-labels by: of labeled images, and of those that came without.
     expected = [-1 if i in made.record["indices"] else i % 3 for i in range(30)]
     assert made.unlabeled.labels.tolist() == [*expected, -1, -1, -1, -1]
     assert expected.count(-1) == 7
@@ -215,7 +215,7 @@ def test_class_with_too_few_images():
             assert sum(record["class_counts"]) == number
 
 
-def test_all_images_of_uneven_classes_may_be_labelled():
+def test_all_images_of_uneven_classes_may_be_labeled():
     data = source()._replace(train=numbered(np.repeat([0, 1, 2], [3, 17, 5])))
     record = splits.partition(data, settings(num_labels=25)).record
     assert record["class_counts"] == [3, 17, 5]

@@ -7,7 +7,7 @@ from image_builders import all_of
 from pipeline_test import batches, prepared, view
 from sampler_test import SAMPLER, many
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import device as augment_jax
 from layermatch_jax.data.augment.operations import CUTOUT_COLOR, NAMES

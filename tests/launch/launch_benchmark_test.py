@@ -67,7 +67,7 @@ def test_the_table():
         "400.0", "21", "40.00", "1.25",
     ]  # fmt: skip
     assert [cell.strip() for cell in second.strip("|").split("|")][-2:] == ["", ""]
-    assert last.startswith("1 x GPU, jax 1.2, commit abc. Steps of 64 labelled images and 7")
+    assert last.startswith("1 x GPU, jax 1.2, commit abc. Steps of 64 labeled images and 7")
 
 
 def test_runs_that_fail_are_told_and_survived(tmp_path, monkeypatch, capsys):

@@ -69,8 +69,8 @@ def assign(s, x, threshold):
     }
 
 
-def classification_loss(strong_logits, answer):
-    return (answer["weights"] * cross_entropy(strong_logits, answer["targets"])).mean()
+def classification_loss(strong_logits, assignment):
+    return (assignment["weights"] * cross_entropy(strong_logits, assignment["targets"])).mean()
 
 
 def contrastive_loss(strong, second_strong, graph):
@@ -118,9 +118,9 @@ def settle(make_batches, threshold, margin=1e-5):
     """The batches of the first seed that leaves no decision to rounding, and what is expected."""
     for seed in range(200):
         batches = make_batches(np.random.default_rng(seed))
-        answers = expect(batches, threshold)
-        if min(answer["margin"] for answer in answers) > margin:
-            return batches, answers
+        assignments = expect(batches, threshold)
+        if min(assignment["margin"] for assignment in assignments) > margin:
+            return batches, assignments
     raise AssertionError("no seed keeps all rows and edges away from their thresholds")
 
 
@@ -152,16 +152,16 @@ def inputs_of(x):
 
 @functools.cache
 def make(threshold=0.95):
-    """(policy, its answer and its loss's terms, compiled)."""
+    """(policy, its assignment and its loss's terms, compiled)."""
     config = presets.apply_method(config_lib.base(), "comatch")
     config.policy.threshold = threshold
     policy = policies.create(automatic.resolve(config))
 
-    def answer_of(state, x):
-        answer = policy.assign(state, inputs_of(x))
-        return answer, policy.loss(outputs_of(x), answer)
+    def assignment_of(state, x):
+        assignment = policy.assign(state, inputs_of(x))
+        return assignment, policy.loss(outputs_of(x), assignment)
 
-    return policy, jax.jit(answer_of)
+    return policy, jax.jit(assignment_of)
 
 
 def first_state(policy, x):
@@ -178,34 +178,34 @@ def first_state(policy, x):
     )
 
 
-def check(answer, terms, want, x):
+def check(assignment, terms, want, x):
     rows, K = x.weak_logits.shape
-    assert (answer.targets.shape, answer.targets.dtype) == ((rows, K), np.float32)
-    np.testing.assert_allclose(answer.targets, want["targets"], **TOLERANCE)
-    np.testing.assert_array_equal(answer.weights, want["weights"])
-    np.testing.assert_array_equal(answer.labeled_weights, np.ones(len(x.labels)))
-    assert answer.scale == 1
+    assert (assignment.targets.shape, assignment.targets.dtype) == ((rows, K), np.float32)
+    np.testing.assert_allclose(assignment.targets, want["targets"], **TOLERANCE)
+    np.testing.assert_array_equal(assignment.weights, want["weights"])
+    np.testing.assert_array_equal(assignment.labeled_weights, np.ones(len(x.labels)))
+    assert assignment.scale == 1
     assert set(terms) == {"unsupervised", "contrast"}
     np.testing.assert_allclose(
         terms["unsupervised"], classification_loss(x.strong_logits, want), **TOLERANCE
     )
     contrast = contrastive_loss(np.float64(x.strong), np.float64(x.second_strong), want["graph"])
     np.testing.assert_allclose(terms["contrast"], contrast, rtol=1e-5, atol=1e-5)
-    for leaf in jax.tree.leaves(answer):
+    for leaf in jax.tree.leaves(assignment):
         assert np.isfinite(leaf).all()
 
 
-def follow(batches, answers, threshold):
+def follow(batches, assignments, threshold):
     """Runs the policy over the batches and checks every step; returns the last state."""
-    policy, answer_of = make(threshold)
+    policy, assignment_of = make(threshold)
     state = first_state(policy, batches[0])
-    for step, (x, want) in enumerate(zip(batches, answers, strict=True)):
-        answer, terms = jax.device_get(answer_of(state, x))
+    for step, (x, want) in enumerate(zip(batches, assignments, strict=True)):
+        assignment, terms = jax.device_get(assignment_of(state, x))
         try:
-            check(answer, terms, want, x)
+            check(assignment, terms, want, x)
         except AssertionError as error:
             raise AssertionError(f"step {step}: {error}") from error
-        state = answer.state
+        state = assignment.state
     return state
 
 
@@ -241,11 +241,11 @@ def test_the_projection_is_two_layers_and_of_unit_length():
 @pytest.mark.parametrize(("threshold", "K"), [(0.95, 10), (0.7, 10), (0.95, 100)])
 def test_follows_its_formulas_over_many_steps(threshold, K):
     steps = 13  # the memory is used from the sixth on, and overwritten twice
-    batches, answers = settle(lambda rng: [draw(rng, K=K) for _ in range(steps)], threshold)
-    follow(batches, answers, threshold)
-    for part in (answers[:5], answers[5:]):  # the test decides something
-        assert 0.1 <= np.mean([answer["weights"] for answer in part]) <= 0.9
-        assert 0.02 <= np.mean([answer["edges"] for answer in part]) <= 0.9
+    batches, assignments = settle(lambda rng: [draw(rng, K=K) for _ in range(steps)], threshold)
+    follow(batches, assignments, threshold)
+    for part in (assignments[:5], assignments[5:]):  # the test decides something
+        assert 0.1 <= np.mean([assignment["weights"] for assignment in part]) <= 0.9
+        assert 0.02 <= np.mean([assignment["edges"] for assignment in part]) <= 0.9
 
 
 def test_alignment_looks_back_over_thirty_two_batches():
@@ -258,17 +258,17 @@ def test_alignment_looks_back_over_thirty_two_batches():
             for x, d in zip(batches, drift, strict=True)
         ]
 
-    batches, answers = settle(make_batches, 0.7)
-    follow(batches, answers, 0.7)
+    batches, assignments = settle(make_batches, 0.7)
+    follow(batches, assignments, 0.7)
     # All that went before the last 32 + 4 batches is forgotten, by the formulas and by the policy.
     probe = batches[0]
-    policy, answer_of = make(0.7)
+    policy, assignment_of = make(0.7)
 
     def after(some):
         state = first_state(policy, probe)
         for x in some:
-            state = answer_of(state, x)[0].state
-        return np.array(answer_of(state, probe)[0].targets)
+            state = assignment_of(state, x)[0].state
+        return np.array(assignment_of(state, probe)[0].targets)
 
     everything = after(batches)
     np.testing.assert_allclose(after(batches[-36:]), everything, rtol=1e-5, atol=1e-6)
@@ -316,18 +316,18 @@ def test_follows_its_formulas_in_degenerate_batches(case):
     def make_batches(rng):
         return [case(draw(rng)) for _ in range(7)] + [draw(rng)]
 
-    batches, answers = settle(make_batches, 0.95)
-    follow(batches, answers, 0.95)
+    batches, assignments = settle(make_batches, 0.95)
+    follow(batches, assignments, 0.95)
     if case is unsure:
-        for answer in answers[:7]:
-            assert not answer["weights"].any()
-            np.testing.assert_array_equal(answer["graph"], np.eye(24))
+        for assignment in assignments[:7]:
+            assert not assignment["weights"].any()
+            np.testing.assert_array_equal(assignment["graph"], np.eye(24))
 
 
 @pytest.mark.parametrize("mu", [1, 4])
 def test_one_labeled_row_is_enough(mu):
-    batches, answers = settle(lambda rng: [draw(rng, B=1, mu=mu) for _ in range(12)], 0.95)
-    follow(batches, answers, 0.95)
+    batches, assignments = settle(lambda rng: [draw(rng, B=1, mu=mu) for _ in range(12)], 0.95)
+    follow(batches, assignments, 0.95)
     if mu == 1:  # the row is compared with itself alone
         assert contrastive_loss(batches[0].strong, batches[0].second_strong, np.eye(1)) == 0
 
@@ -335,13 +335,13 @@ def test_one_labeled_row_is_enough(mu):
 def test_without_unlabeled_images_there_is_no_loss_and_all_stays_finite():
     """Supervised training, λ_u = 0, has no unlabeled rows."""
     x = draw(np.random.default_rng(0), B=2, mu=0)
-    policy, answer_of = make()
-    answer, terms = jax.device_get(answer_of(first_state(policy, x), x))
+    policy, assignment_of = make()
+    assignment, terms = jax.device_get(assignment_of(first_state(policy, x), x))
     assert {name: float(value) for name, value in terms.items()} == {
         "unsupervised": 0,
         "contrast": 0,
     }
-    for path, leaf in jax.tree_util.tree_leaves_with_path(answer):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(assignment):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
@@ -372,55 +372,61 @@ def own(step):
 
 
 def test_labeled_images_enter_the_memory_with_their_labels():
-    _, answer_of = make()
+    _, assignment_of = make()
     labels = [(0, 1), (2, 3), (0, 1), (2, 3), (0, 3)]  # 3, 2, 2 and 3 times
     state = first_state(make()[0], plain(0, (0, 1), own(0)))
     for step, of_step in enumerate(labels):
-        answer, _ = answer_of(state, plain(step, of_step, own(step)))
-        np.testing.assert_allclose(answer.targets, np.full((2, 4), 0.25), rtol=1e-6)  # not yet full
-        state = answer.state
+        assignment, _ = assignment_of(state, plain(step, of_step, own(step)))
+        np.testing.assert_allclose(
+            assignment.targets, np.full((2, 4), 0.25), rtol=1e-6
+        )  # not yet full
+        state = assignment.state
     # Query with the embedding of the second step's first labeled image, of class 2; and with one
     # that is like none. e⁵ is the likeness to the same embedding, 1 that to the 19 others. Ten
     # unlabeled images were remembered as (¼, ¼, ¼, ¼).
     queries = np.concatenate([basis(4), basis(60)])
-    answer, _ = answer_of(state, plain(5, (0, 0), queries))
+    assignment, _ = assignment_of(state, plain(5, (0, 0), queries))
     e5 = np.exp(5.0)
     counts = np.array([3, 2, 2, 3]) + 10 * 0.25
     like = (counts + (e5 - 1) * np.eye(4)[2]) / (e5 + 19)
     expected = 0.9 * 0.25 + 0.1 * np.stack([like, counts / 20])
-    np.testing.assert_allclose(answer.targets, expected, rtol=1e-5)
+    np.testing.assert_allclose(assignment.targets, expected, rtol=1e-5)
 
 
 def test_a_row_at_the_threshold_is_accepted():
-    policy, answer_of = make(0.25)
+    policy, assignment_of = make(0.25)
     x = plain(0, (0, 1), own(0))  # four equal logits
-    answer, _ = answer_of(first_state(policy, x), x)
-    np.testing.assert_array_equal(answer.weights, [1, 1])
+    assignment, _ = assignment_of(first_state(policy, x), x)
+    np.testing.assert_array_equal(assignment.weights, [1, 1])
 
 
 def test_probabilities_are_remembered_before_smoothing_and_after_alignment():
-    _, answer_of = make()
+    _, assignment_of = make()
     state = first_state(make()[0], plain(0, (0, 0), own(0)))
     for step in range(5):
-        state = answer_of(state, plain(step, (0, 0), own(step)))[0].state
-    # Smoothing draws the sixth step's rows towards class 0; what is remembered of them is ¼ each.
-    answer, _ = answer_of(state, plain(5, (0, 0), own(5)))
-    assert (np.asarray(answer.targets)[:, 0] > 0.28).all()
-    answer, _ = answer_of(answer.state, plain(6, (0, 0), own(5)))
+        state = assignment_of(state, plain(step, (0, 0), own(step)))[0].state
+    # Smoothing draws the sixth step's rows toward class 0; what is remembered of them is ¼ each.
+    assignment, _ = assignment_of(state, plain(5, (0, 0), own(5)))
+    assert (np.asarray(assignment.targets)[:, 0] > 0.28).all()
+    assignment, _ = assignment_of(assignment.state, plain(6, (0, 0), own(5)))
     e5 = np.exp(5.0)
     counts = np.array([10, 0, 0, 0]) + 10 * 0.25
     like = (counts + (e5 - 1) * 0.25) / (e5 + 19)
-    np.testing.assert_allclose(answer.targets, np.stack([0.9 * 0.25 + 0.1 * like] * 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        assignment.targets, np.stack([0.9 * 0.25 + 0.1 * like] * 2), rtol=1e-5
+    )
 
     # Rows that all say class 1 are aligned to ¼ each, in the first step already.
     state = first_state(make()[0], plain(0, (0, 0), own(0)))
     says_one = np.log([[0.1, 0.7, 0.1, 0.1]] * 2)
     for step in range(5):
-        answer, _ = answer_of(state, plain(step, (0, 0), own(step), says_one))
-        np.testing.assert_allclose(answer.targets, np.full((2, 4), 0.25), rtol=1e-5)
-        state = answer.state
-    answer, _ = answer_of(state, plain(5, (0, 0), own(4), says_one))
-    np.testing.assert_allclose(answer.targets, np.stack([0.9 * 0.25 + 0.1 * like] * 2), rtol=1e-5)
+        assignment, _ = assignment_of(state, plain(step, (0, 0), own(step), says_one))
+        np.testing.assert_allclose(assignment.targets, np.full((2, 4), 0.25), rtol=1e-5)
+        state = assignment.state
+    assignment, _ = assignment_of(state, plain(5, (0, 0), own(4), says_one))
+    np.testing.assert_allclose(
+        assignment.targets, np.stack([0.9 * 0.25 + 0.1 * like] * 2), rtol=1e-5
+    )
 
 
 def finite_differences(f, x, step=1e-5):
@@ -433,20 +439,20 @@ def test_gradients_are_those_of_the_formulas():
     def make_batches(rng):
         return [draw(rng, B=2, mu=6, K=5) for _ in range(7)]
 
-    batches, answers = settle(make_batches, 0.95)
-    x, want = batches[-1], answers[-1]
+    batches, assignments = settle(make_batches, 0.95)
+    x, want = batches[-1], assignments[-1]
     assert 0 < want["edges"] < 1
     assert 0 < np.mean(want["weights"]) < 1
-    state = follow(batches[:-1], answers[:-1], 0.95)
+    state = follow(batches[:-1], assignments[:-1], 0.95)
     policy, _ = make()
     with jax.enable_x64(True):
         to_float64 = lambda a: jnp.float64(a) if a.dtype == np.float32 else a  # noqa: E731
 
         @jax.jit
         def gradients(state, x, outputs):
-            answer = policy.assign(state, inputs_of(x))
+            assignment = policy.assign(state, inputs_of(x))
             return {
-                name: jax.grad(lambda outputs: policy.loss(outputs, answer)[name])(outputs)  # noqa: B023
+                name: jax.grad(lambda outputs: policy.loss(outputs, assignment)[name])(outputs)  # noqa: B023
                 for name in ("unsupervised", "contrast")
             }
 

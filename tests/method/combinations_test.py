@@ -1,4 +1,4 @@
-"""Any policy with any gradient mask and any centres: one step against the method's equations."""
+"""Any policy with any gradient mask and any centers: one step against the method's equations."""
 
 import functools
 
@@ -35,20 +35,20 @@ MASKS = (
     (("classifier/.*", 0.0),),
     (("classifier/.*", 0.25), ("backbone/stem/.*", 0.5)),
 )
-CENTRES = ("none", "classifier", "features", "outputs")
+CENTERS = ("none", "classifier", "features", "outputs")
 # Those of one weak and one strong view; the others have tests of their own.
 POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model")]
-# All pairs of policies and centres, and of either with the masks; every second pair is slow.
+# All pairs of policies and centers, and of either with the masks; every second pair is slow.
 CASES = [
     pytest.param(
         policy,
-        centres,
+        centers,
         (i + j) % len(MASKS),
         marks=[pytest.mark.slow] if (i + j) % 2 else [],
     )
     for i, policy in enumerate(POLICIES)
-    for j, centres in enumerate(CENTRES)
-    if (policy, centres) != ("mean_teacher", "outputs")  # refused: it brings its own targets
+    for j, centers in enumerate(CENTERS)
+    if (policy, centers) != ("mean_teacher", "outputs")  # refused: it brings its own targets
 ]
 
 
@@ -69,21 +69,21 @@ def warmed_up(policy):
     return state
 
 
-def head_of(centres, classifier, state):
+def head_of(centers, classifier, state):
     """H, written down again."""
 
     def cosine(classifier, features):
         unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
-        return unit(features) @ unit(state["centres"]).T / 0.1
+        return unit(features) @ unit(state["centers"]).T / 0.1
 
     return {
         "classifier": lambda classifier, features: logits_of(state, features),
         "features": cosine,
-    }.get(centres, logits_of)
+    }.get(centers, logits_of)
 
 
-@pytest.mark.parametrize(("name", "centres", "mask"), CASES)
-def test_a_step_follows_the_equations(name, centres, mask):
+@pytest.mark.parametrize(("name", "centers", "mask"), CASES)
+def test_a_step_follows_the_equations(name, centers, mask):
     params, teacher, batch = make_params(), make_params(1), make_batch()
     method = make_method(
         params,
@@ -98,34 +98,34 @@ def test_a_step_follows_the_equations(name, centres, mask):
         policy__momentum=0.8,
         unsupervised_weight=2.0,
         layerwise__gradient_mask=MASKS[mask],
-        avg_clustering__centres=centres,
+        avg_clustering__centers=centers,
     )
-    state_of_centres = {
+    state_of_centers = {
         "classifier": make_classifier(9),
         "features": {
-            "centres": jnp.array(np.random.RandomState(3).randn(K, D)),
+            "centers": jnp.array(np.random.RandomState(3).randn(K, D)),
             "updates": jnp.ones(K, int),
         },
-    }.get(centres, make_state(params, method).centres)
+    }.get(centers, make_state(params, method).centers)
     start = make_state(params, method).replace(
-        ema_params=teacher, centres=state_of_centres, policy=warmed_up(method.policy)
+        ema_params=teacher, centers=state_of_centers, policy=warmed_up(method.policy)
     )
-    head = head_of(centres, params["classifier"], state_of_centres)
+    head = head_of(centers, params["classifier"], state_of_centers)
 
-    # What the policy is asked, and what it answers.
+    # What the policy is asked, and what it assignments.
     labeled, weak, strong = views(params["backbone"], batch)
     weak_logits, indices = (
         logits_of(params["classifier"], weak),
         batch.unlabeled_indices.reshape(-1),
     )
     assert_informative(jax.nn.softmax(weak_logits), 0.6)
-    if centres == "outputs":  # the average of a first visit is the sample's last row
+    if centers == "outputs":  # the average of a first visit is the sample's last row
         last = {index: row for row, index in enumerate(indices)}
         weak_logits = jax.nn.log_softmax(weak_logits)[np.array([last[i] for i in indices])]
     images = batch.images[:, 1 : 1 + MU].reshape(-1, SIDE, SIDE, 3) / 255
     variables = {"params": teacher["backbone"], "batch_stats": {}}
     teacher_features = backbone(variables, images, train=True)
-    answer = method.policy.assign(
+    assignment = method.policy.assign(
         start.policy,
         make_inputs(
             weak=weak_logits,
@@ -137,10 +137,10 @@ def test_a_step_follows_the_equations(name, centres, mask):
         ),
     )
     if name not in ("mean_teacher", "softmatch"):
-        assert 0 < np.sum(np.asarray(answer.weights) > 0) < MU * B, "all or no rows pass"
+        assert 0 < np.sum(np.asarray(assignment.weights) > 0) < MU * B, "all or no rows pass"
     if name == "freematch":
         fairness = lambda logits: method.policy.loss(  # noqa: E731, checked elsewhere
-            policies.Outputs({"strong": logits}, {}), answer
+            policies.Outputs({"strong": logits}, {}), assignment
         )["fairness"]
         by_logits = jax.grad(fairness)(head(params["classifier"], strong))
         assert np.abs(by_logits).max() > 1e-5
@@ -151,16 +151,20 @@ def test_a_step_follows_the_equations(name, centres, mask):
     def loss_s(params):
         logits = logits_of(params["classifier"], views(params["backbone"], batch)[0])
         rows = -jax.nn.log_softmax(logits)[np.arange(B), batch.labels]
-        return jnp.mean(answer.labeled_weights * rows)
+        return jnp.mean(assignment.labeled_weights * rows)
 
     def loss_u(params, head):
         _, weak, strong = views(params["backbone"], batch)
         logits = head(params["classifier"], weak if name == "pseudo_label" else strong)
         if name == "mean_teacher":
-            rows = jnp.mean((jax.nn.softmax(logits) - answer.targets) ** 2, axis=1)
+            rows = jnp.mean((jax.nn.softmax(logits) - assignment.targets) ** 2, axis=1)
         else:
-            rows = -jnp.sum(answer.targets * jax.nn.log_softmax(logits), axis=1)
-        return 2.0 * answer.scale * (jnp.sum(answer.weights * rows) / (MU * B) + fairness(logits))
+            rows = -jnp.sum(assignment.targets * jax.nn.log_softmax(logits), axis=1)
+        return (
+            2.0
+            * assignment.scale
+            * (jnp.sum(assignment.weights * rows) / (MU * B) + fairness(logits))
+        )
 
     of_labels = jax.grad(loss_s)(params)
     of_pseudo_labels = (
@@ -184,6 +188,6 @@ def test_a_step_follows_the_equations(name, centres, mask):
     new, metrics = steps.train_step(start, batch, method=method)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
     jax.tree.map(close, new.opt_state, expected)
-    jax.tree.map(close, new.policy, answer.state)
-    for key, value in answer.diagnostics.items():
+    jax.tree.map(close, new.policy, assignment.state)
+    for key, value in assignment.diagnostics.items():
         np.testing.assert_allclose(metrics[key][0], value, rtol=1e-5, err_msg=key)

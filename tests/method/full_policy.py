@@ -1,4 +1,4 @@
-"""A policy that uses every part of its answer, and its losses by the method's equations."""
+"""A policy that uses every part of its assignment, and its losses by the method's equations."""
 
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ def toy_policy(view, loss):
             diagnostics={"first_class": mean[0], "mean": mean},
         )
 
-    def terms(outputs, answer):
-        rows = answer.weights * loss(outputs.logits[view], answer.targets)
-        regularizer = answer.extra * jnp.sum(jnp.log(jnp.cosh(outputs.logits[view])))
+    def terms(outputs, assignment):
+        rows = assignment.weights * loss(outputs.logits[view], assignment.targets)
+        regularizer = assignment.extra * jnp.sum(jnp.log(jnp.cosh(outputs.logits[view])))
         return {"unsupervised": jnp.sum(rows) / len(rows), "regularizer": regularizer}
 
     return policies.Policy(init, assign, terms)

@@ -13,7 +13,7 @@ from parallel_test import MU as RATIO
 from parallel_test import B as ROWS
 from toy_with_head import WIDTH
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data import feed
 from layermatch_jax.method import assembly, state, steps
 from layermatch_jax.runtime import parallel
@@ -51,7 +51,7 @@ def start(name, devices):
         **{
             "policy.name": name,
             "policy.threshold": 0.9,
-            "avg_clustering.centres": "none",
+            "avg_clustering.centers": "none",
             "parallelism": "pmap" if devices == "pmap" else "jit",
             "policy.ramp": 0.0,
         }
@@ -124,9 +124,9 @@ def draws_of_steps(backend, which, part=slice(None)):
     made = feed.create(config, partition, sampler, part)
     resident, found = made.resident("jit"), []
     own_draws = jax.jit(lambda resident, one_step: made.batch(resident, one_step).draws)
-    for _, call in made.calls(which):
-        for k in range(len(jax.tree.leaves(call)[0][0])):
-            one_step = jax.tree.map(lambda x, k=k: x[:, k], call)
+    for _, chunk in made.chunks(which):
+        for k in range(len(jax.tree.leaves(chunk)[0][0])):
+            one_step = jax.tree.map(lambda x, k=k: x[:, k], chunk)
             found.append(jax.device_get(own_draws(resident, one_step)))
     return found
 

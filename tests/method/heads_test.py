@@ -26,7 +26,7 @@ from comatch_test import assign as comatch_assign
 from oracles import softmax
 from toy_with_head import EPSILON, TOY, TOY_SCALE, WIDTH, agreement
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, policies, steps
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -1,4 +1,4 @@
-"""Masks and centres one at a time, in numbers worked out by hand; steps_centers_test: together."""
+"""Masks and centers one at a time, in numbers worked out by hand; steps_centers_test: together."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from layermatch_jax import automatic, models, presets
 from layermatch_jax import config as config_lib
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import centers, layerwise, linear_head
+from layermatch_jax.method import avg_clustering, layerwise, linear_head
 
 PARAMS = {
     "backbone": {"stem": {"kernel": 0.0, "bias": 0.0}, "block1": {"kernel": 0.0}},
@@ -195,18 +195,18 @@ def test_linear():
 
 
 # ---------------------------------------------------------------------------------------------
-# Centres.
+# Centers.
 
 
-def reading(centres, train_steps=2**20, momentum=None, target_head="classifier", warm_up=10.0):
+def reading(centers, train_steps=2**20, momentum=None, target_head="classifier", warm_up=10.0):
     config = config_lib.base()
     assert config.avg_clustering.warm_up == 10.0
     config.avg_clustering.warm_up = warm_up
     config.train_steps = train_steps
-    config.avg_clustering.centres = centres
+    config.avg_clustering.centers = centers
     config.avg_clustering.momentum = momentum
     config.avg_clustering.target_head = target_head
-    return centers.create_centres(automatic.resolve(config))
+    return avg_clustering.create_centers(automatic.resolve(config))
 
 
 CLASSIFIER = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]]), "bias": jnp.ones(2)}
@@ -215,18 +215,18 @@ FEATURES = jnp.array([[1.0, 2.0, 3.0]])
 BY_CLASSIFIER, BY_AVERAGE = [[3.0, 8.0]], [[8.0, 7.0]]
 
 
-@pytest.mark.parametrize("centres", ["none", "classifier", "features", "outputs"])
-def test_who_labels_and_through_what_features_see_the_loss(centres):
-    r = reading(centres)
-    state = AVERAGED if centres == "classifier" else r.init(CLASSIFIER, 4)
+@pytest.mark.parametrize("centers", ["none", "classifier", "features", "outputs"])
+def test_who_labels_and_through_what_features_see_the_loss(centers):
+    r = reading(centers)
+    state = AVERAGED if centers == "classifier" else r.init(CLASSIFIER, 4)
     np.testing.assert_array_equal(r.target_logits(state, CLASSIFIER, FEATURES), BY_CLASSIFIER)
-    if centres != "features":
-        expected = BY_AVERAGE if centres == "classifier" else BY_CLASSIFIER
+    if centers != "features":
+        expected = BY_AVERAGE if centers == "classifier" else BY_CLASSIFIER
         np.testing.assert_array_equal(r.head(state, CLASSIFIER, FEATURES), expected)
 
 
 def test_the_averaged_classifier_can_label():
-    r = reading("classifier", target_head="centres")
+    r = reading("classifier", target_head="centers")
     np.testing.assert_array_equal(r.target_logits(AVERAGED, CLASSIFIER, FEATURES), BY_AVERAGE)
 
 
@@ -278,10 +278,10 @@ def test_warm_up_of_the_averaged_classifier_and_of_mean_features(warm_up, step, 
     np.testing.assert_allclose(kernel, [[expected] * 2], rtol=1e-6)
 
     r = reading("features", momentum=0.9, warm_up=warm_up)
-    state = {"centres": jnp.ones((1, 2)), "updates": jnp.array([step])}
+    state = {"centers": jnp.ones((1, 2)), "updates": jnp.array([step])}
     zeros = rows(features=[[[0.0, 0.0]]], targets=[[[1.0]]], weights=[[1.0]])
-    centres = r.update(state, CLASSIFIER, jnp.int32(0), zeros, None)["centres"]
-    np.testing.assert_allclose(centres, [[expected] * 2], rtol=1e-6)
+    centers = r.update(state, CLASSIFIER, jnp.int32(0), zeros, None)["centers"]
+    np.testing.assert_allclose(centers, [[expected] * 2], rtol=1e-6)
 
 
 def test_the_averaged_classifier_starts_as_a_copy():
@@ -293,14 +293,14 @@ def test_the_averaged_classifier_starts_as_a_copy():
 
 
 def rows(features, targets, weights):
-    return centers.Rows(*(jnp.array(x, jnp.float32) for x in (features, targets, weights)))
+    return avg_clustering.Rows(*(jnp.array(x, jnp.float32) for x in (features, targets, weights)))
 
 
-def test_feature_centres_by_hand():
-    """Three classes, D = 2; one labelled row with two weak companions, then another."""
+def test_feature_centers_by_hand():
+    """Three classes, D = 2; one labeled row with two weak companions, then another."""
     r = reading("features", momentum=0.15)
     state = r.init({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, 4)
-    np.testing.assert_array_equal(state["centres"], np.zeros((3, 2)))
+    np.testing.assert_array_equal(state["centers"], np.zeros((3, 2)))
     np.testing.assert_array_equal(state["updates"], [0, 0, 0])
 
     # Class 0: (2, 0) of weight 1 and (4, 8) of weight 0.5·0.5: mean (2.4, 1.6). Class 1: (4, 8) of
@@ -308,7 +308,7 @@ def test_feature_centres_by_hand():
     first = rows([[[2, 0], [4, 8], [9, 9]]], [[[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]]], [[1, 0.5, 0]])
     state = r.update(state, CLASSIFIER, jnp.int32(0), first, None)
     np.testing.assert_allclose(
-        state["centres"], [[2.16, 1.44], [3.6, 7.2], [0, 0]], rtol=1e-6
+        state["centers"], [[2.16, 1.44], [3.6, 7.2], [0, 0]], rtol=1e-6
     )  # 0.9 of it: m = 1/10
     np.testing.assert_array_equal(state["updates"], [1, 1, 0])
 
@@ -316,41 +316,41 @@ def test_feature_centres_by_hand():
     second = rows([[[4, 4], [1, 3], [7, 7]]], [[[1, 0, 0], [0, 0, 1], [0, 1, 0]]], [[1, 0.75, 0]])
     state = r.update(state, CLASSIFIER, jnp.int32(1), second, None)
     np.testing.assert_allclose(
-        state["centres"],
+        state["centers"],
         [[0.15 * 2.16 + 0.85 * 4, 0.15 * 1.44 + 0.85 * 4], [3.6, 7.2], [0.9, 2.7]],
         rtol=1e-6,
     )
     np.testing.assert_array_equal(state["updates"], [2, 1, 1])
 
 
-def test_memory_of_feature_centres():
+def test_memory_of_feature_centers():
     """m = min(0.99, (1 + n) / (10 + n)) by the updates of each class, whatever the step."""
-    state = {"centres": jnp.ones((3, 1)), "updates": jnp.array([1, 8, 5000])}
+    state = {"centers": jnp.ones((3, 1)), "updates": jnp.array([1, 8, 5000])}
     every_class = rows([[[0], [0], [0]]], [np.eye(3)], [[1, 1, 1]])
     state = reading("features").update(state, CLASSIFIER, jnp.int32(77), every_class, None)
-    np.testing.assert_allclose(state["centres"][:, 0], [2 / 11, 0.5, 0.99], rtol=1e-6)
+    np.testing.assert_allclose(state["centers"][:, 0], [2 / 11, 0.5, 0.99], rtol=1e-6)
 
 
-def test_feature_centres_pull_by_the_cosine():
+def test_feature_centers_pull_by_the_cosine():
     r = reading("features")
     state = {
-        "centres": jnp.array([[3.0, 0.0], [5.0, 5.0], [-0.5, 0.5]]),
+        "centers": jnp.array([[3.0, 0.0], [5.0, 5.0], [-0.5, 0.5]]),
         "updates": jnp.array([2, 0, 1]),
     }
     logits = r.head(state, CLASSIFIER, jnp.array([[2.0, 0.0], [0.0, 7.0], [-1.0, 1.0]]))
     s = 10 / 2**0.5
     expected = [[10, -s], [0, s], [-s, 10]]
     np.testing.assert_allclose(logits[:, jnp.array([0, 2])], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(jax.nn.softmax(logits)[:, 1], 0.0)  # it has no centre yet
+    np.testing.assert_array_equal(jax.nn.softmax(logits)[:, 1], 0.0)  # it has no center yet
 
     targets = jnp.array([[1.0, 0.0, 0.0], [0.3, 0.6, 0.1], [0.2, 0.3, 0.5]])
     targets, weights = r.pullable(state, targets, jnp.array([0.5, 0.5, 0.25]))
     np.testing.assert_allclose(targets[:, 1], 0.0)
     np.testing.assert_allclose(targets[:, 0], [1, 0.3, 0.2])
-    np.testing.assert_allclose(weights, [0.5, 0, 0.25])  # the second is labelled with class 1
+    np.testing.assert_allclose(weights, [0.5, 0, 0.25])  # the second is labeled with class 1
 
 
-def test_output_centres_by_hand():
+def test_output_centers_by_hand():
     """Five samples, two classes, m = 0.6; sample 3 twice in the first batch."""
     r = reading("outputs")
     state = r.init({"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}, 5)

@@ -50,11 +50,11 @@ def weak_probabilities(params, batch, classifier=None):
 
 
 def without_labels(method):
-    """The method on labelled images that weigh nothing: gradients are those of L_u alone."""
+    """The method on labeled images that weigh nothing: gradients are those of L_u alone."""
 
     def assign(policy_state, inputs):
-        answer = method.policy.assign(policy_state, inputs)
-        return answer._replace(labeled_weights=jnp.zeros(inputs.labels.shape))
+        assignment = method.policy.assign(policy_state, inputs)
+        return assignment._replace(labeled_weights=jnp.zeros(inputs.labels.shape))
 
     return method._replace(policy=method.policy._replace(assign=assign))
 

@@ -2,7 +2,7 @@
 
 A transcription is a function (config, s, x): `s` is a dict that it changes, its memory; `x` the
 inputs. It returns the fields of an Assignment that are not at their neutral value, bool where an
-answer must be exact, and the diagnostics; and `margin`: how far from its threshold each row is,
+assignment must be exact, and the diagnostics; and `margin`: how far from its threshold each row is,
 because a decision that rounding could turn would test nothing.
 """
 
@@ -78,10 +78,10 @@ def mean_teacher(config, s, x):
 
 def uda(config, s, x):
     temperature = 0.4 if config.policy.temperature is None else config.policy.temperature
-    answer = fixed_threshold(config, s, x)
-    answer["targets"] = softmax(np.float64(x.weak_logits) / temperature)
+    assignment = fixed_threshold(config, s, x)
+    assignment["targets"] = softmax(np.float64(x.weak_logits) / temperature)
     if config.policy.signal_annealing == "none":
-        return answer
+        return assignment
     progress, K = s["step"] / config.train_steps, x.labeled_logits.shape[-1]
     alpha = {
         "linear": progress,
@@ -91,9 +91,9 @@ def uda(config, s, x):
     eta = alpha * (1 - 1 / K) + 1 / K
     true = softmax(x.labeled_logits)[np.arange(len(x.labels)), x.labels]
     kept = true <= eta
-    return answer | {
+    return assignment | {
         "labeled_weights": kept * len(kept) / max(kept.sum(), 1),
-        "margin": np.concatenate([answer["margin"], true - eta]),
+        "margin": np.concatenate([assignment["margin"], true - eta]),
         "signal_threshold": eta,
     }
 
@@ -186,8 +186,8 @@ def freematch(config, s, x):
         "targets": hard(q),
         "weights": margin >= 0,
         "margin": margin,
-        "regulariser": value,
-        "regulariser_gradient": gradient,
+        "regularizer": value,
+        "regularizer_gradient": gradient,
         "global_threshold": tau,
         "class_threshold": thresholds,
     }
@@ -269,41 +269,43 @@ class Answer(NamedTuple):
     weights: np.ndarray
     labeled_weights: np.ndarray
     scale: np.ndarray
-    regulariser: np.ndarray
-    regulariser_gradient: np.ndarray  # by the strong logits
+    regularizer: np.ndarray
+    regularizer_gradient: np.ndarray  # by the strong logits
     state: Any
     diagnostics: dict
 
 
-def answer_of(policy, state, x):
+def assignment_of(policy, state, x):
     inputs = builders.make_inputs(*x)
-    answer = policy.assign(state, inputs)
+    assignment = policy.assign(state, inputs)
 
     def others(strong):
-        terms = policy.loss(policies.Outputs({"weak": x.weak_logits, "strong": strong}, {}), answer)
+        terms = policy.loss(
+            policies.Outputs({"weak": x.weak_logits, "strong": strong}, {}), assignment
+        )
         return sum((terms[name] for name in terms if name != "unsupervised"), jnp.float32(0))
 
     value, gradient = jax.value_and_grad(others)(x.strong_logits)
     return Answer(
-        regulariser=value,
-        regulariser_gradient=gradient,
-        **{name: getattr(answer, name) for name in Answer._fields if hasattr(answer, name)},
+        regularizer=value,
+        regularizer_gradient=gradient,
+        **{name: getattr(assignment, name) for name in Answer._fields if hasattr(assignment, name)},
     )
 
 
 @functools.cache
 def make(name, *fields):
-    """(config, policy, compiled answer); one compilation serves every test with these shapes."""
+    """(config, policy, compiled `assign`); one compilation serves all tests with these shapes."""
     config = config_lib.base()
     config.policy.name, config.train_steps = name, TRAIN_STEPS
     config.policy.update({"momentum": 0.999} | dict(fields))
     config = automatic.resolve(config)
     policy = policies.create(config)
-    return config, policy, jax.jit(functools.partial(answer_of, policy))
+    return config, policy, jax.jit(functools.partial(assignment_of, policy))
 
 
 def draw(rng, K):
-    """A random batch. Rows differ in scale, hence in confidence; labelled rows are mostly right."""
+    """A random batch. Rows differ in scale, hence in confidence; labeled rows are mostly right."""
     labels = rng.integers(K, size=LABELED).astype(np.int32)
     # With more classes the true one must stand out more for the same loss.
     labeled = 2 * rng.normal(size=(LABELED, K)) + (6 + np.log(K / 10)) * np.eye(K)[labels]
@@ -321,39 +323,39 @@ def draw(rng, K):
 
 
 def expect(name, config, batches):
-    s, answers = {}, []
+    s, assignments = {}, []
     for s["step"], x in enumerate(batches):
-        answers.append(ORACLES[name][0](config, s, x))
-    return answers
+        assignments.append(ORACLES[name][0](config, s, x))
+    return assignments
 
 
 def settle(name, config, make_batches, margin):
     """The batches of the first seed that leaves no decision to rounding, and what is expected."""
     for seed in range(100):
         batches = make_batches(np.random.default_rng(seed))
-        answers = expect(name, config, batches)
-        if min(np.abs(answer["margin"]).min() for answer in answers) > margin:
-            return batches, answers
+        assignments = expect(name, config, batches)
+        if min(np.abs(assignment["margin"]).min() for assignment in assignments) > margin:
+            return batches, assignments
     raise AssertionError("no seed keeps all rows away from their thresholds")
 
 
-def check(answer, expected, x):
-    """One step's answer against the transcription's."""
+def check(assignment, expected, x):
+    """One step's assignment against the transcription's."""
     rows, K = x.weak_logits.shape
     neutral = {
         "labeled_weights": np.ones(len(x.labels)),
         "scale": 1.0,
-        "regulariser": 0.0,
-        "regulariser_gradient": np.zeros((rows, K)),
+        "regularizer": 0.0,
+        "regularizer_gradient": np.zeros((rows, K)),
     }
-    shapes = {"labeled_weights": x.labels.shape, "scale": (), "regulariser": (), "weights": (rows,)}
+    shapes = {"labeled_weights": x.labels.shape, "scale": (), "regularizer": (), "weights": (rows,)}
     for field, want in (neutral | expected).items():
         if field == "margin":
             continue
         if field in Answer._fields:
-            got, shape = getattr(answer, field), shapes.get(field, (rows, K))
+            got, shape = getattr(assignment, field), shapes.get(field, (rows, K))
         else:
-            got, shape = answer.diagnostics[field], (K,) if field == "class_threshold" else ()
+            got, shape = assignment.diagnostics[field], (K,) if field == "class_threshold" else ()
         got, want = np.asarray(got), np.asarray(want)
         assert got.dtype == np.float32, field
         assert got.shape == shape, field
@@ -363,20 +365,20 @@ def check(answer, expected, x):
             np.testing.assert_allclose(
                 got, np.broadcast_to(want, shape), err_msg=field, **TOLERANCE
             )
-    # A rejected labelled row is rejected, not almost rejected.
+    # A rejected labeled row is rejected, not almost rejected.
     want = (neutral | expected)["labeled_weights"]
-    np.testing.assert_array_equal(np.asarray(answer.labeled_weights) == 0, want == 0)
+    np.testing.assert_array_equal(np.asarray(assignment.labeled_weights) == 0, want == 0)
 
 
-def follow(name, fields, batches, answers):
-    """Runs the policy over the batches and checks every step; yields the answers."""
+def follow(name, fields, batches, assignments):
+    """Runs the policy over the batches and checks every step; yields the assignments."""
     _, policy, assign = make(name, *fields.items())
     state = first_state(policy, batches[0].weak_logits.shape[-1])
-    for step, (x, expected) in enumerate(zip(batches, answers, strict=True)):
-        answer = jax.device_get(assign(state, x))
+    for step, (x, expected) in enumerate(zip(batches, assignments, strict=True)):
+        assignment = jax.device_get(assign(state, x))
         try:
-            check(answer, expected, x)
+            check(assignment, expected, x)
         except AssertionError as error:
             raise AssertionError(f"step {step}: {error}") from error
-        yield answer
-        state = answer.state
+        yield assignment
+        state = assignment.state

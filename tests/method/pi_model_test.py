@@ -60,21 +60,23 @@ def test_follows_its_formula_over_many_steps(ramp, K):
 
     @jax.jit
     def step(state, logits):
-        answer = policy.assign(state, inputs_of(logits, K))
-        return answer, policy.loss(policies.Outputs(logits, {}), answer)
+        assignment = policy.assign(state, inputs_of(logits, K))
+        return assignment, policy.loss(policies.Outputs(logits, {}), assignment)
 
     for count in range(12):
         logits = draw(rng, K)
-        answer, terms = jax.device_get(step(state, logits))
+        assignment, terms = jax.device_get(step(state, logits))
         scale = 1 if ramp == 0 else min(count / (ramp * STEPS), 1)
-        np.testing.assert_allclose(answer.scale, scale, rtol=1e-6)
-        np.testing.assert_allclose(answer.targets, softmax(logits["weak"]), rtol=1e-5, atol=1e-7)
-        np.testing.assert_array_equal(answer.weights, np.ones(ROWS))
-        np.testing.assert_array_equal(answer.labeled_weights, np.ones(B))
+        np.testing.assert_allclose(assignment.scale, scale, rtol=1e-6)
+        np.testing.assert_allclose(
+            assignment.targets, softmax(logits["weak"]), rtol=1e-5, atol=1e-7
+        )
+        np.testing.assert_array_equal(assignment.weights, np.ones(ROWS))
+        np.testing.assert_array_equal(assignment.labeled_weights, np.ones(B))
         assert set(terms) == {"unsupervised"}
         expected = loss(logits["second_weak"], logits["weak"])
         np.testing.assert_allclose(terms["unsupervised"], expected, rtol=1e-5)
-        state = answer.state
+        state = assignment.state
 
 
 def test_equal_views_and_sure_rows_cost_what_they_should():
@@ -84,11 +86,11 @@ def test_equal_views_and_sure_rows_cost_what_they_should():
         "weak": np.float32(1e4 * np.eye(K)[np.zeros(ROWS, int)]),
         "second_weak": np.float32(1e4 * np.eye(K)[np.repeat([0, 1], ROWS // 2)]),
     }
-    answer = policy.assign(state, inputs_of(sure, K))
-    value = policy.loss(policies.Outputs(sure, {}), answer)["unsupervised"]
+    assignment = policy.assign(state, inputs_of(sure, K))
+    value = policy.loss(policies.Outputs(sure, {}), assignment)["unsupervised"]
     assert value == 0.5 * 2 / K  # one half of the rows differ, by 1 in two classes
     same = sure | {"second_weak": sure["weak"]}
-    assert policy.loss(policies.Outputs(same, {}), answer)["unsupervised"] == 0
+    assert policy.loss(policies.Outputs(same, {}), assignment)["unsupervised"] == 0
 
 
 def test_its_gradient_is_that_of_the_formula_and_the_weak_view_is_a_constant():
@@ -101,8 +103,8 @@ def test_its_gradient_is_that_of_the_formula_and_the_weak_view_is_a_constant():
         @jax.grad
         def gradient(x):
             constant = jax.tree.map(jax.lax.stop_gradient, x)
-            answer = policy.assign(policy.init(builders.make_spec(K)), inputs_of(constant, K))
-            return policy.loss(policies.Outputs(x, {}), answer)["unsupervised"]
+            assignment = policy.assign(policy.init(builders.make_spec(K)), inputs_of(constant, K))
+            return policy.loss(policies.Outputs(x, {}), assignment)["unsupervised"]
 
         found = jax.device_get(gradient(x))
     expected = finite_differences(lambda a: loss(a, logits["weak"]), logits["second_weak"])

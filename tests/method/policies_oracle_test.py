@@ -16,7 +16,7 @@ from oracles import (
     STEPS,
     TOLERANCE,
     Answer,
-    answer_of,
+    assignment_of,
     check,
     cross_entropy,
     draw,
@@ -46,14 +46,14 @@ def test_policy_has_the_loss_and_the_view_of_its_paper(name):
     x, rng = draw(np.random.default_rng(0), 10), np.random.default_rng(1)
     inputs = builders.make_inputs(*x)
     weights = rng.random(ROWS).astype(np.float32)
-    answer = policy.assign(policy.init(builders.make_spec(10, NUM_UNLABELED)), inputs)
-    answer = answer._replace(weights=weights)
+    assignment = policy.assign(policy.init(builders.make_spec(10, NUM_UNLABELED)), inputs)
+    assignment = assignment._replace(weights=weights)
     logits = {"weak": x.weak_logits, "strong": x.strong_logits}[view]
     if kind == "cross-entropy":
-        rows = cross_entropy(logits, np.float64(answer.targets))
+        rows = cross_entropy(logits, np.float64(assignment.targets))
     else:
-        rows = ((softmax(logits) - answer.targets) ** 2).mean(-1)
-    loss = policy.loss(inputs.outputs, answer)["unsupervised"]
+        rows = ((softmax(logits) - assignment.targets) ** 2).mean(-1)
+    loss = policy.loss(inputs.outputs, assignment)["unsupervised"]
     np.testing.assert_allclose(loss, (weights * rows).mean(), rtol=1e-5)
 
 
@@ -77,23 +77,27 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(("name", "fields", "K"), ORDINARY)
 def test_policy_follows_its_formula_over_many_steps(name, fields, K):
     config, *_ = make(name, *fields.items())
-    batches, answers = settle(
+    batches, assignments = settle(
         name, config, lambda rng: [draw(rng, K) for _ in range(STEPS)], margin=1e-4
     )
     # The test decides something: neither all rows pass nor none, and some rows come twice.
-    passed = np.mean([answer["weights"] == 1 for answer in answers])
+    passed = np.mean([assignment["weights"] == 1 for assignment in assignments])
     assert name == "mean_teacher" or 0.2 <= passed <= 0.8, passed
     assert any(len(set(x.indices)) < ROWS for x in batches)
     if name == "dash":  # all three phases
-        thresholds = [answer["loss_threshold"] for answer in answers]
+        thresholds = [assignment["loss_threshold"] for assignment in assignments]
         assert thresholds[2] == np.inf
         assert 0.05 < thresholds[3] < np.inf
         assert thresholds[-1] == 0.05
-    if "signal_threshold" in answers[0]:  # some labelled rows are left out, and not all
-        assert 0.02 <= np.mean([answer["labeled_weights"] == 0 for answer in answers]) <= 0.98
-    for answer in follow(name, fields, batches, answers):
+    if "signal_threshold" in assignments[0]:  # some labeled rows are left out, and not all
+        assert (
+            0.02
+            <= np.mean([assignment["labeled_weights"] == 0 for assignment in assignments])
+            <= 0.98
+        )
+    for assignment in follow(name, fields, batches, assignments):
         if name == "flexmatch":  # its running counts are a full recount of the samples' classes
-            classes, counts = answer.state["classes"], answer.state["counts"]
+            classes, counts = assignment.state["classes"], assignment.state["counts"]
             np.testing.assert_array_equal(
                 counts[:K], np.bincount(classes[classes >= 0], minlength=K)
             )
@@ -145,26 +149,26 @@ def test_policy_follows_its_formula_in_degenerate_batches(name, cases):
         batches = [case(rng, draw(rng, 10)) for case in cases for _ in range(4)]
         return batches if one_row in cases else [*batches, draw(rng, 10)]
 
-    batches, answers = settle(name, config, make_batches, margin=1e-6)
+    batches, assignments = settle(name, config, make_batches, margin=1e-6)
     if cases == (confident, unsure) and name not in ("mean_teacher", "softmatch"):
-        assert all(answer["weights"].all() for answer in answers[:4])
-        assert not any(answer["weights"].any() for answer in answers[4:8])
+        assert all(assignment["weights"].all() for assignment in assignments[:4])
+        assert not any(assignment["weights"].any() for assignment in assignments[4:8])
     if cases == (one_class, one_class) and name == "uda":
-        assert not answers[0]["labeled_weights"].any()
-    for answer in follow(name, fields, batches, answers):
-        for leaf in jax.tree.leaves(answer._replace(diagnostics={})):
+        assert not assignments[0]["labeled_weights"].any()
+    for assignment in follow(name, fields, batches, assignments):
+        for leaf in jax.tree.leaves(assignment._replace(diagnostics={})):
             assert np.isfinite(leaf).all()
 
 
-def test_freematch_gradient_is_that_of_its_regulariser():
+def test_freematch_gradient_is_that_of_its_regularizer():
     config, policy, assign = make("freematch", *MOVING["freematch"].items())
     rng, s, step = np.random.default_rng(0), {}, 1e-5
     state = first_state(policy, 10)
     for _ in range(4):
         x = draw(rng, 10)
         accepted = freematch(config, s, x)["weights"]
-        answer = jax.device_get(assign(state, x))
-        state = answer.state
+        assignment = jax.device_get(assign(state, x))
+        state = assignment.state
 
         def value(nudge, x=x, accepted=accepted):
             logits = np.float64(x.strong_logits) + nudge
@@ -174,7 +178,7 @@ def test_freematch_gradient_is_that_of_its_regulariser():
         differences = np.array([value(nudge) - value(-nudge) for nudge in nudges]) / (2 * step)
         assert np.abs(differences).max() > 1e-3
         np.testing.assert_allclose(
-            answer.regulariser_gradient, differences.reshape(ROWS, 10), **TOLERANCE
+            assignment.regularizer_gradient, differences.reshape(ROWS, 10), **TOLERANCE
         )
 
 
@@ -185,12 +189,12 @@ LONG, EXACT, BANK = 2000, 600, 8
 
 @functools.cache
 def long_run(name):
-    """A compiled run of LONG steps over a bank of batches -> (last state, every step's answer)."""
+    """A compiled run of LONG steps over a bank of batches -> (last state, all assignments)."""
     policy = make(name, *MOVING[name].items())[1]
 
     def step(state, x):
-        answer = answer_of(policy, state, x)
-        return answer.state, answer._replace(state=())
+        assignment = assignment_of(policy, state, x)
+        return assignment.state, assignment._replace(state=())
 
     @jax.jit
     def run(state, bank):
@@ -215,7 +219,7 @@ def sink(x, **depths):
 STARVING = {
     # Probability exactly 0, in float64 too.
     "absent": lambda x: sink(x, weak_logits=1e4, strong_logits=1e4),
-    "absent from labelled rows": lambda x: sink(
+    "absent from labeled rows": lambda x: sink(
         x, weak_logits=1e4, strong_logits=1e4, labeled_logits=1e4
     ),
     # Tiny and not 0: alignment divides tiny by tiny. The strong view does predict it.
@@ -234,16 +238,16 @@ def test_a_class_that_is_never_predicted_for_thousands_of_steps(name, case):
 
     batches, expected = settle(name, config, make_batches, margin=1e-5)
     bank = jax.tree.map(lambda *leaves: np.stack(leaves), *batches[:BANK])
-    state, answers = jax.device_get(long_run(name)(first_state(policy, 10), bank))
-    for leaf in jax.tree.leaves((state, answers)):
+    state, assignments = jax.device_get(long_run(name)(first_state(policy, 10), bank))
+    for leaf in jax.tree.leaves((state, assignments)):
         assert np.isfinite(leaf).all()
     for field in set(expected[0]) & set(Answer._fields):
-        want = np.array([answer[field] for answer in expected[:EXACT]])
+        want = np.array([assignment[field] for assignment in expected[:EXACT]])
         np.testing.assert_allclose(
-            getattr(answers, field)[:EXACT], want, err_msg=field, **TOLERANCE
+            getattr(assignments, field)[:EXACT], want, err_msg=field, **TOLERANCE
         )
     # By then every average that matters comes round with the batches; so do the weights, for ever.
-    rounds = answers.weights[EXACT - BANK :].reshape(-1, BANK, ROWS)
+    rounds = assignments.weights[EXACT - BANK :].reshape(-1, BANK, ROWS)
     np.testing.assert_allclose(rounds, np.broadcast_to(rounds[:1], rounds.shape), **TOLERANCE)
     # And when the class comes back, it is as after EXACT steps, which end with the same batches.
     check(jax.device_get(assign(state, batches[-1])), expected[-1], batches[-1])
@@ -264,10 +268,10 @@ def test_batches_that_say_nothing_new_for_thousands_of_steps(name, case):
     rng = np.random.default_rng(0)
     batches = [case(draw(rng, 10)) for _ in range(BANK)]
     bank = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    state, answers = long_run(name)(first_state(policy, 10), bank)
+    state, assignments = long_run(name)(first_state(policy, 10), bank)
     later = jax.device_get(assign(jax.device_get(state), draw(rng, 10)))
-    for leaf in jax.tree.leaves((state, answers, later)):
+    for leaf in jax.tree.leaves((state, assignments, later)):
         assert np.isfinite(leaf).all()
-    for weights in (answers.weights, later.weights):
+    for weights in (assignments.weights, later.weights):
         assert np.min(weights) >= 0
         assert np.max(weights) <= 1

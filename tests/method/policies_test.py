@@ -37,7 +37,7 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
     policy = make_policy(name)
     state = policy.init(builders.make_spec(num_classes, rows))
     inputs = builders.make_inputs_of(policy)
-    answer = jax.jit(policy.assign)(state, inputs)
+    assignment = jax.jit(policy.assign)(state, inputs)
     floats = {
         "targets": (rows, num_classes),
         "weights": (rows,),
@@ -45,13 +45,15 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
         "scale": (),
     }
     for field, shape in floats.items():
-        value = getattr(answer, field)
+        value = getattr(assignment, field)
         assert (value.shape, value.dtype) == (shape, jnp.float32), field
-    np.testing.assert_allclose(jnp.sum(answer.targets, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(assignment.targets, axis=1), 1, rtol=1e-6)
     spec = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
-    assert spec(answer.state) == spec(state)
-    assert all(jnp.shape(value) in ((), (num_classes,)) for value in answer.diagnostics.values())
-    terms = policy.loss(inputs.outputs, answer)
+    assert spec(assignment.state) == spec(state)
+    assert all(
+        jnp.shape(value) in ((), (num_classes,)) for value in assignment.diagnostics.values()
+    )
+    terms = policy.loss(inputs.outputs, assignment)
     assert "unsupervised" in terms
     assert all((term.shape, term.dtype) == ((), jnp.float32) for term in terms.values())
 
@@ -73,13 +75,17 @@ CONFIDENT = np.log([[0.7, 0.2, 0.1], [0.25, 0.4, 0.35], [0.02, 0.02, 0.96], [0.0
 def test_fixed_threshold(threshold, weights):
     policy = make_policy(threshold=threshold)
     # Logits are known up to a constant per row.
-    answer = policy.assign((), make_inputs(CONFIDENT + np.array([[0.0], [3.0], [-5.0], [40.0]])))
-    np.testing.assert_array_equal(answer.targets, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(answer.weights, weights)
-    np.testing.assert_array_equal(answer.labeled_weights, [1, 1])
-    assert answer.scale == 1
-    assert answer.state == policy.init(builders.make_spec()) == ()
-    np.testing.assert_allclose(answer.diagnostics["class_threshold"], [threshold] * 3, rtol=1e-6)
+    assignment = policy.assign(
+        (), make_inputs(CONFIDENT + np.array([[0.0], [3.0], [-5.0], [40.0]]))
+    )
+    np.testing.assert_array_equal(assignment.targets, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(assignment.weights, weights)
+    np.testing.assert_array_equal(assignment.labeled_weights, [1, 1])
+    assert assignment.scale == 1
+    assert assignment.state == policy.init(builders.make_spec()) == ()
+    np.testing.assert_allclose(
+        assignment.diagnostics["class_threshold"], [threshold] * 3, rtol=1e-6
+    )
 
 
 def test_fixed_threshold_takes_cross_entropy_on_the_strong_view():
@@ -103,9 +109,9 @@ def test_fixed_threshold_takes_cross_entropy_on_the_strong_view():
 def test_a_tie_with_the_threshold_is_accepted_and_the_first_class_wins_a_tie(
     logits, threshold, weight
 ):
-    answer = make_policy(threshold=threshold).assign((), make_inputs([logits]))
-    np.testing.assert_array_equal(answer.weights, [weight])
-    np.testing.assert_array_equal(answer.targets, np.eye(len(logits))[:1])
+    assignment = make_policy(threshold=threshold).assign((), make_inputs([logits]))
+    np.testing.assert_array_equal(assignment.weights, [weight])
+    np.testing.assert_array_equal(assignment.targets, np.eye(len(logits))[:1])
 
 
 def test_the_names_that_config_knows():

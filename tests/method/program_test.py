@@ -1,4 +1,4 @@
-"""Several train steps in one call are those steps one by one."""
+"""Several train steps in one chunk are those steps one by one."""
 
 import functools
 
@@ -9,14 +9,14 @@ import optax
 import pytest
 from parallel_test import assert_equal_within, configuration, make_batch, start
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import program, steps, windows
 from layermatch_jax.runtime import parallel
 
 K = 3
 
 
-def call_of(batches):
+def chunk_of(batches):
     """[rows, K, ...] of K batches."""
     return TrainBatch(*(np.stack(x, axis=1) for x in zip(*batches, strict=True)))
 
@@ -28,10 +28,10 @@ def compile_program(method, devices):
     return parallel.compile_step(function, devices, resident=True)
 
 
-# The centres and the policy carry state from step to step.
+# The centers and the policy carry state from step to step.
 @pytest.mark.parametrize("devices", ["pmap", "jit"])
 def test_a_call_of_several_steps(devices):
-    config = configuration(**{"policy.name": "flexmatch", "avg_clustering.centres": "classifier"})
+    config = configuration(**{"policy.name": "flexmatch", "avg_clustering.centers": "classifier"})
     method, initial = start(config, parallel.axis_name(devices))
     compiled = compile_program(method, devices)
     single = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
@@ -40,8 +40,8 @@ def test_a_call_of_several_steps(devices):
     for k in range(K):
         expected, step_metrics = single(expected, parallel.place_batch(make_batch(k), devices))
         sums.append(jax.device_get(step_metrics))
-    call = parallel.place_batch(call_of([make_batch(k) for k in range(K)]), devices)
-    state, window = compiled(parallel.replicate(initial, devices), (), call)
+    chunk = parallel.place_batch(chunk_of([make_batch(k) for k in range(K)]), devices)
+    state, window = compiled(parallel.replicate(initial, devices), (), chunk)
 
     assert int(state.step) == K
     assert_equal_within(jax.device_get(state), jax.device_get(expected), 1e-6)
@@ -66,6 +66,6 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step(spoiled, first):
     method, initial = start(configuration(), None)
     tx = spoiled_at(spoiled)
     initial = initial.replace(tx=tx, opt_state=tx.init(initial.params))
-    call = call_of([make_batch(k) for k in range(K)])
-    _, window = compile_program(method, "one")(initial, (), call)
+    chunk = chunk_of([make_batch(k) for k in range(K)])
+    _, window = compile_program(method, "one")(initial, (), chunk)
     assert window["nonfinite_step"] == first

@@ -79,12 +79,12 @@ class NumpyFeatures(NumpyNone):
     momentum = 0.24  # reached at a class's third update
 
     def __init__(self, classifier):
-        self.centres, self.updates = np.zeros((K, D)), np.zeros(K, int)
+        self.centers, self.updates = np.zeros((K, D)), np.zeros(K, int)
 
     def head(self, features):
-        norms = np.maximum(np.linalg.norm(self.centres, axis=1, keepdims=True), 1e-300)
+        norms = np.maximum(np.linalg.norm(self.centers, axis=1, keepdims=True), 1e-300)
         cosine = (
-            features / jnp.linalg.norm(features, axis=1, keepdims=True) @ (self.centres / norms).T
+            features / jnp.linalg.norm(features, axis=1, keepdims=True) @ (self.centers / norms).T
         )
         seen = np.tile(self.updates > 0, (len(features), 1))
         return jnp.where(seen, cosine / 0.1, -1e5)  # exp(-1e5) is 0: not in the softmax
@@ -105,11 +105,11 @@ class NumpyFeatures(NumpyNone):
             if weight > 0:
                 n = self.updates[k]
                 m = min(self.momentum, (1 + n) / (10 + n))
-                self.centres[k] = m * self.centres[k] + (1 - m) * total / weight
+                self.centers[k] = m * self.centers[k] + (1 - m) * total / weight
                 self.updates[k] += 1
 
     def state(self):
-        return {"centres": self.centres, "updates": self.updates}
+        return {"centers": self.centers, "updates": self.updates}
 
 
 class NumpyOutputs(NumpyNone):
@@ -130,7 +130,7 @@ class NumpyOutputs(NumpyNone):
 
 
 @pytest.mark.parametrize(
-    ("centres", "reading", "threshold", "rtol"),
+    ("centers", "reading", "threshold", "rtol"),
     [
         ("none", NumpyNone, 0.6, 1e-10),
         ("classifier", NumpyClassifier, 0.6, 1e-10),
@@ -138,13 +138,13 @@ class NumpyOutputs(NumpyNone):
         ("outputs", NumpyOutputs, 0.5, 1e-6),  # the code corrects the bias in float32
     ],
 )
-def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, threshold, rtol):
+def test_centers_equal_a_numpy_loop_over_five_steps(centers, reading, threshold, rtol):
     params = make_params(3)
     momentum = getattr(reading, "momentum", None)
     method = make_method(
         params,
         layerwise__gradient_mask=GRAD_RELU,
-        avg_clustering__centres=centres,
+        avg_clustering__centers=centers,
         avg_clustering__momentum=momentum,
         policy__threshold=threshold,
     )
@@ -173,15 +173,15 @@ def test_centres_equal_a_numpy_loop_over_five_steps(centres, reading, threshold,
         targets, weights = np.array(targets), np.array(weights)
         mirror.update(t, current.params["classifier"], batch, features, targets, weights)
         assert_trees_close(current.opt_state, expected, rtol=rtol, atol=rtol)
-        assert_trees_close(current.centres, mirror.state(), rtol=rtol, atol=rtol)
+        assert_trees_close(current.centers, mirror.state(), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("centres", ["features", "outputs"])
-def test_the_first_step_knows_no_centres_and_stays_finite(centres):
+@pytest.mark.parametrize("centers", ["features", "outputs"])
+def test_the_first_step_knows_no_centers_and_stays_finite(centers):
     params, batch = make_params(), make_batch()
-    method = without_labels(make_method(params, avg_clustering__centres=centres))
+    method = without_labels(make_method(params, avg_clustering__centers=centers))
     actual = gradients(method, params, batch)["backbone"]["stem"]["kernel"]
-    if centres == "features":  # no centre pulls at anything
+    if centers == "features":  # no center pulls at anything
         np.testing.assert_array_equal(actual, 0.0)
     else:  # a first visit's average is the visit itself
         targets, weights = pseudo_labels(weak_probabilities(params, batch))
@@ -193,22 +193,22 @@ def test_the_first_step_knows_no_centres_and_stays_finite(centres):
         np.testing.assert_allclose(actual, expected["backbone"]["stem"]["kernel"], rtol=1e-9)
 
 
-def test_a_class_without_centre_is_left_out_of_the_softmax_and_its_rows_weigh_nothing():
+def test_a_class_without_center_is_left_out_of_the_softmax_and_its_rows_weigh_nothing():
     params, batch = make_params(), make_batch()
     targets, weights = pseudo_labels(weak_probabilities(params, batch))
-    assert np.sum(weights * targets[:, 1]) > 0  # rows of the class without a centre are accepted
-    centres = np.random.RandomState(3).randn(K, D)
-    state_of_centres = {"centres": jnp.array(centres), "updates": jnp.array([5, 0, 1])}
+    assert np.sum(weights * targets[:, 1]) > 0  # rows of the class without a center are accepted
+    centers = np.random.RandomState(3).randn(K, D)
+    state_of_centers = {"centers": jnp.array(centers), "updates": jnp.array([5, 0, 1])}
 
     def two_classes(params):
         _, _, strong = views(params["backbone"], batch)
-        unit = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+        unit = centers / np.linalg.norm(centers, axis=1, keepdims=True)
         cosine = strong / jnp.linalg.norm(strong, axis=1, keepdims=True) @ unit[[0, 2]].T
         logs = jax.nn.log_softmax(cosine / 0.1)
         return -jnp.sum(weights[:, None] * targets[:, jnp.array([0, 2])] * logs) / (MU * B)
 
-    method = make_method(params, "layermatch", avg_clustering__centres="features")
-    actual = gradients(without_labels(method), params, batch, state_of_centres)
+    method = make_method(params, "layermatch", avg_clustering__centers="features")
+    actual = gradients(without_labels(method), params, batch, state_of_centers)
     assert_trees_close(actual, jax.jit(jax.grad(two_classes))(params), rtol=1e-9, atol=1e-12)
 
 
@@ -219,7 +219,7 @@ def test_the_averaged_classifier_labels_when_it_is_asked_to():
     assert np.any(targets != usual)
     assert np.any(weights != usual_weights)
     for target_head, labels in (
-        ("centres", (targets, weights)),
+        ("centers", (targets, weights)),
         ("classifier", (usual, usual_weights)),
     ):
         method = make_method(params, "layermatch", avg_clustering__target_head=target_head)

@@ -81,7 +81,7 @@ def test_layermatch_is_one_loss_with_two_constants():
     targets, weights = pseudo_labels(weak_probabilities(params, batch))
 
     def layermatch(params):
-        """As an objective: centres and, through them, L_u without the classifier."""
+        """As an objective: centers and, through them, L_u without the classifier."""
         head = functools.partial(logits_of, averaged)
         return supervised_loss(params, batch) + unsupervised_loss(
             params, batch, targets, weights, head
@@ -111,25 +111,25 @@ def test_layermatch_is_one_loss_with_two_constants():
         ((("backbone/stem/.*", 0.0), (".*", 0.75)), 0, 0.75, 0.75, 0.75),
     ],
 )
-@pytest.mark.parametrize("centres", ["none", "classifier"])
-def test_one_step_equals_two_gradients_put_together(mask, stem, block, kernel, bias, centres):
+@pytest.mark.parametrize("centers", ["none", "classifier"])
+def test_one_step_equals_two_gradients_put_together(mask, stem, block, kernel, bias, centers):
     params, batch, averaged = make_params(1), make_batch(1), make_classifier(7)
     method = make_method(
         params,
         layerwise__gradient_mask=mask,
-        avg_clustering__centres=centres,
+        avg_clustering__centers=centers,
         unsupervised_weight=2.0,
     )
     targets, weights = pseudo_labels(weak_probabilities(params, batch))
     of_labels = jax.grad(supervised_loss)(params, batch)
     through_classifier = jax.grad(unsupervised_loss)(params, batch, targets, weights)
-    head = functools.partial(logits_of, averaged) if centres == "classifier" else None
-    through_centres = jax.grad(unsupervised_loss)(params, batch, targets, weights, head)
+    head = functools.partial(logits_of, averaged) if centers == "classifier" else None
+    through_centers = jax.grad(unsupervised_loss)(params, batch, targets, weights, head)
     expected = jax.tree.map(
         lambda supervised, unsupervised, multiplier: supervised + 2.0 * multiplier * unsupervised,
         of_labels,
         {
-            "backbone": through_centres["backbone"],
+            "backbone": through_centers["backbone"],
             "classifier": through_classifier["classifier"],
         },
         {
@@ -137,8 +137,8 @@ def test_one_step_equals_two_gradients_put_together(mask, stem, block, kernel, b
             "classifier": {"kernel": kernel, "bias": bias},
         },
     )
-    state_of_centres = averaged if centres == "classifier" else None
-    assert_trees_close(gradients(method, params, batch, state_of_centres), expected)
+    state_of_centers = averaged if centers == "classifier" else None
+    assert_trees_close(gradients(method, params, batch, state_of_centers), expected)
 
 
 def test_a_mask_inside_the_backbone_scales_what_it_names_and_nothing_else():

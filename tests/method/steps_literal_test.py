@@ -9,7 +9,7 @@ import pytest
 from builders import assert_informative, make_config
 from objectives import softmax
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, state, steps
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -18,7 +18,7 @@ PIXEL_MEAN, PIXEL_STD = (0.5, 0.4, 0.6), (0.25, 0.2, 0.3)
 
 
 def literal_problem():
-    """Start and three batches: 2 labelled, 4 unlabelled images of 2x2 pixels, 3 classes, D = 3.
+    """Start and three batches: 2 labeled, 4 unlabeled images of 2x2 pixels, 3 classes, D = 3.
 
     Seed 184 is the first on which every step is informative.
     """
@@ -38,12 +38,12 @@ def literal_problem():
 def numpy_layermatch_steps(start, batches):
     """LayerMatch on z = x·S, by the method's equations and the chain rule, in float64.
 
-    λ_u = 0.75, τ = 0.5, lr = 0.2·cos(7πk / 16·4), Nesterov 0.9, decay 0.02, EMA 0.8, centres 0.15.
+    λ_u = 0.75, τ = 0.5, lr = 0.2·cos(7πk / 16·4), Nesterov 0.9, decay 0.02, EMA 0.8, centers 0.15.
 
     Returns:
-      The last parameters, their EMA, the centres; [(L_s, L_u)] and [q] of the steps.
+      The last parameters, their EMA, the centers; [(L_s, L_u)] and [q] of the steps.
     """
-    p, ema, centres = dict(start), dict(start), dict(start)
+    p, ema, centers = dict(start), dict(start), dict(start)
     velocity = dict.fromkeys(p, 0.0)
     step_losses, step_probabilities = [], []
     for t, (images, labels) in enumerate(batches):
@@ -62,10 +62,10 @@ def numpy_layermatch_steps(start, batches):
 
         q = softmax(weak @ p["stem"] @ p["kernel"] + p["bias"])
         pseudo, accepted = q.argmax(axis=1), q.max(axis=1) >= 0.5
-        prob = softmax(strong @ p["stem"] @ centres["kernel"] + centres["bias"])
+        prob = softmax(strong @ p["stem"] @ centers["kernel"] + centers["bias"])
         loss_u = -(accepted * np.log(prob[[0, 1, 2, 3], pseudo])).sum() / 4
         error = accepted[:, None] * (prob - np.eye(3)[pseudo]) / 4
-        gradient["stem"] = gradient["stem"] + 0.75 * strong.T @ error @ centres["kernel"].T
+        gradient["stem"] = gradient["stem"] + 0.75 * strong.T @ error @ centers["kernel"].T
 
         rate = 0.2 * np.cos(7 * np.pi * t / (16 * 4))
         m = min(0.15, (1 + t) / (10 + t))
@@ -75,10 +75,10 @@ def numpy_layermatch_steps(start, batches):
             velocity[name] = 0.9 * velocity[name] + d
             p[name] = p[name] - rate * (d + 0.9 * velocity[name])
             ema[name] = 0.8 * ema[name] + 0.2 * p[name]
-            centres[name] = m * centres[name] + (1 - m) * p[name]
+            centers[name] = m * centers[name] + (1 - m) * p[name]
         step_losses.append((loss_s, loss_u))
         step_probabilities.append(q)
-    return p, ema, centres, step_losses, step_probabilities
+    return p, ema, centers, step_losses, step_probabilities
 
 
 # Printed once by numpy_layermatch_steps(*literal_problem()), to 12 digits.
@@ -113,12 +113,12 @@ LITERAL = {
         [-0.143351270056, 1.3445060087, -0.0719454597012],
     ],
     "ema_bias": [0.145151923917, -0.391148394757, 0.23599647084],
-    "centres_kernel": [
+    "centers_kernel": [
         [-0.354370304566, 0.437590059262, -0.23898933698],
         [0.447175001095, -0.256217456627, -0.220164341146],
         [-0.182273667538, 1.27413012303, 0.0180018182893],
     ],
-    "centres_bias": [0.363375657194, -0.544240052018, 0.170864394824],
+    "centers_bias": [0.363375657194, -0.544240052018, 0.170864394824],
     "losses": [
         [0.463130769276, 2.31260547258],
         [1.84872054043, 0.88346602131],
@@ -156,7 +156,7 @@ def literal_config():
     )
 
 
-def assert_literal(p, ema, centres, step_losses, rtol):
+def assert_literal(p, ema, centers, step_losses, rtol):
     for name, actual in {
         "stem": p["stem"],
         "kernel": p["kernel"],
@@ -164,18 +164,18 @@ def assert_literal(p, ema, centres, step_losses, rtol):
         "ema_stem": ema["stem"][:2],
         "ema_kernel": ema["kernel"],
         "ema_bias": ema["bias"],
-        "centres_kernel": centres["kernel"],
-        "centres_bias": centres["bias"],
+        "centers_kernel": centers["kernel"],
+        "centers_bias": centers["bias"],
         "losses": np.array(step_losses),
     }.items():
         np.testing.assert_allclose(actual, LITERAL[name], rtol=rtol, atol=rtol, err_msg=CHANGED)
 
 
 def test_the_literal_numbers_are_those_of_the_equations():
-    *answer, probabilities = numpy_layermatch_steps(*literal_problem())
+    *assignment, probabilities = numpy_layermatch_steps(*literal_problem())
     for q in probabilities:
         assert_informative(q, 0.5)
-    assert_literal(*answer, rtol=1e-11)
+    assert_literal(*assignment, rtol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -191,11 +191,11 @@ def test_three_training_steps_equal_literal_numbers(dtype):
             params=params,
             ema_params=params,
             opt_state=current.tx.init(params),
-            centres=method.centres.init(params["classifier"], 4),
+            centers=method.centers.init(params["classifier"], 4),
         )
 
         def exact(variables, images, train, mutable):
-            """The linear backbone on float64 pixels: the step normalises in float32."""
+            """The linear backbone on float64 pixels: the step normalizes in float32."""
             mean, std = (jnp.array(x)[None, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
             pixels = jnp.rint((images.astype(jnp.float64) * std + mean) * 255)
             x = ((pixels / 255 - mean) / std).reshape(len(images), -1)
@@ -220,7 +220,7 @@ def test_three_training_steps_equal_literal_numbers(dtype):
         assert_literal(
             stem(current.params),
             stem(current.ema_params),
-            current.centres,
+            current.centers,
             LITERAL["losses"],
             rtol=1e-11 if dtype == "float64" else 1e-5,
         )

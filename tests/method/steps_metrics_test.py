@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     MU,
@@ -27,7 +28,7 @@ from objectives import (
     without_labels,
 )
 
-from layermatch_jax.method import losses, policies, steps
+from layermatch_jax.method import policies, steps
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,7 +38,7 @@ def test_metrics_are_sums_and_weights():
     method = make_method(
         params, "grad_relu", unsupervised_weight=3.0, optimizer__learning_rate=0.25
     )
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
     probabilities = np.array(weak_probabilities(params, batch))
     assert_informative(probabilities)
     confidence, indices = probabilities.max(axis=1), batch.unlabeled_indices.reshape(-1)
@@ -98,7 +99,7 @@ def test_a_step_without_accepted_pseudo_labels_has_no_cosine():
     assert metrics["loss_unsupervised"][1] == 1  # a mean over all rows: truly 0
 
 
-def test_without_labelled_rows_there_is_no_supervised_loss():
+def test_without_labeled_rows_there_is_no_supervised_loss():
     params, batch = make_params(), make_batch()
     method = without_labels(make_method(params))
     _, metrics = steps.train_step(make_state(params, method), batch, method=method)
@@ -118,12 +119,12 @@ def test_supervised_training_knows_nothing_of_pseudo_labels():
 
 def test_pseudo_labels_of_each_class_are_counted_beside_the_truths():
     # Rows: 0 as 0, right; 2 as 0; 1 as 1 by half a weight; 1 as 2, not accepted; unknown as 2.
-    answer = policies.Assignment(
+    assignment = policies.Assignment(
         targets=one_hot(jnp.array([0, 0, 1, 2, 2])),
         weights=jnp.array([1.0, 1.0, 0.5, 0.0, 1.0]),
         **dict.fromkeys(policies.Assignment._fields[2:]),
     )
-    metrics = steps._pseudo_label_metrics(answer, jnp.array([0, 2, 1, 1, -1]))
+    metrics = steps._pseudo_label_metrics(assignment, jnp.array([0, 2, 1, 1, -1]))
     np.testing.assert_allclose(metrics["class_pseudo_labels"][0], [2, 0.5, 0])
     np.testing.assert_allclose(metrics["class_truths"][0], [1, 2, 1])
     np.testing.assert_allclose(metrics["class_acceptance"][0], [2, 0.5, 1])

@@ -13,7 +13,7 @@ import pytest
 
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, state, steps
 from layermatch_jax.runtime import parallel
 
@@ -49,7 +49,7 @@ def prepare(method, fields):
 def ratio_to_fixmatch(name, method, fields):
     """Median ratio of step times, the three taking turns."""
     if jax.device_count() > 1 or os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
-        pytest.skip("needs one device and full optimisation: run this file with "
+        pytest.skip("needs one device and full optimization: run this file with "
                     "XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0")  # fmt: skip
     # The second FixMatch shows what this machine's noise makes of a ratio that is 1.
     base = {key: fields[key] for key in fields if not key.startswith("avg_clustering")}
@@ -95,14 +95,14 @@ def test_a_policy_costs_what_fixmatch_costs(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "centres"), [("flexmatch", "none"), ("fixmatch", "outputs")])
-def test_state_by_sample_costs_little(method, centres):
-    fields = IMAGENET_100 | {"avg_clustering.centres": centres}
+@pytest.mark.parametrize(("method", "centers"), [("flexmatch", "none"), ("fixmatch", "outputs")])
+def test_state_by_sample_costs_little(method, centers):
+    fields = IMAGENET_100 | {"avg_clustering.centers": centers}
     step, initial, batch = prepare(method, fields)
-    size = sum(x.nbytes for x in jax.tree.leaves((initial.policy, initial.centres)))
+    size = sum(x.nbytes for x in jax.tree.leaves((initial.policy, initial.centers)))
     memory = step.lower(initial, batch).compile().memory_analysis()
     print(
-        f"\n{method}, {centres}: {size / 1e6:.1f} MB of state; a step's arguments "
+        f"\n{method}, {centers}: {size / 1e6:.1f} MB of state; a step's arguments "
         f"{memory.argument_size_in_bytes / 1e6:.1f} MB, of these updated in place "
         f"{memory.alias_size_in_bytes / 1e6:.1f} MB, temporaries "
         f"{memory.temp_size_in_bytes / 1e6:.1f} MB"

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     MU,
@@ -23,8 +24,8 @@ from builders import (
 from full_policy import toy_policy
 from objectives import assert_trees_close, softmax, supervised_loss, without_labels
 
-from layermatch_jax.batch import EvalBatch
-from layermatch_jax.method import backprop, losses, optimizer, steps
+from layermatch_jax.batches import EvalBatch
+from layermatch_jax.method import backprop, optimizer, steps
 from layermatch_jax.views import Layout, Views
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -93,7 +94,7 @@ def test_no_mask_touches_weight_decay_and_a_zero_gradient_is_no_zero_update():
 
 
 def test_shards_of_a_batch_add_up_to_the_batch():
-    """Two devices, in the shape of a vmap: sums, row order, everybody's own answers."""
+    """Two devices, in the shape of a vmap: sums, row order, everybody's own assignments."""
     params, batch = make_params(3), make_batch()
 
     def one_matrix(variables, images, train, mutable):  # BatchNorm is the models' affair
@@ -104,10 +105,10 @@ def test_shards_of_a_batch_add_up_to_the_batch():
         params["backbone"]["stem"]["kernel"]
     )
     assert_informative(softmax(np.array(logits_of(params["classifier"], weak))))
-    method = make_method(params, "layermatch", avg_clustering__centres="features")
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
-    seen = {"centres": jnp.array(np.random.RandomState(3).randn(K, D)), "updates": jnp.ones(K, int)}
-    start = make_state(params, method, apply_fn=one_matrix).replace(centres=seen)
+    method = make_method(params, "layermatch", avg_clustering__centers="features")
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
+    seen = {"centers": jnp.array(np.random.RandomState(3).randn(K, D)), "updates": jnp.ones(K, int)}
+    start = make_state(params, method, apply_fn=one_matrix).replace(centers=seen)
     whole = steps.train_step(start, batch, method=method)
     shards = jax.tree.map(lambda x: x.reshape(2, B // 2, *x.shape[1:]), batch)
     step = functools.partial(steps.train_step, method=method, axis_name="batch")
@@ -152,11 +153,11 @@ def test_rows_go_by_labeled_image():
     np.testing.assert_array_equal(rows.unlabeled["strong"], [3, 4, 8, 9])
 
 
-def test_images_are_normalised_by_channel():
+def test_images_are_normalized_by_channel():
     method = make_method(make_params())._replace(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 2.0))
     images = np.array([[[[0, 0, 0], [255, 255, 255], [51, 102, 204]]]], np.uint8)
     expected = [[[[-2, -0.5, 0], [2, 1.5, 0.5], [-1.2, 0.3, 0.4]]]]
-    actual = backprop.normalize(jnp.array(images), method)
+    actual = backprop.normalize(jnp.array(images), method.mean, method.std)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from layermatch_jax.method import policies
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import assignment
+from layermatch_jax.method.policies.interface import make_assignment
 from layermatch_jax.views import Views
 
 WIDTH = 5  # of the toy's head
@@ -59,7 +59,7 @@ def create_toy(config):
         q = jax.nn.softmax(inputs.target_logits["weak"])
         targets = jnp.eye(q.shape[-1], dtype=jnp.float32)[jnp.argmax(q, axis=-1)]
         seen = policy_state["seen"] + jnp.sum(inputs.draws["direction"])
-        return assignment(
+        return make_assignment(
             inputs,
             targets=targets,
             weights=jnp.max(q, axis=-1) >= threshold,
@@ -71,17 +71,19 @@ def create_toy(config):
             extra=inputs.draws,
         )
 
-    def loss(outputs, answer):
+    def loss(outputs, assignment):
         log_p = jax.nn.log_softmax(outputs.logits["strong"])
         head = outputs.heads["projection"]
         return {
-            "unsupervised": -jnp.mean(answer.weights * jnp.sum(answer.targets * log_p, axis=-1)),
+            "unsupervised": -jnp.mean(
+                assignment.weights * jnp.sum(assignment.targets * log_p, axis=-1)
+            ),
             "agreement": agreement(
                 head.labeled["strong"],
                 head.unlabeled["weak"],
                 head.unlabeled["strong"],
-                answer.extra["direction"],
-                answer.extra["order"],
+                assignment.extra["direction"],
+                assignment.extra["order"],
             ),
         }
 

@@ -1,4 +1,4 @@
-"""Backbones: size and arithmetic, a NumPy forward pass, BatchNorm, dtypes, initialisation."""
+"""Backbones: size and arithmetic, a NumPy forward pass, BatchNorm, dtypes, initialization."""
 
 import dataclasses
 import functools
@@ -361,7 +361,7 @@ def test_remat_wraps_every_block_and_keeps_the_trees(make):
     assert trees[0] == trees[1]
 
 
-# ---------------------------------------------------------------- initialisation, gradients, dtypes
+# ---------------------------------------------------------------- initialization, gradients, dtypes
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_gradient_reaches_every_parameter(module):
         assert np.abs(gradient).max() > 1e-5, path
 
 
-def test_initialisation_is_he_normal_by_fan_out():
+def test_initialization_is_he_normal_by_fan_out():
     module = wide_resnet(depth=10, widen_factor=8, stages=1)  # stem, 3x3, 1x1
     # "rbg" compiles in half the time; the distribution is what is tested.
     variables = jax.jit(

@@ -56,12 +56,12 @@ def main(workdir, phase=None, call=None, milliseconds=None):
     def told_feed(*args):
         created = create(*args)
 
-        def calls(steps):
-            for step, call in created.calls(steps):
+        def chunks(steps):
+            for step, chunk in created.chunks(steps):
                 begins("step")
-                yield step, call
+                yield step, chunk
 
-        return created._replace(calls=calls)
+        return created._replace(chunks=chunks)
 
     feed.create = told_feed
     checkpoint.save = told("checkpoint", checkpoint.save)

@@ -70,3 +70,16 @@ def test_a_head_that_was_not_there_is_no_renaming(saved_before):
         pytest.raises(InputError, match="head_stats/projection/mean: none in the checkpoint"),
     ):
         checkpoint.restore_latest(manager, saved_before, template)
+
+
+def test_centers_under_their_earlier_name(tmp_path):
+    centers = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    workdir = epath.Path(tmp_path)
+    with checkpoint.open_manager(workdir, kept=1) as manager:
+        state = {"step": np.int32(3), "centres": {"centres": centers, "updates": np.arange(2)}}
+        checkpoint.save(manager, 3, {"state": state})
+    empty = {"centers": np.zeros_like(centers), "updates": np.zeros(2, int)}
+    read = checkpoint.read_state(workdir, {"step": np.int32(0), "centers": empty})
+    assert sorted(read) == ["centers", "step"]
+    np.testing.assert_array_equal(read["centers"]["centers"], centers)
+    np.testing.assert_array_equal(read["centers"]["updates"], [0, 1])

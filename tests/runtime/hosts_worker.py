@@ -24,7 +24,7 @@ from layermatch_jax.errors import InputError, Stopped, StorageError
 from layermatch_jax.method import steps
 from layermatch_jax.runtime import checkpoint, hosts, parallel
 
-# Policy and centres: FixMatch's, LayerMatch's, and such as keep state by sample.
+# Policy and centers: FixMatch's, LayerMatch's, and such as keep state by sample.
 COMBINATIONS = {
     "fixmatch": ("fixed_threshold", "none"),
     "layermatch": ("fixed_threshold", "classifier"),
@@ -36,8 +36,8 @@ EVALUATION = 37  # images, in batches of 16: the last one is padded
 
 
 def combination(name):
-    policy, centres = COMBINATIONS[name]
-    return parallel_test.configuration(**{"policy.name": policy, "avg_clustering.centres": centres})
+    policy, centers = COMBINATIONS[name]
+    return parallel_test.configuration(**{"policy.name": policy, "avg_clustering.centers": centers})
 
 
 def flat(tree):

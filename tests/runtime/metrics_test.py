@@ -108,9 +108,9 @@ def test_other_metrics_may_be_infinite():
     windows.check_finite(window_of(steps))
 
 
-@pytest.mark.parametrize("spoilt", [None, "params", "batch_stats", "centres"])
+@pytest.mark.parametrize("spoilt", [None, "params", "batch_stats", "centers"])
 def test_state_that_is_no_good_checkpoint(spoilt):
-    parts = {"params": 1e38, "batch_stats": 0.0, "centres": -1e9}
+    parts = {"params": 1e38, "batch_stats": 0.0, "centers": -1e9}
     trees = {name: {"x": jnp.array([1.0, value])} for name, value in parts.items()}
     if spoilt:
         trees[spoilt] = {"x": jnp.array([1.0, math.inf])}
@@ -304,7 +304,9 @@ def trained(step, mask_rate=None, right=None, right_all=None, seconds=1.0, speed
 
 
 def test_result_of_few_evaluations_is_the_median_of_all():
-    got = metrics.result([trained(10), *evaluated([0.1, 0.9, 0.4, 0.3], ema_offset=0.05)], "test")
+    got = metrics.summarize(
+        [trained(10), *evaluated([0.1, 0.9, 0.4, 0.3], ema_offset=0.05)], "test"
+    )
     assert got["test_accuracy"]["raw"] == pytest.approx(
         {"last": 0.3, "median20": 0.35, "best": 0.9}
     )
@@ -317,7 +319,7 @@ def test_result_of_few_evaluations_is_the_median_of_all():
 def test_result_of_many_evaluations_is_the_median_of_the_last_twenty():
     # The best is the first, which the median must not see; of 1..20 /100 it is 0.105.
     accuracies = [0.99, 0.98, 0.97] + [i / 100 for i in range(20, 0, -1)]
-    got = metrics.result([trained(10), *evaluated(accuracies)], "test")
+    got = metrics.summarize([trained(10), *evaluated(accuracies)], "test")
     assert got["test_accuracy"]["raw"] == pytest.approx(
         {"last": 0.01, "median20": 0.105, "best": 0.99}
     )
@@ -326,7 +328,7 @@ def test_result_of_many_evaluations_is_the_median_of_the_last_twenty():
 
 def test_result_is_of_the_split_asked_for():
     lines = [trained(10), *evaluated([0.5], "validation"), *evaluated([0.9], "test")]
-    got = metrics.result(lines, "validation")
+    got = metrics.summarize(lines, "validation")
     assert got["validation_accuracy"]["raw"]["last"] == 0.5
     assert "test_accuracy" not in got
 
@@ -334,7 +336,7 @@ def test_result_is_of_the_split_asked_for():
 def test_result_counts_pseudo_labels_and_not_windows():
     # 8 steps, then 2: of 100 pseudo-labels a step, 80 + 100 were used and 20 + 90 of these right.
     lines = [trained(8, 0.1, 0.25, 0.5), trained(10, 0.5, 0.9, 1.0), *evaluated([0.5])]
-    got = metrics.result(lines, "test")
+    got = metrics.summarize(lines, "test")
     assert got["mask_rate"] == pytest.approx(180 / 1000)
     assert got["pseudo_label_accuracy"] == pytest.approx(110 / 180)
     assert got["pseudo_label_accuracy_all"] == pytest.approx(600 / 1000)
@@ -342,11 +344,11 @@ def test_result_counts_pseudo_labels_and_not_windows():
 
 def test_result_leaves_out_what_is_unknown():
     lines = [trained(2, 0.0, None, 0.1), trained(4, 0.5, 0.8, 0.3), *evaluated([0.5])]
-    got = metrics.result(lines, "test")
+    got = metrics.summarize(lines, "test")
     assert got["mask_rate"] == pytest.approx(0.25)
     assert got["pseudo_label_accuracy"] == pytest.approx(0.8)
     assert got["pseudo_label_accuracy_all"] == pytest.approx(0.2)
-    got = metrics.result([trained(2), *evaluated([0.5])], "test")
+    got = metrics.summarize([trained(2), *evaluated([0.5])], "test")
     assert got["mask_rate"] is got["pseudo_label_accuracy"] is None
 
 
@@ -356,7 +358,7 @@ def test_result_counts_the_pseudo_labels_whose_truth_is_known():
     lines = [trained(1, 0.9, 1 / 2, 3 / 4), trained(2, 0.1, 19 / 20, 30 / 40), *evaluated([0.5])]
     lines[0] |= {"class_pseudo_labels": [2.0, 0.0], "class_truths": [1.0, 3.0]}
     lines[1] |= {"class_pseudo_labels": [5.0, 15.0], "class_truths": [20.0, 20.0]}
-    got = metrics.result(lines, "test")
+    got = metrics.summarize(lines, "test")
     assert got["pseudo_label_accuracy"] == pytest.approx(20 / 22)
     assert got["pseudo_label_accuracy_all"] == pytest.approx(33 / 44)
     assert got["mask_rate"] == pytest.approx(0.5)
@@ -376,15 +378,17 @@ def test_missing_accuracies_of_pseudo_labels_are_told_of(results, missing):
     told = metrics.missing_accuracy(dict(zip(names, one, strict=True)) for one in results)
     assert bool(told) == missing
     if missing:
-        assert "no unlabelled image has a known class (labelled images do not count)" in told
+        assert "no unlabeled image has a known class (labeled images do not count)" in told
 
 
 def test_result_times():
     lines = [trained(1, seconds=20, speed=5), trained(2, speed=90), trained(3, speed=100)]
-    got = metrics.result(lines + evaluated([0.5, 0.5]), "test")
+    got = metrics.summarize(lines + evaluated([0.5, 0.5]), "test")
     assert got["wall_seconds"] == 23.0  # 20 + 1 + 1 + 2 · 0.5
     assert got["images_per_second"] == 90  # the first window compiled
-    unknown = metrics.result([trained(1, speed=None), *evaluated([0.5])], "test")
+    unknown = metrics.summarize([trained(1, speed=None), *evaluated([0.5])], "test")
     assert unknown["images_per_second"] is None
-    known = metrics.result([trained(1, speed=None), trained(2, speed=7), *evaluated([0.5])], "test")
+    known = metrics.summarize(
+        [trained(1, speed=None), trained(2, speed=7), *evaluated([0.5])], "test"
+    )
     assert known["images_per_second"] == 7

@@ -13,7 +13,7 @@ import pytest
 
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
-from layermatch_jax.batch import EvalBatch, TrainBatch
+from layermatch_jax.batches import EvalBatch, TrainBatch
 from layermatch_jax.errors import InputError
 from layermatch_jax.method import assembly, reductions, state, steps
 from layermatch_jax.runtime import parallel
@@ -67,7 +67,7 @@ def start(config, axis_name):
     return method, initial.replace(
         params=params,
         ema_params=jax.tree.map(lambda p: 0.5 * p, params),
-        centres=method.centres.init(params["classifier"], UNLABELED),
+        centers=method.centers.init(params["classifier"], UNLABELED),
         policy=policy_state,
     )
 
@@ -100,9 +100,9 @@ def assert_equal_within(actual, expected, tolerance):
 
 
 # What a policy takes from the whole batch: statistics, per-sample state, both kinds of views, the
-# labelled rows, a second network.
+# labeled rows, a second network.
 @pytest.mark.parametrize(
-    ("policy", "centres"),
+    ("policy", "centers"),
     [
         ("fixed_threshold", "features"),
         ("fixed_threshold", "outputs"),
@@ -116,11 +116,11 @@ def assert_equal_within(actual, expected, tolerance):
         ("mean_teacher", "classifier"),
     ],
 )
-def test_one_device_equals_eight(policy, centres):
+def test_one_device_equals_eight(policy, centers):
     config = configuration(
         **{
             "policy.name": policy,
-            "avg_clustering.centres": centres,
+            "avg_clustering.centers": centers,
             "policy.momentum": 0.1,
             "policy.relative_threshold": 1.0,
             "policy.fairness_weight": 0.5,
@@ -164,11 +164,11 @@ def test_one_device_equals_eight_with_batch_norm():
 
 @pytest.mark.parametrize("devices", ["pmap", "jit"])
 @pytest.mark.parametrize(
-    ("policy", "centres"),
+    ("policy", "centers"),
     [("flexmatch", "classifier"), ("freematch", "features"), ("fixed_threshold", "outputs")],
 )
-def test_images_and_state_stay_where_they_are(devices, policy, centres):
-    config = configuration(**{"policy.name": policy, "avg_clustering.centres": centres})
+def test_images_and_state_stay_where_they_are(devices, policy, centers):
+    config = configuration(**{"policy.name": policy, "avg_clustering.centers": centers})
     method, current = start(config, parallel.axis_name(devices))
     compiled = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
     placed = parallel.place_batch(make_batch(), devices)
@@ -183,10 +183,10 @@ def test_images_and_state_stay_where_they_are(devices, policy, centres):
 
 # BatchNorm's statistics are summed once forwards and once backwards in each of conv4's four layers;
 # gradients and losses are one sum. Gathered are the true labels, the weak view's logits and the
-# strong view's: these once more where the features see the loss through averaged centres. Where
+# strong view's: these once more where the features see the loss through averaged centers. Where
 # there is state by sample, the samples' positions, too.
 @pytest.mark.parametrize(
-    ("devices", "policy", "centres", "sums", "gathers"),
+    ("devices", "policy", "centers", "sums", "gathers"),
     [
         ("pmap", "fixed_threshold", "classifier", 2 * 4 + 1, 4),
         ("pmap", "flexmatch", "outputs", 2 * 4 + 1, 4),
@@ -194,8 +194,8 @@ def test_images_and_state_stay_where_they_are(devices, policy, centres):
         ("jit", "flexmatch", "outputs", 2 * 4 + 3, 11),
     ],
 )
-def test_collectives_of_a_step(devices, policy, centres, sums, gathers):
-    fields = {"policy.name": policy, "avg_clustering.centres": centres, "model.name": "conv4"}
+def test_collectives_of_a_step(devices, policy, centers, sums, gathers):
+    fields = {"policy.name": policy, "avg_clustering.centers": centers, "model.name": "conv4"}
     config = configuration(**fields)
     method, current = start(config, parallel.axis_name(devices))
     compiled = parallel.compile_step(functools.partial(steps.train_step, method=method), devices)
@@ -240,7 +240,7 @@ def test_rows_are_gathered_in_order_and_cut_again():
 
     def step(state, x, *, axis_name):
         everything = reductions.gather_rows(x, axis_name)
-        own = reductions.own_rows(everything, axis_name)
+        own = reductions.local_rows(everything, axis_name)
         sums = reductions.total((jnp.sum(jnp.abs(own - x)), jnp.sum(x)), axis_name)
         return everything, *sums, reductions.num_shards(axis_name)
 

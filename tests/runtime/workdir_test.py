@@ -120,7 +120,7 @@ def test_another_method_is_told_with_what_it_changes(begun):
     with pytest.raises(InputError) as caught:
         workdir.check(begun, configured("fixmatch"))
     assert str(caught.value).split("\n")[1:-1] == [
-        "  avg_clustering.centres: 'classifier' before, 'none' now",
+        "  avg_clustering.centers: 'classifier' before, 'none' now",
         "  avg_clustering.momentum: 0.999 before, None now",
         "  layerwise.gradient_mask: [['classifier/.*', 0.0]] before, [] now",
         "  method: 'layermatch' before, 'fixmatch' now",
@@ -336,7 +336,7 @@ def test_result_comes_back(folder):
     assert result_lib.read_result(folder) == result
     assert result | MEASURED == result
     told = {
-        "method": "layermatch", "mask": "classifier", "centres": "classifier",
+        "method": "layermatch", "mask": "classifier", "centers": "classifier",
         "dataset": "cifar10", "num_labels": 2, "label_seed": 5, "seed": 4,
         "train_steps": 2**20, "split_sha256": "ab", "parallelism": "pmap",
     }  # fmt: skip
@@ -366,10 +366,10 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_
 
 def test_summary_shows_the_numbers(folder):
     result = result_lib.write_result(folder, configured(), RECORD, MEASURED)
-    text = result_lib.summary(result, folder)
+    text = result_lib.as_text(result, folder)
     assert "layermatch on cifar10, 2 labels (label seed 0, seed 0): 1048576 steps in 61 s" in text
     assert "1234 images/s" in text
-    assert text.splitlines()[1] == "gradient mask classifier, centres classifier"
+    assert text.splitlines()[1] == "gradient mask classifier, centers classifier"
     lines = [line.split() for line in text.splitlines()]
     assert ["test", "accuracy", "last", "median7", "best"] in lines
     assert ["raw", "50.00", "%", "51.25", "%", "75.00", "%"] in lines
@@ -381,21 +381,21 @@ def test_summary_shows_the_numbers(folder):
 def test_summary_leaves_out_what_is_unknown(folder):
     result = result_lib.write_result(folder, configured(), RECORD, MEASURED)
     result["validation_accuracy"] = result.pop("test_accuracy")
-    assert "32.1% used, 43.2% of all right" in result_lib.summary(
+    assert "32.1% used, 43.2% of all right" in result_lib.as_text(
         result | {"pseudo_label_accuracy": None}, folder
     )
     unknown = {"mask_rate": None, "pseudo_label_accuracy": None, "pseudo_label_accuracy_all": None}
-    text = result_lib.summary(result | unknown | {"images_per_second": None}, folder)
+    text = result_lib.as_text(result | unknown | {"images_per_second": None}, folder)
     assert "steps in 61 s\n" in text
     assert "validation accuracy" in text
-    for name in ("mask", "centres"):  # of an older version
+    for name in ("mask", "centers"):  # of an older version
         del result[name]
-    assert "gradient mask" not in result_lib.summary(result | unknown, folder)
+    assert "gradient mask" not in result_lib.as_text(result | unknown, folder)
     assert "pseudo-labels" not in text
-    text = result_lib.summary(result | unknown | {"mask_rate": 0.25}, folder)
+    text = result_lib.as_text(result | unknown | {"mask_rate": 0.25}, folder)
     assert (
-        "pseudo-labels over the run: 25.0% used; how many are right is not known: no unlabelled "
-        "image has a known class (labelled images do not count)\n"
+        "pseudo-labels over the run: 25.0% used; how many are right is not known: no unlabeled "
+        "image has a known class (labeled images do not count)\n"
     ) in text
 
 

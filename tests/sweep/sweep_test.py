@@ -109,7 +109,7 @@ def test_the_table(grid):
     )
     assert legend.startswith("Accuracy of the EMA parameters on test images, %")
     assert head == (
-        "| method | mask | centres | n | median20 | − fixmatch | last | best | a tenth "
+        "| method | mask | centers | n | median20 | − fixmatch | last | best | a tenth "
         "| − fixmatch | used | used right | all right | − fixmatch | seconds |"
     )
     assert fixmatch == (
@@ -127,7 +127,7 @@ def test_the_table(grid):
     with (grid.folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["fixmatch", "freematch+layerwise"]
-    assert [(row["mask"], row["centres"]) for row in rows] == [("none",) * 2, ("classifier",) * 2]
+    assert [(row["mask"], row["centers"]) for row in rows] == [("none",) * 2, ("classifier",) * 2]
     assert float(rows[1]["median20"]) == pytest.approx(75)
     assert float(rows[1]["median20, standard deviation"]) == pytest.approx(15)
     assert float(rows[1]["median20 − fixmatch, standard error"]) == pytest.approx(5 / 3**0.5)
@@ -142,8 +142,8 @@ def test_a_table_says_why_accuracies_of_pseudo_labels_are_missing(grid):
         path.write_text(json.dumps(unknown))
     assert grid(FIXMATCH | FREEMATCH) == 0
     assert (
-        "\nAccuracies of pseudo-labels are missing where no unlabelled image has a known class "
-        "(labelled images do not count).\n6 of 6 runs."
+        "\nAccuracies of pseudo-labels are missing where no unlabeled image has a known class "
+        "(labeled images do not count).\n6 of 6 runs."
     ) in (grid.folder / "table.md").read_text()
 
 
@@ -287,7 +287,7 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             "only +layerwise, +grad_relu, +avg_clustering can",
         ),
         (["--methods=supervised+layerwise"], "means nothing"),
-        (["--methods=mean_teacher", "--config.avg_clustering.centres=outputs"], "its own targets"),
+        (["--methods=mean_teacher", "--config.avg_clustering.centers=outputs"], "its own targets"),
         (["--methods=fixmatch,fixmatch"], "twice: fixmatch and fixmatch are both fixmatch. Leave"),
         (
             ["--methods=layermatch,fixmatch+layerwise"],
@@ -373,7 +373,7 @@ def test_real_runs(tmp_path, capsys):
     )
     config = json.loads((tmp_path / "softmatch+layerwise-l3" / "config.json").read_text())
     assert config["layerwise.gradient_mask"] == [["classifier/.*", 0.0]]
-    assert config["avg_clustering.centres"] == "classifier"
+    assert config["avg_clustering.centers"] == "classifier"
     median = 100 * result["test_accuracy"]["ema"]["median20"]
     row = f"| `softmatch+layerwise` | classifier | classifier | 1 | {median:.1f} |"
     assert row in capsys.readouterr().out

@@ -58,7 +58,9 @@ def products(
       {layer, in forward order: [4, n, 4, n] float64, by kind of KINDS and batch}, and the sums'
       means over batches.
     """
-    params = {name: params[name] for name in ("backbone", "classifier")}  # own heads have no part
+    params = {
+        name: params[name] for name in ("backbone", "classifier")
+    }  # policy heads have no part
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     order = forward_order(layer(path) for path in leaves)
     size = len(KINDS) * count
@@ -81,7 +83,7 @@ def products(
 
 
 def _path(path) -> str:
-    return "/".join(key.key for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _parts(sizes: dict[str, int]) -> list[list[str]]:

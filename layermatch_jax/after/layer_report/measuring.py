@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from layermatch_jax.after.layer_report import estimates
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
@@ -31,13 +31,13 @@ def gradients(
     """What one batch would give; pure, and nothing of it is kept.
 
     The unsupervised gradients are of L_u alone: without λ_u, gradient mask and a policy's
-    regulariser. Rows whose truth is not known, and labelled images among the unlabelled ones, are
+    regularizer. Rows whose truth is not known, and labeled images among the unlabeled ones, are
     in none of them.
 
     Args:
       state: the same on every device.
       resident: what the feed keeps on every device.
-      rows: this device's rows of one step of a call.
+      rows: this device's rows of one step of a chunk.
       batch: (resident, rows) -> TrainBatch, of the feed.
       method: the parts of a step.
       axis_name: the device axis to reduce over; None when `rows` are of the global batch.
@@ -47,25 +47,33 @@ def gradients(
       over the rows of known truth of 1, of their weight, of it where right; 'strength': λ_u with
       the policy's ramp}.
     """
-    own_batch = batch(resident, rows)
-    seen = backprop.run_forward(state, own_batch, method, axis_name)
-    targets, weights, truth = seen.answer.targets, seen.answer.weights, seen.true_labels
+    step_batch = batch(resident, rows)
+    forward = backprop.run_forward(state, step_batch, method, axis_name)
+    targets, weights, truth = (
+        forward.assignment.targets,
+        forward.assignment.weights,
+        forward.true_labels,
+    )
     known, right = truth >= 0, jnp.argmax(targets, axis=-1) == truth
 
     def unsupervised(targets, counted):
-        answer = seen.answer._replace(targets=targets, weights=weights * counted)
+        assignment = forward.assignment._replace(targets=targets, weights=weights * counted)
         only = "unsupervised"  # a policy's other terms have no pseudo-labels
-        return backprop.unsupervised_gradients(state, seen, answer, method, axis_name, only)[1]
+        return backprop.unsupervised_gradients(state, forward, assignment, method, axis_name, only)[
+            1
+        ]
 
     at_heads = {
-        "supervised": backprop.supervised_gradients(state, own_batch, seen, method, axis_name)[1],
+        "supervised": backprop.supervised_gradients(state, step_batch, forward, method, axis_name)[
+            1
+        ],
         "true": unsupervised(jax.nn.one_hot(truth, targets.shape[-1]), known),
         "right": unsupervised(targets, right),
         "wrong": unsupervised(targets, known & ~right),
     }
     trees = {
         kind: {
-            "backbone": seen.pull_back(of_kind.features)[0],
+            "backbone": forward.pull_back(of_kind.features)[0],
             "classifier": of_kind.heads["classifier"],
         }
         for kind, of_kind in at_heads.items()
@@ -76,7 +84,7 @@ def gradients(
         "used": jnp.sum(weights * known),
         "right": jnp.sum(weights * right),
     }
-    strength = method.unsupervised_weight * seen.answer.scale
+    strength = method.unsupervised_weight * forward.assignment.scale
     return trees, sums | {"strength": strength}
 
 
@@ -106,13 +114,13 @@ def create(
 
     Args:
       config: the whole config; reads `layer_report.batches`.
-      partition: the run's images; the unlabelled ones' true labels are read.
+      partition: the run's images; the unlabeled ones' true labels are read.
       feed: of the run.
       resident: what it keeps on the devices.
       program: of `compile_gradients`.
 
     Returns:
-      state on the devices -> {'step', 'batches', 'known' (unlabelled rows of known truth),
+      state on the devices -> {'step', 'batches', 'known' (unlabeled rows of known truth),
       'mask_rate' and 'pseudo_label_accuracy' of these, 'strength' (λ_u with its ramp), 'layers':
       {layer, in forward order: {'parameters': their number, and what `compare` tells}}}.
 
@@ -125,19 +133,19 @@ def create(
         raise InputError(
             "a layer report compares pseudo-labels with true labels, but "
             f"{metrics.TRUTH_UNKNOWN}. It needs training images whose class is known and that the "
-            "run does not learn as labelled ones: lower --config.dataset.num_labels"
+            "run does not learn as labeled ones: lower --config.dataset.num_labels"
         )
     first, count = config.train_steps, config.layer_report.batches
 
-    def report(state: TrainState) -> dict[str, Any]:
-        def batches():
-            for _, call in feed.calls(range(first, first + count)):
-                for k in range(jax.tree.leaves(call)[0].shape[1]):
-                    rows = jax.tree.map(lambda x, k=k: x[:, k], call)
+    def measure_layers(state: TrainState) -> dict[str, Any]:
+        def step_batches():
+            for _, chunk in feed.chunks(range(first, first + count)):
+                for k in range(jax.tree.leaves(chunk)[0].shape[1]):
+                    rows = jax.tree.map(lambda x, k=k: x[:, k], chunk)
                     placed = parallel.place_batch(rows, config.parallelism)
                     yield program(state, resident, placed)
 
-        grams, sums = estimates.products(batches, state.params, count)
+        grams, sums = estimates.products(step_batches, state.params, count)
         sizes = dict.fromkeys(grams, 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
             if estimates.layer(estimates._path(path)) in sizes:
@@ -155,14 +163,15 @@ def create(
             },
         }
 
-    return report
+    return measure_layers
 
 
-def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
-    """The report of a saved run: `of_run(runs.read(workdir))`.
+def of_run(run: Any, data: Any, batches: int | None = None) -> dict[str, Any]:
+    """The report of a saved run.
 
     Args:
       run: of `runs.read`.
+      data: of `runs.read_data`.
       batches: to average over; None = the run's `layer_report.batches`.
 
     Returns:
@@ -174,10 +183,9 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     config = run.config.copy_and_resolve_references()
     config.parallelism = "jit"  # of which a state that was read is
     config.layer_report.batches = batches or config.layer_report.batches
-    data = run.data
     method = assembly.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
     resident = data.feed.resident(config.parallelism)
     program = compile_gradients(config, data.feed, method)
-    report = create(config, data.partition, data.feed, resident, program)
-    return report(parallel.replicate(run.state, config.parallelism))
+    measure_layers = create(config, data.partition, data.feed, resident, program)
+    return measure_layers(parallel.replicate(run.state, config.parallelism))

@@ -26,13 +26,13 @@ def draw(reports: list[dict[str, Any]]) -> Any:
         told = [[one["layers"][x][name] for one in reports] for x in layers]
         return np.moveaxis(np.array(told, float), -1, 0)
 
-    colours = {
+    colors = {
         "cosine_true": ("RdBu", -1, 1),
         "cosine_supervised": ("RdBu", -1, 1),
         "norm_ratio": ("viridis", None, None),
         "noise_share": ("cividis", 0, 1),
     }
-    panels = [drawing.Panel(QUANTITIES[name], *values(name), *colours[name]) for name in QUANTITIES]
+    panels = [drawing.Panel(QUANTITIES[name], *values(name), *colors[name]) for name in QUANTITIES]
     counts = " or ".join(map(str, sorted({one["batches"] for one in reports})))
     title = f"mean gradients, of {counts} batches; below: 95 % interval; empty: not known"
     return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step", title)

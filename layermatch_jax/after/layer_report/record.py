@@ -53,13 +53,13 @@ def comma_separated(reports: list[dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def table(report: dict[str, Any]) -> str:
+def as_table(report: dict[str, Any]) -> str:
     """A report as a person reads it."""
     used, right = report["mask_rate"], report["pseudo_label_accuracy"]
     shown = "" if used is None else f", {used:.1%} of them used"
     shown += "" if right is None else f", {right:.1%} of these right"
     lines = [
-        f"step {report['step']}: {report['batches']} batches, {report['known']} unlabelled rows of "
+        f"step {report['step']}: {report['batches']} batches, {report['known']} unlabeled rows of "
         f"known truth{shown}",
         "",
         f"{'':16}" + "".join(f"{name:>25}" for name in QUANTITIES),

@@ -11,19 +11,20 @@ from absl import logging
 from etils import epath
 
 from layermatch_jax import setup
-from layermatch_jax.after import drawing, predict, runs
+from layermatch_jax.after import drawing, predict, runs, trained
 from layermatch_jax.after.layer_report import picture as layer_picture
 from layermatch_jax.after.layer_report import record
+from layermatch_jax.after.model import Outputs
 from layermatch_jax.after.report import curves, logs, model, pages, tables
 from layermatch_jax.after.report.logs import Log
-from layermatch_jax.after.report.pages import Note, Picture, Section, picture
+from layermatch_jax.after.report.pages import Note, Picture, Section, as_picture
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 
 FILE = "report.html"
 
 
-def report(workdirs: str, data_dir: str = "") -> epath.Path:
+def write(workdirs: str, data_dir: str = "") -> epath.Path:
     """Writes the report of one or several runs, finished or under way; changes nothing else.
 
     Args:
@@ -36,9 +37,9 @@ def report(workdirs: str, data_dir: str = "") -> epath.Path:
 
     Raises:
       InputError: a folder holds no run, the runs are of different images, the file cannot be
-        written, or matplotlib is missing.
+        written, or matplotlib or Jinja2 is missing.
     """
-    drawing.figure(1, 1)  # raises now where there is no matplotlib
+    drawing.figure(1, 1), pages.template()  # raise now where a library is missing
     read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
     read, left_out = logs.distinct(read)
     logs.check_same_images(read)
@@ -86,8 +87,11 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
         if seen:
             run, answer = seen
             step = max(run.step - 1, 0)
-            predictions, features = model.predictions(run, answer), model.features(run, answer)
-        views = tried("The views cannot be shown.", lambda: model.views(log.config, data, step))
+            predictions = model.predictions(run, data, answer)
+            features = model.features(run, data, answer)
+        views = tried(
+            "The views cannot be shown.", lambda: model.draw_views(log.config, data, step)
+        )
         images = [views] if views else []
     return [
         Section("Result", [*tables.accuracies(log), tables.provenance(log), *missing]),
@@ -101,9 +105,9 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
     ]
 
 
-def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, predict.Predictions]:
-    run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
-    return run, predict.predict(run, data.partition.evaluation)
+def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, Outputs]:
+    run = runs.read(str(log.folder), data_dir=log.config.dataset.data_dir)
+    return run, predict.predict(trained.of_run(run), data.partition.evaluation)
 
 
 def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
@@ -117,13 +121,13 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
         if told["cosine_true"][0] is not None
     ]
     return [
-        picture(
+        as_picture(
             layer_picture.draw(reports),
             f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
             "pseudo-labels and of the true labels: "
             + (", ".join(cosines) or "not known of any layer"),
             "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
-            "labels on the same images (g_true) and that of the labelled images (g_s), and the "
+            "labels on the same images (g_true) and that of the labeled images (g_s), and the "
             "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
             "the truth does, at 0 elsewhere, below 0 away from it.",
         )
@@ -132,7 +136,7 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
 
 def _of_several(groups: dict[str, list[Log]], notes: list[Note]) -> list[Section]:
     unfinished = [
-        f"{log.folder} ({tables.progress(log)})"
+        f"{log.folder} ({tables.how_far(log)})"
         for of_method in groups.values()
         for log in of_method
         if not log.result

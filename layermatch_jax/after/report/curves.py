@@ -8,7 +8,7 @@ import numpy as np
 from layermatch_jax.after import analysis, figures
 from layermatch_jax.after.analysis import Curve
 from layermatch_jax.after.report.logs import Log
-from layermatch_jax.after.report.pages import Note, Picture, picture
+from layermatch_jax.after.report.pages import Note, Picture, as_picture
 from layermatch_jax.runtime import metrics
 
 _POINTS = 300  # of a line; more are averaged in groups
@@ -48,7 +48,7 @@ PANELS = (
             "pseudo_label_accuracy_all": "right, of all",
         },
         "How many pseudo-labels count (their mean weight), and how many are right, of the "
-        "unlabelled images whose class is known. Training does not see these classes; labelled "
+        "unlabeled images whose class is known. Training does not see these classes; labeled "
         "images, whose class it sees, are left out.",
         percent=True,
     ),
@@ -154,13 +154,13 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
     if np.any(truths.values > 0):
         last = counted.values[-1].sum() / max(truths.values[-1].sum(), 1)
         figure = figures.class_counts(*counted, truths.values, names)
-        alt = "Of each class, over training steps: how many unlabelled images of a batch have it "
+        alt = "Of each class, over training steps: how many unlabeled images of a batch have it "
         alt += "as a pseudo-label that is used, beside how many are of it. In the end, "
         alt += f"{last:.0%} of the images have a pseudo-label that is used."
-        caption = "Used pseudo-labels against the truth: how many unlabelled images of a batch are "
+        caption = "Used pseudo-labels against the truth: how many unlabeled images of a batch are "
         caption += "of the class, and how many have it as a pseudo-label that is used, right or "
         caption += "wrong. More pseudo-labels than images means that others are taken for it."
-        parts.append(picture(figure, alt, caption))
+        parts.append(as_picture(figure, alt, caption))
     elif len(truths.steps):
         unknown = f"How many pseudo-labels are right is not known: {metrics.TRUTH_UNKNOWN}."
         parts.append(Note(unknown))
@@ -171,7 +171,7 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
             "class_acceptance",
             "Pseudo-labels used, by class",
             "% of the class's pseudo-labels",
-            "Mean weight of the pseudo-labels of each class. Grey: it had none.",
+            "Mean weight of the pseudo-labels of each class. Gray: it had none.",
         ),
         (
             "class_threshold",
@@ -189,7 +189,7 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
                 continue  # one for all classes: the panel has it
             highest = curve.values.max()
         figure = figures.class_map(*curve, names, title, unit, limits=(0, highest))
-        parts.append(picture(figure, f"{title}, as colours over training steps.", caption))
+        parts.append(as_picture(figure, f"{title}, as colors over training steps.", caption))
     return parts
 
 
@@ -228,7 +228,7 @@ def _drawn(
         return []
     texts = (text.format(images=images) for text in (title, panel.unit, panel.caption))
     title, unit, caption = texts
-    figure = figures.curves(series, title, unit, percent=panel.percent)
+    figure = figures.draw_curves(series, title, unit, percent=panel.percent)
     said = "{:.1%}" if panel.percent else "{:.3g}"
     ends = (f"{one.label} {said.format(one.values[-1])} at step {one.steps[-1]}" for one in known)
-    return [picture(figure, f"{title}, over training steps: {'; '.join(ends)}.", caption)]
+    return [as_picture(figure, f"{title}, over training steps: {'; '.join(ends)}.", caption)]

@@ -6,8 +6,8 @@ import numpy as np
 
 from layermatch_jax import setup
 from layermatch_jax.after import analysis, pictures
-from layermatch_jax.after.predict import Predictions
-from layermatch_jax.after.report.pages import Picture, Table, picture
+from layermatch_jax.after.model import Outputs
+from layermatch_jax.after.report.pages import Picture, Table, as_picture
 from layermatch_jax.after.runs import Run
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.augment import crop
@@ -19,7 +19,7 @@ _CONFUSED = 10  # pairs of classes
 _POINTS = 2000  # images in the feature map
 
 
-def views(config, data: setup.Data, step: int) -> Picture:
+def draw_views(config, data: setup.Data, step: int) -> Picture:
     """Images of a step, as they are and as the network was given them.
 
     Args:
@@ -46,9 +46,9 @@ def views(config, data: setup.Data, step: int) -> Picture:
     hidden = "unknown or labeled"  # see splits.Partition
     truths = [names[c] if c >= 0 else hidden for c in source.labels[positions]]
     titles = [truths, *([""] * len(truths) for _ in kinds[1:])]
-    whose = "unlabelled" if mu else "labelled"
-    return picture(
-        pictures.images(pixels, titles, kinds),
+    whose = "unlabeled" if mu else "labeled"
+    return as_picture(
+        pictures.draw_images(pixels, titles, kinds),
         f"{len(positions)} {whose} images of step {step + 1}, each above its "
         f"{' and '.join(kinds[1:])}. Their classes: {', '.join(truths)}.",
         f"The first {whose} images of step {step + 1}, and what the network was given of them"
@@ -56,20 +56,21 @@ def views(config, data: setup.Data, step: int) -> Picture:
     )
 
 
-def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
+def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | Table]:
     """Which classes are taken for which others, and the mistakes that the model is surest of.
 
     Args:
-      run: whose model and images they are.
+      run: whose model it is.
+      data: its images.
       answer: of the run's evaluation images.
     """
-    images, names = run.data.partition.evaluation, run.data.partition.class_names
+    images, names = data.partition.evaluation, run.class_names
     kind = run.config.dataset.evaluate_on
     guesses = answer.probabilities.argmax(axis=1)
     matrix = analysis.confusion_matrix(images.labels, guesses, len(names))
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
     parts = [
-        picture(
+        as_picture(
             pictures.confusion(matrix, names),
             f"Confusion matrix of {matrix.sum()} {kind} images in {len(names)} classes; "
             f"{accuracy:.1%} are on the diagonal.",
@@ -112,8 +113,8 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
         pixels = _middle(images, wrong, run.config)
         lines = range(0, len(wrong), _VIEWS)
         parts.append(
-            picture(
-                pictures.images(
+            as_picture(
+                pictures.draw_images(
                     [pixels[i : i + _VIEWS] for i in lines], [titles[i : i + _VIEWS] for i in lines]
                 ),
                 f"{len(wrong)} {kind} images that are predicted wrong, each with its class, the "
@@ -126,19 +127,19 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
     return parts
 
 
-def features(run: Run, answer: Predictions) -> list[Picture]:
-    """The features of the run's evaluation images in two dimensions, with the classes' centres."""
-    labels, names = run.data.partition.evaluation.labels, run.data.partition.class_names
+def features(run: Run, data: setup.Data, answer: Outputs) -> list[Picture]:
+    """The features of the run's evaluation images in two dimensions, with the classes' centers."""
+    labels, names = data.partition.evaluation.labels, run.class_names
     if answer.features.shape[1] < 2 or len(labels) < 2:
         return []
     known = np.flatnonzero(labels >= 0)
     plane = analysis.principal_plane(answer.features[known])
     shown = known[np.linspace(0, len(known) - 1, min(_POINTS, len(known))).astype(int)]
-    points, centres = plane.project(answer.features[shown]), _centres(run)
-    if centres.places:
-        stars = plane.project(centres.vectors)
+    points, centers = plane.project(answer.features[shown]), _centers(run)
+    if centers.places:
+        stars = plane.project(centers.vectors)
     else:
-        stars = (centres.vectors - centres.vectors.mean(axis=0)) @ plane.axes
+        stars = (centers.vectors - centers.vectors.mean(axis=0)) @ plane.axes
         radius = np.quantile(np.linalg.norm(points, axis=1), 0.9)
         stars = stars * radius / max(np.linalg.norm(stars, axis=1).max(), 1e-12)
     figure = pictures.feature_map(
@@ -150,31 +151,31 @@ def features(run: Run, answer: Predictions) -> list[Picture]:
         (answer.probabilities.argmax(axis=1) != labels)[shown],
     )
     return [
-        picture(
+        as_picture(
             figure,
             f"Map of the features of {len(shown)} {run.config.dataset.evaluate_on} images in "
-            f"{len(names)} classes, with a centre for each class. The two axes have "
+            f"{len(names)} classes, with a center for each class. The two axes have "
             f"{plane.shares.sum():.0%} of the features' variance.",
             f"What the classifier sees of {len(shown):,} {run.config.dataset.evaluate_on} images "
             "(EMA parameters), in the two directions in which it varies most (principal "
             f"components): {plane.shares.sum():.0%} of the variance, so classes that lie on each "
-            f"other here may be apart. {centres.caption}",
+            f"other here may be apart. {centers.caption}",
         )
     ]
 
 
-class _Centres(NamedTuple):
+class _Centers(NamedTuple):
     vectors: np.ndarray  # [K, D], NaN for a class that has none
     places: bool  # among the features; else directions
     caption: str
 
 
-def _centres(run: Run) -> _Centres:
+def _centers(run: Run) -> _Centers:
     """What the features of each class are pulled to."""
-    reading, state = run.config.avg_clustering.centres, run.state.centres
+    reading, state = run.config.avg_clustering.centers, run.state.centers
     if reading == "features":
-        vectors = np.where(state["updates"][:, None] > 0, state["centres"], np.nan)
-        return _Centres(
+        vectors = np.where(state["updates"][:, None] > 0, state["centers"], np.nan)
+        return _Centers(
             vectors,
             True,
             "Stars: the averages of features that the loss pulls to; only their directions count.",
@@ -182,7 +183,7 @@ def _centres(run: Run) -> _Centres:
     averaged = reading == "classifier"
     classifier = state if averaged else run.state.ema_params["classifier"]
     which = "averaged classifier" if averaged else "classifier (EMA)"
-    return _Centres(
+    return _Centers(
         np.asarray(classifier["kernel"]).T,
         False,
         f"Stars: the columns of the {which}, the directions that the loss pulls each class to; "

@@ -1,11 +1,10 @@
 """The tables of a report: results, settings, and what they were made with."""
 
 import json
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from layermatch_jax import config as config_lib
+from layermatch_jax.after import statistics
 from layermatch_jax.after.report import logs
 from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Table
@@ -62,14 +61,19 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
     missing = metrics.missing_accuracy(filter(None, measured))
     rows = []
     for method, of_method in finished.items():
-        differences = [
-            row["median20"] - compared[seeds]["median20"]
-            for seeds, row in of_method
-            if seeds in compared and method != baseline
-        ]
-        first, *rest = (_spread([row[name] for _, row in of_method]) for name in _COLUMNS)
+        first, *rest = (
+            statistics.mean(row[name] for _, row in of_method).text() for name in _COLUMNS
+        )
         count = f"{len(of_method)} of {len(groups[method])}"
-        difference = _spread(differences, "+.1f", paired=True)
+        difference = ""
+        if method != baseline:
+            ours = {n: row["median20"] for n, (_, row) in enumerate(of_method)}
+            theirs = {
+                n: compared[seeds]["median20"]
+                for n, (seeds, _) in enumerate(of_method)
+                if seeds in compared
+            }
+            difference = statistics.mean_difference(ours, theirs).text("+.1f")
         rows.append((method, *_layers(groups[method][0]), count, first, difference, *rest))
     by_run = [
         (
@@ -78,7 +82,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
             *_layers(log),
             str(log.config.dataset.label_seed),
             str(log.config.seed),
-            progress(log),
+            how_far(log),
             *("" if x is None else f"{x:.1f}" for x in _row(log).values()),
         )
         for method, of_method in groups.items()
@@ -88,12 +92,12 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         Table(
             f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
             f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds and labelled "
+            f"deviation; the difference to {baseline} of runs with the same seeds and labeled "
             f"images, points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
             (
                 "method",
                 "mask",
-                "centres",
+                "centers",
                 "finished",
                 "median20",
                 f"− {baseline}",
@@ -103,7 +107,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
         ),
         Table(
             "Each run, as far as it has come; %, and seconds of training with evaluation.",
-            ("folder", "method", "mask", "centres", "label seed", "seed", "steps", *_COLUMNS),
+            ("folder", "method", "mask", "centers", "label seed", "seed", "steps", *_COLUMNS),
             by_run,
             folded=True,
         ),
@@ -113,25 +117,25 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
 def provenance(log: Log) -> Table:
     """What a run was made of and on."""
     dataset, split, result = log.config.dataset, log.split, log.result
-    mask, centres = _layers(log)
+    mask, centers = _layers(log)
     rows = [
         ("folder", str(log.folder)),
         ("method", log.config.method),
         ("gradient mask", mask),
-        ("centres", centres),
+        ("centers", centers),
         ("data set", dataset.name),
     ]
     if split:
         counts = sorted(set(split["class_counts"]))
         each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         rows += [
-            ("labelled images", f"{split['num_labels']}, {each} of each class"),
-            ("unlabelled images", str(split["num_unlabeled"])),
+            ("labeled images", f"{split['num_labels']}, {each} of each class"),
+            ("unlabeled images", str(split["num_unlabeled"])),
             (f"{log.evaluated_on} images", str(split["num_evaluation"])),
-            ("labelled split (SHA-256 of its indices)", split["sha256"]),
+            ("labeled split (SHA-256 of its indices)", split["sha256"]),
         ]
     rows += [("label seed", str(dataset.label_seed)), ("seed", str(log.config.seed))]
-    rows += [("steps", progress(log))]
+    rows += [("steps", how_far(log))]
     if log.lines:
         seconds = sum(line["seconds"] for line in log.lines)
         rows += [("training and evaluation", clock.duration(seconds))]
@@ -142,7 +146,7 @@ def provenance(log: Log) -> Table:
             ("versions", versions),
             ("code (git commit)", result["git_commit"] or "not known"),
         ]
-    return Table("What it is of", (), rows)
+    return Table("Origin of the run", (), rows)
 
 
 def settings(log: Log) -> Table:
@@ -184,13 +188,13 @@ def origins(groups: dict[str, list[Log]]) -> Table:
             )
             rows[key] = rows.get(key, 0) + 1
     return Table(
-        "What they are of: runs with the same labelled images, device, versions and code",
-        ("labelled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
+        "Origin of the runs: those of the same labeled images, device, versions and code together",
+        ("labeled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
         [(*key, str(count)) for key, count in rows.items()],
     )
 
 
-def progress(log: Log) -> str:
+def how_far(log: Log) -> str:
     """How far a run has come."""
     if log.result:
         return f"{log.config.train_steps:,}"
@@ -220,29 +224,17 @@ def _row(log: Log) -> dict[str, float | None]:
 def _measured(log: Log) -> dict[str, Any] | None:
     """As in result.json, of what is there so far."""
     splits = {line["split"] for line in log.lines}
-    return metrics.result(log.lines, log.evaluated_on) if len(splits) > 1 else None
+    return metrics.summarize(log.lines, log.evaluated_on) if len(splits) > 1 else None
 
 
 def _layers(log: Log) -> tuple[str, str]:
-    """The gradient mask and the centres of a run."""
+    """The gradient mask and the centers of a run."""
     return tuple(result_lib.trained_layers(log.config).values())
 
 
 def _seeds(log: Log) -> tuple[int, int, str]:
     """What runs of two methods must share to be compared: with a split file, the seed says less."""
     return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
-
-
-def _spread(values: Sequence[float | None], form: str = ".1f", *, paired: bool = False) -> str:
-    """'mean ± standard deviation', or the standard error of paired differences."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    text = f"{statistics.fmean(known):{form}}"
-    if len(known) < 2:
-        return text
-    spread = statistics.stdev(known) / (len(known) ** 0.5 if paired else 1)
-    return f"{text} ± {spread:.1f}"
 
 
 def _shown(value: Any) -> str:

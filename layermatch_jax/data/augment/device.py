@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layermatch_jax.batch import TrainBatch
+from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data.augment.operations import CUTOUT_COLOR, NAMES
 from layermatch_jax.data.sampler import Draws
 from layermatch_jax.views import Layout
@@ -31,7 +31,7 @@ class ResidentData(NamedTuple):
     labeled_images: jax.Array  # [N_l, R, R, 3] uint8
     labels: jax.Array  # [N_l] int32
     unlabeled_images: jax.Array  # [N_u, R, R, 3] uint8
-    true_labels: jax.Array  # [N_u] int32; -1 = unknown, or a labelled image
+    true_labels: jax.Array  # [N_u] int32; -1 = unknown, or a labeled image
 
 
 def make_batch(
@@ -164,7 +164,7 @@ def _apply(pixels, op, value, affine):
 
 
 def cut_out(images: jax.Array, box: jax.Array) -> jax.Array:
-    """Fills the box (y0, x0, y1, x1), half-open, int32 [m, 4], with grey. uint8 [m, S, S, 3]."""
+    """Fills the box (y0, x0, y1, x1), half-open, int32 [m, 4], with gray. uint8 [m, S, S, 3]."""
     along = jnp.arange(images.shape[1])[None, :]
     line = (along >= box[:, 0:1]) & (along < box[:, 2:3])
     column = (along >= box[:, 1:2]) & (along < box[:, 3:4])
@@ -271,7 +271,7 @@ def _blend(planes, chosen, value):
 
 
 def _luma(planes):
-    """Grey levels int32 [m, 1, P]. `image.convert("L")`."""
+    """Gray levels int32 [m, 1, P]. `image.convert("L")`."""
     red, green, blue = jnp.split(planes, 3, axis=1)
     return (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
 
@@ -288,8 +288,8 @@ def _smooth(planes):
     x = planes.reshape(len(planes), 3, size, size)
     total = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     total = total[..., :-2] + total[..., 1:-1] + total[..., 2:]
-    centre = x[:, :, 1:-1, 1:-1]
-    change = _quotient(total + 4 * centre + 6, jnp.int32(13)) - centre
+    center = x[:, :, 1:-1, 1:-1]
+    change = _quotient(total + 4 * center + 6, jnp.int32(13)) - center
     return (x + jnp.pad(change, [(0, 0), (0, 0), (1, 1), (1, 1)])).reshape(planes.shape)
 
 

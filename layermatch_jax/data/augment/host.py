@@ -54,7 +54,7 @@ def _apply(images, op, value, affine):
 
 
 def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """Fills the box (y0, x0, y1, x1), half-open, int32 [k, 4], with grey. uint8 [k, S, S, 3]."""
+    """Fills the box (y0, x0, y1, x1), half-open, int32 [k, 4], with gray. uint8 [k, S, S, 3]."""
     size = images.shape[1]
 
     def inside(position, low, high):
@@ -63,8 +63,8 @@ def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
     line = inside(np.arange(size), 0, 2)[:, :, None]
     byte = inside(np.arange(size).repeat(3), 1, 3)[:, None, :]
-    grey = tf.constant(CUTOUT_COLOR * size, tf.uint8)
-    return _like(images, (_lines(images) & (~line | ~byte)) | (line & (byte & grey)))
+    gray = tf.constant(CUTOUT_COLOR * size, tf.uint8)
+    return _like(images, (_lines(images) & (~line | ~byte)) | (line & (byte & gray)))
 
 
 # Pixelwise operations: (images uint8 [k, S, S, 3], value float32 [k]) -> uint8 [k, S, S, 3].
@@ -92,14 +92,14 @@ def brightness(images, value):
 
 
 def color(images, value):
-    """Mixes with its grey version; value: share of the image. `ImageEnhance.Color(image)`."""
+    """Mixes with its gray version; value: share of the image. `ImageEnhance.Color(image)`."""
     x = tf.cast(_flat(images), tf.float32)
-    grey = tf.tile(_luma(images)[:, :, None], [1, 1, 3])
-    return _like(images, _mix(tf.reshape(grey, tf.shape(x)), x, value[:, None]))
+    gray = tf.tile(_luma(images)[:, :, None], [1, 1, 3])
+    return _like(images, _mix(tf.reshape(gray, tf.shape(x)), x, value[:, None]))
 
 
 def contrast(images, value):
-    """Mixes with its mean grey level; value: share of the image. `ImageEnhance.Contrast(image)`."""
+    """Mixes with its mean gray level; value: share of the image. `ImageEnhance.Contrast(image)`."""
     x = tf.cast(_flat(images), tf.float32)
     area = images.shape[1] ** 2
     total = tf.reduce_sum(tf.cast(_luma(images), tf.int32), axis=1, keepdims=True)
@@ -139,14 +139,14 @@ def sharpness(images, value):
     x = tf.cast(_lines(images), tf.float32)
     total = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     total = total[:, :, :-6] + total[:, :, 3:-3] + total[:, :, 6:]
-    centre = x[:, 1:-1, 3:-3]
-    change = tf.floor((total + 4 * centre) / 13 + 0.5) - centre  # ImageFilter.SMOOTH
+    center = x[:, 1:-1, 3:-3]
+    change = tf.floor((total + 4 * center) / 13 + 0.5) - center  # ImageFilter.SMOOTH
     smooth = x + tf.pad(change, [[0, 0], [1, 1], [3, 3]])  # the border stays
     return _like(images, _mix(smooth, x, value[:, None, None]))
 
 
 def solarize(images, value):
-    """Inverts levels from value on; value: grey level. `ImageOps.solarize(image, value)`."""
+    """Inverts levels from value on; value: gray level. `ImageOps.solarize(image, value)`."""
     x = _flat(images)
     bright = tf.cast(x, tf.float32) >= value[:, None]
     return _like(images, x ^ (tf.cast(bright, tf.uint8) * 255))
@@ -183,7 +183,7 @@ def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
 
 
 def _luma(images):
-    """Grey levels, whole numbers: float32 [k, S²]. `image.convert("L")`."""
+    """Gray levels, whole numbers: float32 [k, S²]. `image.convert("L")`."""
     pixels = tf.reshape(images, [-1, images.shape[1] ** 2, 3])
     red, green, blue = tf.unstack(tf.cast(pixels, tf.float32), axis=2)
     # Every sum is below 2^24, so float32 is exact.

@@ -1,4 +1,4 @@
-"""RandAugment's operations as the sampler and both backends know them: ranges, affine maps, colour.
+"""RandAugment's operations as the sampler and both backends know them: ranges, affine maps, color.
 
 The geometric ones are integers already when they get to a backend: accelerators have no float64,
 and the last bit of a coefficient decides which pixel is nearest.
@@ -9,7 +9,7 @@ import numpy as np
 # (operation, lowest magnitude, highest magnitude). The order is the meaning of `Draws.op`.
 # The list of the field's reference code (FixMatch, Sohn 2020, table 12; TorchSSL, USB).
 # rotate is in degrees, shear a slope, translate a share of the side, posterize bits (the integer
-# part counts), solarize a grey level, the four enhancements PIL's factor; the rest take none.
+# part counts), solarize a gray level, the four enhancements PIL's factor; the rest take none.
 RANDAUGMENT = (
     ("autocontrast", 0.0, 1.0),
     ("brightness", 0.05, 0.95),
@@ -35,9 +35,9 @@ def coefficients(op: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
     """The maps of the geometric operations, as Pillow computes them.
 
     The pixel at column x, line y comes from column (ax + by + c) >> 16 of line (dx + ey + f) >> 16,
-    and is black if that is outside. Angles are counter-clockwise, about the centre; positive slopes
+    and is black if that is outside. Angles are counter-clockwise, about the center; positive slopes
     move the lower lines to the left, the columns at the right up; positive shares move the image to
-    the left, or up. Pillow looks up pixels at their centres, in 16.16 fixed-point numbers, except
+    the left, or up. Pillow looks up pixels at their centers, in 16.16 fixed-point numbers, except
     that pure shifts (the only maps here with b = d = 0) are not rounded to those: cut off instead,
     they give the same whole numbers. `image.transform(image.size, Image.Transform.AFFINE, map)`.
 

@@ -92,9 +92,9 @@ def load(dataset: ConfigDict) -> Source:
 
 
 def drop_test_duplicates(source: Source) -> tuple[Source, int]:
-    """Without those of the extra unlabelled images whose pixels equal a test image's.
+    """Without those of the extra unlabeled images whose pixels equal a test image's.
 
-    Labelled training images stay: their positions are what a split file is made of.
+    Labeled training images stay: their positions are what a split file is made of.
 
     Returns:
       (the source, how many were dropped).

@@ -28,7 +28,7 @@ def load_npz(dataset: ConfigDict) -> Source:
     """Arrays of a .npz file (dataset.data_dir), brought to dataset.stored_size.
 
     Keys: train_images, test_images and optionally unlabeled_images, uint8 [N, R, R, 3] or
-    [N, R, R] (grey, repeated to three channels); train_labels and test_labels, integers [N];
+    [N, R, R] (gray, repeated to three channels); train_labels and test_labels, integers [N];
     optionally class_names, strings [classes] (default: '0', '1', ...). Capitals and the spelling
     `unlabelled` count as these keys. What else is in the file is passed over, and a note says so.
     Without class_names every class from 0 to the largest label needs a training image.
@@ -76,7 +76,7 @@ def load_npz(dataset: ConfigDict) -> Source:
     if without:
         logging.warning("No test images for: %s.", ", ".join(names[c] for c in without[:_SHOWN]))
 
-    def images(part, labels):
+    def images_of(part, labels):
         pixels, side = data[f"{part}_images"], dataset.stored_size
         if pixels.shape[1] != side:
             logging.info("%s_images: resized from %d to %d pixels.", part, pixels.shape[1], side)
@@ -84,9 +84,9 @@ def load_npz(dataset: ConfigDict) -> Source:
 
     return Source(
         class_names=names,
-        train=images("train", data["train_labels"]),
-        unlabeled=images("unlabeled", None) if "unlabeled_images" in data else None,
-        test=images("test", data["test_labels"]),
+        train=images_of("train", data["train_labels"]),
+        unlabeled=images_of("unlabeled", None) if "unlabeled_images" in data else None,
+        test=images_of("test", data["test_labels"]),
         notes=(f"{path}: passed over: {', '.join(others)}.",) if others else (),
     )
 
@@ -95,7 +95,7 @@ def load_digits(dataset: ConfigDict) -> Source:
     """scikit-learn's 1,797 hand-written digits of 8x8, as 1,297 training and 500 test images.
 
     50 test images of each class, at evenly spaced positions of the class: a fixed split, whatever
-    the versions. Grey levels 0..16 become 0..255, upsampled (bilinear) to dataset.stored_size.
+    the versions. Gray levels 0..16 become 0..255, upsampled (bilinear) to dataset.stored_size.
     """
     import sklearn.datasets  # a second; only the demo needs it
 
@@ -117,7 +117,7 @@ def load_digits(dataset: ConfigDict) -> Source:
 
 
 def load_fake(dataset: ConfigDict) -> Source:
-    """400 training and 100 test images for tests: coloured noise on a 4x4 pattern of the class.
+    """400 training and 100 test images for tests: colored noise on a 4x4 pattern of the class.
 
     Deterministic, needs no file; dataset.num_classes (2..100) classes, as equal in size as can be.
     """
@@ -131,17 +131,17 @@ def load_fake(dataset: ConfigDict) -> Source:
     cell = np.arange(side) * 4 // side
     pattern = pattern[:, cell][:, :, cell]
 
-    def images(count):
+    def images_of(count):
         labels = np.arange(count) % classes
         noise = rng.random((count, side, side, 3), np.float32)
         return from_array((255 * (pattern[labels] + noise) / 2).astype(np.uint8), labels)
 
     names = tuple(f"class {c}" for c in range(classes))
-    return Source(names, train=images(_FAKE_TRAIN), unlabeled=None, test=images(_FAKE_TEST))
+    return Source(names, train=images_of(_FAKE_TRAIN), unlabeled=None, test=images_of(_FAKE_TEST))
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """Uint8 [N, R, R] grey to [N, R, R, 3]; three channels stay as they are."""
+    """Uint8 [N, R, R] gray to [N, R, R, 3]; three channels stay as they are."""
     return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, -1)
 
 

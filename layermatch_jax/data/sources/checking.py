@@ -73,7 +73,7 @@ def check(files: Sequence[str], side: int, alpha: str) -> Findings:
     return Findings(broken, tuple(sentences))
 
 
-def listing(broken: dict[str, str]) -> str:
+def as_lines(broken: dict[str, str]) -> str:
     """The broken images, one a line, each with its reason."""
     lines = [f"  {names.text(path)} ({reason})" for path, reason in broken.items()]
     if len(lines) > _LINES:
@@ -84,7 +84,7 @@ def listing(broken: dict[str, str]) -> str:
 def _record(files: Sequence[str], side: int, alpha: str) -> Path:
     """Where a check of these files, as they are now, is recorded."""
 
-    def state(path):
+    def state_of(path):
         try:
             found = os.stat(path)
         except OSError:
@@ -92,7 +92,7 @@ def _record(files: Sequence[str], side: int, alpha: str) -> Path:
         return path, found.st_size, found.st_mtime_ns
 
     key = hashlib.sha256(repr((PIL.__version__, side, alpha)).encode())
-    for of_file in decoding.pool().map(state, files):
+    for of_file in decoding.pool().map(state_of, files):
         key.update(repr(of_file).encode("utf-8", "surrogateescape"))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "layermatch_jax", "checked_images", f"{key.hexdigest()}.json")

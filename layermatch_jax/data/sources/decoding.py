@@ -1,6 +1,7 @@
 """One image file, decoded: square, uint8, red, green and blue, whatever the file holds."""
 
 import concurrent.futures
+import errno
 import functools
 import os
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from layermatch_jax.errors import InputError
 
 # By content, not by extension. Others (EPS, TGA, ...) would start programs or take any bytes.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Errors that say nothing about the file.
+_OF_THE_MACHINE = tuple(
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
+)
 _BITS = (8, 10, 12, 14, 16, 24, 32)  # that a camera or a scanner fills
 
 
@@ -27,7 +34,7 @@ class Decoded(NamedTuple):
 def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
     """One image file as uint8 [side, side, 3]: its central square, resized.
 
-    The image is turned as its EXIF orientation says. Of several frames the first counts. Grey
+    The image is turned as its EXIF orientation says. Of several frames the first counts. Gray
     levels of more than 8 bits are scaled by what is there: white is the largest value of the fewest
     bits, of 8, 10, 12, 14, 16, 24 and 32, that hold the image's largest value (PGM files say
     themselves what white is). Floats are in 0..1 or, where the largest is above 1, in 0..255;
@@ -52,12 +59,27 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
         ) from error
 
 
+def attempt(path: str, side: int, alpha: str) -> Decoded | str:
+    """The image that `decode` gives, with its remarks; or why it cannot be decoded.
+
+    Raises:
+      MemoryError, OSError: the machine, not the file, is at fault: no memory, too many open files,
+        a file server that does not answer.
+    """
+    try:
+        return _decode(path, side, alpha)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
+        return _reason(error, path)
+
+
 def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ...]]:
     """Why the image cannot be decoded, None if it can; and the remarks on it (see Decoded)."""
-    try:
-        return None, _decode(path, side, alpha).remarks
-    except Exception as error:
-        return _reason(error, path), ()
+    found = attempt(path, side, alpha)
+    return (found, ()) if isinstance(found, str) else (None, found.remarks)
 
 
 @functools.cache
@@ -94,7 +116,7 @@ def _decode(path: str, side: int, alpha: str) -> Decoded:
 
 
 def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str]:
-    """A grey image of more than 8 bits as one of 8 (see `decode`), and what was done."""
+    """A gray image of more than 8 bits as one of 8 (see `decode`), and what was done."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
@@ -103,16 +125,16 @@ def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str
     if whole and low >= 0:
         high = max(int(high), white or 0)
         bits = next(bits for bits in _BITS if high < 2**bits)
-        grey, low, high = values >> (bits - 8), 0, 2**bits - 1
+        gray, low, high = values >> (bits - 8), 0, 2**bits - 1
     else:
         if low >= 0 and high <= 255:
             low, high = 0, 1 if high <= 1 else 255
         scaled = (values - np.float64(low)) / ((np.float64(high) - low) or 1)
-        grey = np.floor(255 * scaled + 0.5)
-    small = Image.fromarray(grey.astype(np.uint8))
-    if "transparency" in image.info:  # a PNG may declare one grey level transparent
+        gray = np.floor(255 * scaled + 0.5)
+    small = Image.fromarray(gray.astype(np.uint8))
+    if "transparency" in image.info:  # a PNG may declare one gray level transparent
         small.putalpha(Image.fromarray(np.uint8(255) * (values != image.info["transparency"])))
-    return small, f"grey levels {low:g}..{high:g} are scaled to 0..255"
+    return small, f"gray levels {low:g}..{high:g} are scaled to 0..255"
 
 
 @functools.cache

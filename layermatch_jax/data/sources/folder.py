@@ -63,11 +63,11 @@ def load(dataset: ConfigDict) -> Source:
         broken = f"{len(findings.broken):,} of {len(files):,} images cannot be decoded"
         if dataset.on_broken == "error":
             raise InputError(
-                f"{broken}:\n{checking.listing(findings.broken)}\nPut whole images in their place,"
+                f"{broken}:\n{checking.as_lines(findings.broken)}\nPut whole images in their place,"
                 " remove them, or leave them out with --config.dataset.on_broken=skip."
             )
         files = [file for file in files if file.path not in findings.broken]
-        notes.append(f"left out: {broken}:\n{checking.listing(findings.broken)}")
+        notes.append(f"left out: {broken}:\n{checking.as_lines(findings.broken)}")
         _refuse_gaps(files, where, notes[-1])
     without = set(where.class_names) - {
         where.class_names[f.label] for f in files if f.part == "test"
@@ -75,16 +75,16 @@ def load(dataset: ConfigDict) -> Source:
     if where.test and without:
         logging.warning("No test images for: %s.", names.some(sorted(without)))
 
-    def images(part: str) -> Images:
+    def images_of(part: str) -> Images:
         mine = [file for file in files if file.part == part]
         labels = np.array([file.label for file in mine], np.int32)
         return _images([file.path for file in mine], labels, dataset.stored_size, dataset.alpha)
 
     return Source(
         class_names=where.class_names,
-        train=images("train"),
-        unlabeled=images("unlabeled") if where.unlabeled else None,
-        test=images("test"),
+        train=images_of("train"),
+        unlabeled=images_of("unlabeled") if where.unlabeled else None,
+        test=images_of("test"),
         notes=tuple(filter(None, notes)),
     )
 

@@ -5,7 +5,7 @@ A policy is a module with
 - SETTINGS: {name: Setting}, what it reads of config.policy;
 - create(config) -> Policy;
 - optionally PRESET: {dotted field: value}, what the method of its name sets beside the policy;
-- optionally CENTRES: the readings of avg_clustering.centres that make sense with it; default all.
+- optionally CENTERS: the readings of avg_clustering.centers that make sense with it; default all.
 
 To add one, write the module and name it in POLICIES. The method of its name then exists.
 """

@@ -1,14 +1,20 @@
-"""AdaMatch: predictions aligned to the labelled ones, a threshold relative to their confidence."""
+"""AdaMatch: predictions aligned to the labeled ones, a threshold relative to their confidence."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 from layermatch_jax.setting import Setting, decay
 
 SETTINGS = {
@@ -22,10 +28,10 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: q̃ = norm(q · p_l / p_u), ŷ = arg max q̃, w = 1[max q̃ ≥ 0.9 · mean max p].
 
-    p are the labelled rows' probabilities, p_l and p_u moving averages of the labelled and the
-    unlabelled mean prediction (Berthelot 2021, "distribution alignment" and "relative confidence
+    p are the labeled rows' probabilities, p_l and p_u moving averages of the labeled and the
+    unlabeled mean prediction (Berthelot 2021, "distribution alignment" and "relative confidence
     threshold", in the form of the semi-supervised tables: no logit interpolation and no second
-    labelled view). The paper takes both means of the batch alone; USB adds 1e-6 to them, and starts
+    labeled view). The paper takes both means of the batch alone; USB adds 1e-6 to them, and starts
     p_u at the first batch's.
 
     Args:
@@ -45,12 +51,12 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         labeled = jax.nn.softmax(inputs.labeled_logits["weak"])
         unlabeled = jax.nn.softmax(inputs.target_logits["weak"])
         mean = {"labeled": jnp.mean(labeled, axis=0), "unlabeled": jnp.mean(unlabeled, axis=0)}
-        state = {k: parts.moving_average(state[k], mean[k], momentum) for k in state}
+        state = optax.incremental_update(mean, state, 1 - momentum)
 
         aligned = parts.ratio(unlabeled * state["labeled"][None, :], state["unlabeled"][None, :])
         threshold = config.policy.relative_threshold * jnp.mean(jnp.max(labeled, axis=-1))
         confidence, _, one_hot = parts.hard_labels(aligned)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=confidence >= threshold,
@@ -58,4 +64,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -13,7 +13,7 @@ from layermatch_jax.method.policies.interface import (
     Outputs,
     Policy,
     Spec,
-    assignment,
+    make_assignment,
 )
 from layermatch_jax.views import Views
 
@@ -59,7 +59,7 @@ def neighbors(targets: jax.Array) -> jax.Array:
 
 
 SETTINGS = {"threshold": parts.THRESHOLD}
-CENTRES = ("none", "classifier")
+CENTERS = ("none", "classifier")
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
@@ -128,7 +128,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         new_probabilities = jnp.concatenate([aligned, labels])
         update = jax.lax.dynamic_update_slice_in_dim
         graph = neighbors(targets)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=targets,
             weights=jnp.max(targets, axis=-1) >= threshold,
@@ -145,13 +145,13 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    unsupervised = parts.unsupervised(losses.cross_entropy)
+    unsupervised = parts.unsupervised(optax.softmax_cross_entropy)
 
-    def loss(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
+    def loss(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
         embeddings = outputs.heads["projection"].unlabeled
         similar = similarities(embeddings["strong"], embeddings["second_strong"])
-        contrast = losses.cross_entropy(similar, answer.extra["graph"])
-        return unsupervised(outputs, answer) | {
+        contrast = optax.softmax_cross_entropy(similar, assignment.extra["graph"])
+        return unsupervised(outputs, assignment) | {
             "contrast": CONTRAST_WEIGHT * jnp.sum(contrast) / max(len(contrast), 1)
         }
 

@@ -3,10 +3,16 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 from layermatch_jax.setting import Setting
 
 # C, γ and the least bound, in nats (Xu 2021).
@@ -35,9 +41,9 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[CE(weak logits, ŷ) ≤ ρ_t], ρ_t = max(C·γ^−t·ρ̂, 0.05) (Xu 2021, Algorithm 1).
 
-    ρ̂ is the mean labelled loss of a warm-up in which every row passes; t counts periods after it.
+    ρ̂ is the mean labeled loss of a warm-up in which every row passes; t counts periods after it.
     ŷ = softmax(logits / 0.5) until ρ_t reaches the floor, arg max from then on. The paper's first
-    stage, and USB's warm-up, see labelled images alone; USB takes ρ̂ from the test set's loss.
+    stage, and USB's warm-up, see labeled images alone; USB takes ρ̂ from the test set's loss.
 
     Args:
       config: the whole config; reads policy.{temperature, warm_up, period}, the latter two as
@@ -62,7 +68,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         num_classes = weak_logits.shape[-1]
         warming = step < warm_up
         labels = jax.nn.one_hot(inputs.labels, num_classes)
-        loss = jnp.mean(losses.cross_entropy(inputs.labeled_logits["weak"], labels))
+        loss = jnp.mean(optax.softmax_cross_entropy(inputs.labeled_logits["weak"], labels))
         loss_sum = state["loss_sum"] + jnp.where(warming, loss, 0.0)
 
         t = jnp.maximum(step - warm_up, 0) // period
@@ -72,10 +78,10 @@ def create(config: ml_collections.ConfigDict) -> Policy:
 
         _, _, one_hot = parts.hard_labels(weak_logits)
         targets = jnp.where(hard, one_hot, jax.nn.softmax(weak_logits / temperature))
-        return assignment(
+        return make_assignment(
             inputs,
             targets=targets,
-            weights=losses.cross_entropy(weak_logits, targets) <= bound,
+            weights=optax.softmax_cross_entropy(weak_logits, targets) <= bound,
             state={"step": step + 1, "loss_sum": loss_sum},
             diagnostics={
                 "loss_threshold": bound,
@@ -83,4 +89,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

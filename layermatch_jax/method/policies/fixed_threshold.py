@@ -3,10 +3,16 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 
 SETTINGS = {"threshold": parts.THRESHOLD}
 
@@ -28,7 +34,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
 
     def assign(state: tuple, inputs: Inputs) -> Assignment:
         confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.target_logits["weak"]))
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=confidence >= threshold,
@@ -36,4 +42,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             diagnostics={"class_threshold": jnp.full(one_hot.shape[-1], threshold)},
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses, per_sample
+from layermatch_jax.method import per_sample
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 
 SETTINGS = {"threshold": parts.THRESHOLD}
 
@@ -47,7 +54,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         writes = per_sample.last_of_each(indices, confidence >= threshold)
         before = state["classes"][indices]  # −1 is also the place of `never` in the counts
         moved = writes.astype(jnp.int32)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=confidence >= thresholds[classes],
@@ -61,4 +68,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

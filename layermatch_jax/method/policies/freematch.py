@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -12,7 +12,7 @@ from layermatch_jax.method.policies.interface import (
     Outputs,
     Policy,
     Spec,
-    assignment,
+    make_assignment,
 )
 from layermatch_jax.setting import Setting, decay
 
@@ -82,11 +82,11 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             "prediction": jnp.mean(probabilities, axis=0),
             "histogram": jnp.mean(one_hot, axis=0),
         }
-        state = {name: parts.moving_average(state[name], batch[name], momentum) for name in batch}
+        state = optax.incremental_update(batch, state, 1 - momentum)
         thresholds = state["threshold"] * state["prediction"] / jnp.max(state["prediction"])
         weights = (confidence >= thresholds[classes]).astype(jnp.float32)
 
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=weights,
@@ -101,11 +101,11 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    unsupervised = parts.unsupervised(losses.cross_entropy)
+    unsupervised = parts.unsupervised(optax.softmax_cross_entropy)
 
-    def loss(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
-        regularizer = fairness(outputs.logits["strong"], **answer.extra)
+    def loss(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
+        regularizer = fairness(outputs.logits["strong"], **assignment.extra)
         weight = config.policy.fairness_weight
-        return unsupervised(outputs, answer) | {"fairness": weight * regularizer}
+        return unsupervised(outputs, assignment) | {"fairness": weight * regularizer}
 
     return Policy(init, assign, loss)

@@ -1,4 +1,4 @@
-"""What a pseudo-label policy is asked and what it answers. It knows nothing of layers or devices.
+"""What a pseudo-label policy gets and what it returns. It knows nothing of layers or devices.
 
 A policy sees the global batch, in global row order: B labeled rows, μB unlabeled rows, K classes.
 Logits are float32. Arrays by view have the names that the policy's `views` give them.
@@ -31,14 +31,16 @@ class Outputs(NamedTuple):
 
     # {unlabeled view: [μB, K]}, of the head that the loss goes through
     logits: dict[str, jax.Array]
-    heads: dict[str, ByView]  # {own head: its output for every view}
+    heads: dict[str, ByView]  # {policy head: its output for every view}
 
 
 class Inputs(NamedTuple):
     """What a policy sees, without gradient."""
 
     target_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, of the head that labels
-    outputs: Outputs  # of the head that the features see the loss through, and of the own heads
+    outputs: (
+        Outputs  # of the head that the features see the loss through, and of the policy's heads
+    )
     labeled_logits: dict[str, jax.Array]  # {labeled view: [B, K]}, of the classifier
     labels: jax.Array  # [B] int32
     labeled_indices: jax.Array  # [B] int32, positions in the labeled set
@@ -48,7 +50,7 @@ class Inputs(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """What a policy answers, for the same rows."""
+    """What a policy assigns to the same rows."""
 
     targets: jax.Array  # [μB, K] float32, probabilities
     weights: jax.Array  # [μB] float32, 0 for a rejected row
@@ -63,7 +65,7 @@ class Policy(NamedTuple):
     """A policy: functions, and what it needs of the step."""
 
     init: Callable[[Spec], Any]  # spec -> state
-    assign: Callable[[Any, Inputs], Assignment]  # (state, inputs) -> answer, without gradient
+    assign: Callable[[Any, Inputs], Assignment]  # (state, inputs) -> assignment, without gradient
     # (outputs, assignment) -> {name: [] float32}, the terms of the unsupervised loss, whose sum is
     # multiplied by λ_u · scale. A function of the global batch, the same on every device. The term
     # "unsupervised" is the loss by `targets` and `weights`; the others do not depend on them.
@@ -78,11 +80,11 @@ class Policy(NamedTuple):
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
 
 
-def assignment(inputs: Inputs, targets: jax.Array, weights: jax.Array, **others) -> Assignment:
+def make_assignment(inputs: Inputs, targets: jax.Array, weights: jax.Array, **others) -> Assignment:
     """An Assignment in which what most policies do not use stands at its neutral value.
 
     Args:
-      inputs: what the policy was asked; its shapes are read.
+      inputs: of the policy; its shapes are read.
       targets: [μB, K] float32.
       weights: [μB] float32 or bool.
       **others: further fields of Assignment.

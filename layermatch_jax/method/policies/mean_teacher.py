@@ -15,7 +15,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     """Targets: the EMA model's probabilities of the weak view; squared error on the strong one.
 
     Tarvainen 2017, with the field's linear ramp (over the first 40 % of the steps; theirs
-    is a Gaussian one). The weight of 50 is λ_u of the method. The teacher normalises the weak views
+    is a Gaussian one). The weight of 50 is λ_u of the method. The teacher normalizes the weak views
     by their own batch's statistics, as the student does its batch. (In USB's code student and
     teacher logits are the same tensor, so that its consistency loss is always 0.)
 

@@ -10,7 +10,7 @@ from layermatch_jax.method.policies.interface import (
     Inputs,
     Outputs,
     Spec,
-    assignment,
+    make_assignment,
 )
 from layermatch_jax.setting import Setting
 
@@ -34,11 +34,6 @@ def hard_labels(probabilities: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     classes = jnp.argmax(probabilities, axis=-1)
     one_hot = jax.nn.one_hot(classes, probabilities.shape[-1])
     return jnp.max(probabilities, axis=-1), classes, one_hot
-
-
-def moving_average(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-    """An exponential moving average's update: momentum · old + (1 − momentum) · new."""
-    return momentum * old + (1 - momentum) * new
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -71,7 +66,7 @@ def ramped(
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
         scale = ramp(state["step"], length)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=targets(inputs),
             weights=jnp.ones(inputs.unlabeled_indices.shape),
@@ -96,8 +91,8 @@ def unsupervised(
       A function for `Policy.loss` with the one term "unsupervised"; 0 where there are no rows.
     """
 
-    def terms(outputs: Outputs, answer: Assignment) -> dict[str, jax.Array]:
-        weighted = answer.weights * loss(outputs.logits[view], answer.targets)
-        return {"unsupervised": jnp.sum(weighted) / max(answer.weights.size, 1)}
+    def terms(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:
+        weighted = assignment.weights * loss(outputs.logits[view], assignment.targets)
+        return {"unsupervised": jnp.sum(weighted) / max(assignment.weights.size, 1)}
 
     return terms

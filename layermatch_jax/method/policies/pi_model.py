@@ -10,7 +10,7 @@ from layermatch_jax.views import Views
 
 SETTINGS = {"ramp": parts.RAMP}
 PRESET = {"unsupervised_weight": 10.0, "unlabeled_ratio": 1}
-CENTRES = ("none", "classifier")
+CENTERS = ("none", "classifier")
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:

@@ -3,10 +3,16 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 
 SETTINGS = {"threshold": parts.THRESHOLD, "ramp": parts.RAMP}
 
@@ -32,7 +38,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     def assign(state: dict, inputs: Inputs) -> Assignment:
         confidence, _, one_hot = parts.hard_labels(jax.nn.softmax(inputs.target_logits["weak"]))
         scale = parts.ramp(state["step"], length)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=confidence >= threshold,
@@ -44,4 +50,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy, "weak"))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy, "weak"))

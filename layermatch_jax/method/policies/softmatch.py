@@ -3,10 +3,16 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 from layermatch_jax.setting import decay
 
 SETTINGS = {"momentum": decay("the averaged predictions")}
@@ -37,19 +43,20 @@ def create(config: ml_collections.ConfigDict) -> Policy:
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
         probabilities = jax.nn.softmax(inputs.target_logits["weak"])
-        prediction = parts.moving_average(
-            state["prediction"], jnp.mean(probabilities, axis=0), momentum
+        prediction = optax.incremental_update(
+            jnp.mean(probabilities, axis=0), state["prediction"], 1 - momentum
         )
         confidence = jnp.max(parts.ratio(probabilities, prediction[None, :]), axis=-1)
         batch_mean = jnp.mean(confidence)
         squares = jnp.sum((confidence - batch_mean) ** 2)
-        mean = parts.moving_average(state["mean"], batch_mean, momentum)
-        variance = parts.moving_average(
-            state["variance"], squares / max(confidence.size - 1, 1), momentum
+        mean, variance = optax.incremental_update(
+            (batch_mean, squares / max(confidence.size - 1, 1)),
+            (state["mean"], state["variance"]),
+            1 - momentum,
         )
         below = jnp.minimum(confidence - mean, 0.0)
         _, _, one_hot = parts.hard_labels(probabilities)
-        return assignment(
+        return make_assignment(
             inputs,
             targets=one_hot,
             weights=jnp.exp(-(below**2) / jnp.maximum(variance / 2, jnp.finfo(jnp.float32).tiny)),
@@ -60,4 +67,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

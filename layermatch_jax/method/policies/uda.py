@@ -3,14 +3,20 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
-from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Assignment, Inputs, Policy, Spec, assignment
+from layermatch_jax.method.policies.interface import (
+    Assignment,
+    Inputs,
+    Policy,
+    Spec,
+    make_assignment,
+)
 from layermatch_jax.setting import Setting
 
 # How far training-signal annealing has come, 0 to 1, at the fraction x of training (Xie 2020,
-# "training signal annealing"): which labelled rows still teach.
+# "training signal annealing"): which labeled rows still teach.
 SCHEDULES = {
     "linear": lambda x: x,
     "log": lambda x: 1 - jnp.exp(-5 * x),
@@ -32,7 +38,7 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: ŷ = softmax(logits / T), w = 1[max q ≥ τ] (Xie 2020); T = 0.4, τ = 0.8.
 
-    With training-signal annealing, labelled rows whose *true class's* probability is above
+    With training-signal annealing, labeled rows whose *true class's* probability is above
     η_t = α_t·(1 − 1/K) + 1/K are left out, and the supervised loss is the mean over the others. USB
     never sharpens (its temperature is ignored once probabilities are passed), and its annealing
     looks at the largest probability in place of the true class's.
@@ -53,7 +59,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         return {"step": jnp.int32(0)}
 
     def annealed(step: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """Weights of the labelled rows [B], of mean 1 where any is left, and η_t."""
+        """Weights of the labeled rows [B], of mean 1 where any is left, and η_t."""
         if settings.signal_annealing == "none":
             return jnp.ones(inputs.labels.shape, jnp.float32), jnp.float32(1.0)
         num_classes = inputs.labeled_logits["weak"].shape[-1]
@@ -68,7 +74,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         confidence = jnp.max(jax.nn.softmax(inputs.target_logits["weak"]), axis=-1)
         labeled_weights, signal_threshold = annealed(state["step"], inputs)
         num_classes = inputs.target_logits["weak"].shape[-1]
-        return assignment(
+        return make_assignment(
             inputs,
             targets=jax.nn.softmax(inputs.target_logits["weak"] / temperature),
             weights=confidence >= settings.threshold,
@@ -80,4 +86,4 @@ def create(config: ml_collections.ConfigDict) -> Policy:
             },
         )
 
-    return Policy(init, assign, parts.unsupervised(losses.cross_entropy))
+    return Policy(init, assign, parts.unsupervised(optax.softmax_cross_entropy))

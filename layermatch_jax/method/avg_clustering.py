@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from layermatch_jax.method import per_sample, reductions
 from layermatch_jax.method.linear_head import linear
@@ -17,20 +18,20 @@ from layermatch_jax.method.linear_head import linear
 TEMPERATURE = 0.1
 
 
-# The logit of a class that has no centre yet: its probability is an exact zero in float32, and
+# The logit of a class that has no center yet: its probability is an exact zero in float32, and
 # unlike -inf it gives no NaN when multiplied by a zero target.
-_NO_CENTRE = -1e9
+_NO_CENTER = -1e9
 
 
 class Rows(NamedTuple):
-    """What class centres are averaged over: this device's labelled images and their weak views."""
+    """What class centers are averaged over: this device's labeled images and their weak views."""
 
     features: jax.Array  # [B, 1 + μ, D] float32
     targets: jax.Array  # [B, 1 + μ, K] float32, labels and pseudo-labels
-    weights: jax.Array  # [B, 1 + μ] float32, 1 for labelled images
+    weights: jax.Array  # [B, 1 + μ] float32, 1 for labeled images
 
 
-class Centres(NamedTuple):
+class Centers(NamedTuple):
     """A reading: its state, what it does to the pseudo-labels, and what features are pulled to.
 
     The state is float32 (counts int32), no parameter, and the same on every device.
@@ -51,7 +52,7 @@ class Centres(NamedTuple):
 
 
 # Without averaging: features see the loss through the classifier itself.
-_NONE = Centres(
+_NONE = Centers(
     init=lambda classifier, num_unlabeled: (),
     target_logits=lambda state, classifier, features: linear(classifier, features),
     observe=lambda state, logits, indices: (state, logits),
@@ -66,48 +67,48 @@ def _warmed_up(momentum: float, warm_up: float, count: jax.Array) -> jax.Array:
     return jnp.minimum(momentum, (1.0 + count) / (warm_up + count))
 
 
-def _classifier_centres(momentum: float, warm_up: float, target_head: str) -> Centres:
+def _classifier_centers(momentum: float, warm_up: float, target_head: str) -> Centers:
     """φ̄ ← m·φ̄ + (1 − m)·φ after each update, φ̄₀ = φ₀; H = g_φ̄.
 
-    With softmax cross-entropy ∂L/∂z = W(p − ŷ): the columns of W are the centres that features are
+    With softmax cross-entropy ∂L/∂z = W(p − ŷ): the columns of W are the centers that features are
     pulled to, and averaging the weights of a linear head averages its outputs on a feature.
     """
 
     def update(state, classifier, step, rows, axis_name):
         del rows, axis_name
         m = _warmed_up(momentum, warm_up, step)
-        return jax.tree.map(lambda mean, new: m * mean + (1 - m) * new, state, classifier)
+        return optax.incremental_update(classifier, state, 1 - m)
 
     averaged = lambda state, classifier, features: linear(state, features)  # noqa: E731
     return _NONE._replace(
         init=lambda classifier, num_unlabeled: jax.tree.map(jnp.array, classifier),
-        target_logits=averaged if target_head == "centres" else _NONE.target_logits,
+        target_logits=averaged if target_head == "centers" else _NONE.target_logits,
         head=averaged,
         update=update,
     )
 
 
-def _feature_centres(momentum: float, warm_up: float) -> Centres:
+def _feature_centers(momentum: float, warm_up: float) -> Centers:
     """c_k ← m_k·c_k + (1 − m_k)·(weighted mean feature of class k); H = cosine(z, c_k) / 0.1.
 
-    The mean is over the global batch's labelled and weak rows; a class without weight keeps its
-    centre. m_k warms up with the number of updates that the class has had.
+    The mean is over the global batch's labeled and weak rows; a class without weight keeps its
+    center. m_k warms up with the number of updates that the class has had.
     """
 
     def init(classifier, num_unlabeled):
         del num_unlabeled
         dim, num_classes = classifier["kernel"].shape
         return {
-            "centres": jnp.zeros((num_classes, dim), jnp.float32),
+            "centers": jnp.zeros((num_classes, dim), jnp.float32),
             "updates": jnp.zeros(num_classes, jnp.int32),
         }
 
     def head(state, classifier, features):
         del classifier
         cosine = jnp.dot(
-            _unit(features), _unit(state["centres"]).T, precision=jax.lax.Precision.HIGHEST
+            _unit(features), _unit(state["centers"]).T, precision=jax.lax.Precision.HIGHEST
         )
-        return jnp.where(state["updates"][None, :] > 0, cosine / TEMPERATURE, _NO_CENTRE)
+        return jnp.where(state["updates"][None, :] > 0, cosine / TEMPERATURE, _NO_CENTER)
 
     def pullable(state, targets, weights):
         seen = (state["updates"] > 0).astype(jnp.float32)
@@ -123,16 +124,16 @@ def _feature_centres(momentum: float, warm_up: float) -> Centres:
         present = weight > 0
         mean = sums / jnp.where(present, weight, 1.0)[:, None]
         m = _warmed_up(momentum, warm_up, state["updates"])[:, None]
-        centres = m * state["centres"] + (1 - m) * mean
+        centers = optax.incremental_update(mean, state["centers"], 1 - m)
         return {
-            "centres": jnp.where(present[:, None], centres, state["centres"]),
+            "centers": jnp.where(present[:, None], centers, state["centers"]),
             "updates": state["updates"] + present.astype(jnp.int32),
         }
 
     return _NONE._replace(init=init, head=head, pullable=pullable, update=update)
 
 
-def _output_centres(momentum: float) -> Centres:
+def _output_centers(momentum: float) -> Centers:
     """o_j ← m·o_j + (1 − m)·q_j per sample; labels from o_j / (1 − m^n_j) (Laine 2017, eq. 3).
 
     Temporal ensembling: per-sample averages of the weak view's probabilities, n_j the visits. Where
@@ -147,7 +148,9 @@ def _output_centres(momentum: float) -> Centres:
         }
 
     def observe(state, logits, indices):
-        outputs = momentum * state["outputs"][indices] + (1 - momentum) * jax.nn.softmax(logits)
+        outputs = optax.incremental_update(
+            jax.nn.softmax(logits), state["outputs"][indices], 1 - momentum
+        )
         visits = state["visits"][indices] + 1
         last = per_sample.last_of_each(indices)
         state = {
@@ -165,19 +168,19 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
-def create_centres(config: ml_collections.ConfigDict) -> Centres:
-    """The reading that `config.avg_clustering.centres` names.
+def create_centers(config: ml_collections.ConfigDict) -> Centers:
+    """The reading that `config.avg_clustering.centers` names.
 
     Args:
-      config: the whole config, of automatic.resolve; reads avg_clustering.{centres, momentum,
+      config: the whole config, of automatic.resolve; reads avg_clustering.{centers, momentum,
         warm_up, target_head}. The momentum is per step for `classifier`, per update of a class for
         `features`, per visit of an image for `outputs`.
     """
     settings = config.avg_clustering
     momentum = settings.momentum
     return {
-        "classifier": lambda: _classifier_centres(momentum, settings.warm_up, settings.target_head),
-        "features": lambda: _feature_centres(momentum, settings.warm_up),
-        "outputs": lambda: _output_centres(momentum),
+        "classifier": lambda: _classifier_centers(momentum, settings.warm_up, settings.target_head),
+        "features": lambda: _feature_centers(momentum, settings.warm_up),
+        "outputs": lambda: _output_centers(momentum),
         "none": lambda: _NONE,
-    }[settings.centres]()
+    }[settings.centers]()

@@ -1,10 +1,11 @@
-"""Every part of a policy's answer reaches the train step's gradient, in float64."""
+"""Every part of a policy's assignment reaches the train step's gradient, in float64."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import (
     K,
@@ -53,23 +54,23 @@ def test_every_part_of_an_assignment_reaches_the_gradient():
     assert current.policy["calls"] == 2
 
 
-def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centres():
+def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centers():
     params, batch, averaged = make_params(), make_batch(), make_classifier(9)
     assert_informative(weak_probabilities(params, batch, averaged))
     method = make_method(
         params,
         layerwise__gradient_mask=(("classifier/.*", 0.25),),
-        avg_clustering__centres="classifier",
-        avg_clustering__target_head="centres",
+        avg_clustering__centers="classifier",
+        avg_clustering__target_head="centers",
     )
-    method = method._replace(policy=toy_policy("strong", losses.cross_entropy))
-    through_centres = lambda classifier, features: logits_of(averaged, features)  # noqa: E731
+    method = method._replace(policy=toy_policy("strong", optax.softmax_cross_entropy))
+    through_centers = lambda classifier, features: logits_of(averaged, features)  # noqa: E731
 
     def objective(trained):
         terms = functools.partial(
             toy_terms, batch=batch, view="strong", loss=cross_entropy, target_head=averaged
         )
-        features = terms(trained, head=through_centres, constants=params)
+        features = terms(trained, head=through_centers, constants=params)
         # The classifier's gate: the same value, a quarter of the gradient, on constant features.
         gated = jax.tree.map(lambda p: 0.25 * p + 0.75 * jax.lax.stop_gradient(p), trained)
         gated = {"backbone": params["backbone"], "classifier": gated["classifier"]}
