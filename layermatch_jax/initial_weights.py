@@ -127,8 +127,9 @@ def kept_normalization(workdir: epath.Path, config: ml_collections.ConfigDict) -
     if not config.model.pretrained:
         return None
     data = None
-    if hosts.is_first() and checkpoint.recorded(workdir):
-        data = description.read(workdir)
+    with hosts.all_or_none():
+        if hosts.is_first() and checkpoint.recorded(workdir):
+            data = description.read(workdir)
     numbers = np.array(description.statistics(data) if data else np.zeros((2, 3)))
     mean, std = np.asarray(hosts.from_first(numbers)).tolist()
     return (tuple(mean), tuple(std)) if any(std) else None

@@ -20,8 +20,8 @@ GRAD_RELU = (("classifier/.*", 0.0),)
 # is stage 3 and all that follows, the classifier included; to stage 1 is the stem and stage 1. One
 # list serves every backbone, for their paths are alike (models/__init__.py). A stage that a network
 # does not have is refused: with three, from_stage3 is its last stage, to_stage1 its first half;
-# with four (ResNet-50), from_stage4 and to_stage2.
-_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # only WideResNet has a final norm
+# with four (all networks that others trained), from_stage4 and to_stage2.
+_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # of WideResNet and transformers
 MASKS = {
     "none": (),  # FixMatch
     "half_classifier": (("classifier/.*", 0.5),),
