@@ -45,19 +45,30 @@ def run_forward(
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
 
-    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(images, method),
+            images,
             train=True,
             mutable=["batch_stats"],
         )
         return features, updates.get("batch_stats", {})
 
+    def apply_network(images):
+        features, _ = apply_backbone(backbone, images)
+        return linear_head.linear(classifier, features)
+
+    # Views that the policy makes of those that were drawn.
+    images = normalize(batch.images, method)
+    if policy.prepare:
+        drawn = layout.drawn.split(images)
+        made = policy.prepare(apply_network, drawn, batch.draws, state.policy)
+        images = layout.join(drawn._replace(unlabeled=drawn.unlabeled | made))
+
+    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_to_views(backbone):
-        rows, views, *image = batch.images.shape
-        features, batch_stats = apply_backbone(backbone, batch.images.reshape(-1, *image))
+        rows, views, *image = images.shape
+        features, batch_stats = apply_backbone(backbone, images.reshape(-1, *image))
         return features.reshape(rows, views, -1), batch_stats
 
     features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
@@ -94,8 +105,8 @@ def run_forward(
 
     # Pseudo-labels: a decision on the global batch, without gradient.
     def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
-        images = layout.split(batch.images).unlabeled[policy.target_view]
-        features, _ = apply_backbone(state.ema_params["backbone"], images)
+        target_images = layout.split(images).unlabeled[policy.target_view]
+        features, _ = apply_backbone(state.ema_params["backbone"], target_images)
         return linear_head.linear(state.ema_params["classifier"], features)
 
     inputs, classifier_logits, true_labels = reductions.gather_rows(
@@ -217,6 +228,7 @@ def unsupervised_gradients(
 
 
 def normalize(images: jax.Array, method: Method) -> jax.Array:
-    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (method.mean, method.std))
+    """uint8 [..., 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
+    channels = [1] * (images.ndim - 1) + [3]
+    mean, std = (jnp.array(x, jnp.float32).reshape(channels) for x in (method.mean, method.std))
     return (images.astype(jnp.float32) / 255 - mean) / std

@@ -34,7 +34,7 @@ def place_for(devices):
 
 
 def float32_batch(method, seed):
-    rng, views = np.random.RandomState(seed), len(method.layout.kinds)
+    rng, views = np.random.RandomState(seed), method.layout.drawn.size
     policy = method.policy
     return TrainBatch(
         images=rng.randint(0, 256, (ROWS, views, 8, 8, 3)).astype(np.uint8),

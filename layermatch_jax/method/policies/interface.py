@@ -78,6 +78,12 @@ class Policy(NamedTuple):
     heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
     # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
+    # Makes the unlabeled views of kind MADE, before the pass and without gradient; it may replace
+    # others: (apply, images, draws, state) -> {unlabeled view: images [n, H, W, 3]}. Images are
+    # normalized float32, the draws its own, both of this device's rows alone. `apply` is the
+    # network in training, images [n, H, W, 3] -> logits [n, K] of the classifier, differentiable;
+    # BatchNorm takes the statistics of what it is given on all devices, and keeps none of them.
+    prepare: Callable[[Callable, ByView, Any, Any], dict[str, jax.Array]] | None = None
 
 
 def make_assignment(inputs: Inputs, targets: jax.Array, weights: jax.Array, **others) -> Assignment:
