@@ -73,16 +73,20 @@ class Policy(NamedTuple):
     views: Views = Views()
     target_view: str = "weak"  # the unlabeled view that pseudo-labels are made of
     needs_teacher: bool = False  # whether the EMA model looks at the target view, too
+    # Whether its targets say which class an image is of. If they only say what another view shall be
+    # classified like, a layer report does not compare them with true labels.
+    pseudo_labels: bool = True
     # Heads of its own beside the classifier, on the pooled features of all views:
     # {name: (D, K, device axis for BatchNorm) -> module whose call takes (features [n, D], train)}
     heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
     # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
-    # Makes the unlabeled views of kind MADE, before the pass and without gradient; it may replace
-    # others: (apply, images, draws, state) -> {unlabeled view: images [n, H, W, 3]}. Images are
-    # normalized float32, the draws its own, both of this device's rows alone. `apply` is the
-    # network in training, images [n, H, W, 3] -> logits [n, K] of the classifier, differentiable;
-    # BatchNorm takes the statistics of what it is given on all devices, and keeps none of them.
+    # Makes the unlabeled views of kind MADE, before the pass and without gradient; may replace
+    # others. (apply, images, draws, state) -> {unlabeled view: images [n, H, W, 3]}: normalized
+    # float32 images and its own draws, both of this device's rows alone, and its state. `apply` is
+    # the network in training, images [n, H, W, 3] -> logits [n, K] of the classifier: it can be
+    # differentiated, and BatchNorm uses the statistics of what it is given on all devices, of
+    # which nothing is kept.
     prepare: Callable[[Callable, ByView, Any, Any], dict[str, jax.Array]] | None = None
 
 
