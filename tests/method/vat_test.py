@@ -246,7 +246,11 @@ def test_a_step_follows_the_gradient_of_its_objective(float64):
     del params["backbone"]["stem"]["bias"]  # the network here has none
     method = assembly.create_method(config, params, ((0.0,) * 3, (1.0,) * 3))
     start = builders.make_state(jax.tree.map(jnp.array, params), method, apply_fn=backbone)
-    start = start.replace(policy={"step": jnp.int32(DONE)}, batch_stats={})
+    start = start.replace(
+        policy={"step": jnp.int32(DONE)},
+        batch_stats={},
+        ema_params=jax.tree.map(lambda p: p + 0.1, start.params),  # looks at nothing here
+    )
     new, metrics = jax.jit(functools.partial(steps.train_step, method=method))(start, batch)
 
     # By hand: the view is made by the network on the weak views alone, the target in the pass.

@@ -73,8 +73,8 @@ class Policy(NamedTuple):
     views: Views = Views()
     target_view: str = "weak"  # the unlabeled view that pseudo-labels are made of
     needs_teacher: bool = False  # whether the EMA model looks at the target view, too
-    # Whether its targets say which class an image is of. If they only say what another view shall be
-    # classified like, a layer report does not compare them with true labels.
+    # Whether its targets say which class an image is of. If they only say how another view should
+    # be classified, a layer report does not compare them with true labels.
     pseudo_labels: bool = True
     # Heads of its own beside the classifier, on the pooled features of all views:
     # {name: (D, K, device axis for BatchNorm) -> module whose call takes (features [n, D], train)}
