@@ -31,9 +31,10 @@ MADE = "made"
 
 
 class Views(NamedTuple):
-    """The views that a method wants: {name: key of KINDS, or MADE}, of every image of a kind.
+    """The views that a method wants: {name: key of KINDS}, of every image of a kind.
 
-    Both have a view called "weak": class centers average its features.
+    An unlabeled view may also be of kind MADE. Both have a view called "weak": class centers
+    average its features.
     """
 
     labeled: Mapping[str, str] = {"weak": "weak"}

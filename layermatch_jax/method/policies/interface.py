@@ -81,12 +81,12 @@ class Policy(NamedTuple):
     heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
     # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
-    # Makes the unlabeled views of kind MADE, before the pass and without gradient; may replace
-    # others. (apply, images, draws, state) -> {unlabeled view: images [n, H, W, 3]}: normalized
-    # float32 images and its own draws, both of this device's rows alone, and its state. `apply` is
-    # the network in training, images [n, H, W, 3] -> logits [n, K] of the classifier: it can be
-    # differentiated, and BatchNorm uses the statistics of what it is given on all devices, of
-    # which nothing is kept.
+    # Makes the unlabeled views of kind MADE, before the pass and without gradient:
+    # (apply, images, draws, state) -> {made view: images [n, H, W, 3] float32}. It gets the other
+    # views' normalized images and its own draws, both of this device's rows alone, and its state.
+    # `apply` is the network in training, images [n, H, W, 3] -> logits [n, K] of the classifier. It
+    # can be differentiated. BatchNorm uses the statistics of what it is given, over all devices,
+    # and keeps nothing of them.
     prepare: Callable[[Callable, ByView, Any, Any], dict[str, jax.Array]] | None = None
 
 
