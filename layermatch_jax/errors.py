@@ -60,6 +60,12 @@ class StorageError(EarlyEnd):
     status = 1
 
 
+class BrokenImagesError(EarlyEnd):
+    """Some images could not be decoded; what was asked for was done with all others."""
+
+    status = 3
+
+
 class Stopped(EarlyEnd):
     """The run was asked to stop, and saved a checkpoint to go on from."""
 

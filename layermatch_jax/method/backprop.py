@@ -59,7 +59,8 @@ def run_forward(
         return linear_head.linear(classifier, features)
 
     # Views that the policy makes of those that were drawn.
-    images = normalize(batch.images, method)
+    pixels = batch.images.reshape(-1, *batch.images.shape[2:])
+    images = normalize(pixels, method.mean, method.std).reshape(batch.images.shape)
     if policy.prepare:
         drawn = layout.drawn.split(images)
         made = policy.prepare(apply_network, drawn, batch.draws, state.policy)
@@ -227,8 +228,7 @@ def unsupervised_gradients(
     return terms, layerwise.HeadGradients(heads, by_features)
 
 
-def normalize(images: jax.Array, method: Method) -> jax.Array:
-    """uint8 [..., 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    channels = [1] * (images.ndim - 1) + [3]
-    mean, std = (jnp.array(x, jnp.float32).reshape(channels) for x in (method.mean, method.std))
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean) / std
