@@ -121,7 +121,16 @@ SETTINGS: dict[str, Setting] = {
         3, "Operations of RandAugment on each strong view (n).", low=0
     ),
     # ---- Model ----
-    "model.name": Setting("wide_resnet", "Backbone: wide_resnet, resnet50, conv4 or linear."),
+    "model.name": Setting(
+        "wide_resnet",
+        "Backbone: wide_resnet, resnet50, efficientnet_lite0, vit_s14, vit_s16, vit_b14, vit_b16 "
+        "(transformers of patches of 14 or 16 pixels), conv4 or linear.",
+    ),
+    "model.pretrained": Setting(
+        "",
+        "Weights that the backbone starts from: the path of a file, the folder of another run, or "
+        "a name (imagenet: EfficientNet-Lite0's, of an installed package). '': random ones.",
+    ),
     "model.depth": Setting(28, "wide_resnet: layers."),
     "model.widen_factor": Setting(2, "wide_resnet: widths are this times 16 channels.", low=1),
     "model.stages": Setting(3, "wide_resnet: stages; 4 for the STL-10 variant.", low=1, high=4),
@@ -131,13 +140,29 @@ SETTINGS: dict[str, Setting] = {
     "model.width": Setting(
         32, "conv4: channels of the first convolution; linear: features.", low=1
     ),
+    "model.registers": Setting(0, "vit: register tokens; DINOv2 with registers has 4.", low=0),
+    "model.layer_scale": Setting(
+        False, "vit: whether every block's parts have a factor for each feature, as DINOv2's."
+    ),
+    "model.pool": Setting(
+        "token",
+        "vit: what the features are. token: the class token; average: the mean over the patches, "
+        "without a class token.",
+        choices=("token", "average"),
+    ),
     "model.dtype": Setting(
         "float32",
         "Type that the network computes in; parameters stay float32.",
         choices=("float32", "bfloat16"),
     ),
     "model.bn_decay": decay("BatchNorm's running statistics"),
-    "model.bn_epsilon": Setting(1e-3, "Added to BatchNorm's variances.", above=0),
+    "model.bn_epsilon": Setting(
+        None,
+        "Added to BatchNorm's variances. Automatic: 0.001; 0.00001 for a resnet50 that starts from "
+        "weights of others, which were trained so.",
+        above=0,
+        kind=float,
+    ),
     "model.remat": Setting(
         False, "Whether blocks are computed again in the backward pass: less memory, more time."
     ),

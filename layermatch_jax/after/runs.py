@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from layermatch_jax import setup
+from layermatch_jax import initial_weights, setup
 from layermatch_jax.data import description
 from layermatch_jax.errors import InputError
 from layermatch_jax.method import state
@@ -25,6 +25,7 @@ class Run(NamedTuple):
     statistics: tuple  # of sources.channel_statistics
     state: state.TrainState  # of NumPy arrays, for functions of one device (no axis_name)
     result: dict[str, Any] | None  # of result.json; None if the run is not finished
+    weights: dict[str, Any]  # of weights.json; {} if the run started from random ones
 
     @property
     def step(self) -> int:
@@ -55,7 +56,8 @@ def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
     names = tuple(kept["class_names"])
     of_run = read_state(folder, config, len(names), step)
     result = result_lib.read_result(folder)
-    return Run(config, names, description.statistics(kept), of_run, result)
+    weights = initial_weights.read_record(folder)
+    return Run(config, names, description.statistics(kept), of_run, result, weights)
 
 
 def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.ConfigDict:

@@ -56,7 +56,10 @@ def of_run(run: runs.Run, ema: bool = True) -> Model:
             "method": config.method,
             "data_set": config.dataset.name,
             "result": run.result,
-            "weights": {"source": "random initialization", "license": None},
+            "weights": {
+                name: run.weights.get(name, default)
+                for name, default in (("source", "random initialization"), ("license", None))
+            },
             "layermatch_jax": layermatch_jax.__version__,
         },
         variables={
