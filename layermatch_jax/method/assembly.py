@@ -60,6 +60,6 @@ def create_method(
 
 
 def create_layout(config: ml_collections.ConfigDict, policy: policies.Policy) -> Layout:
-    """The layout of a batch of the views that the policy wants."""
+    """The layout of the views that pass through the network: those that the policy wants."""
     # Without a loss on them, unlabeled images would only change BatchNorm's statistics.
     return Layout(policy.views, config.unlabeled_ratio if config.unsupervised_weight > 0 else 0)

@@ -48,19 +48,31 @@ def run_forward(
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
 
-    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(images, method.mean, method.std),
+            images,
             train=True,
             mutable=["batch_stats"],
         )
         return features, updates.get("batch_stats", {})
 
+    def apply_network(images):
+        features, _ = apply_backbone(backbone, images)
+        return linear_head.linear(classifier, features)
+
+    # Views that the policy makes of those that were drawn.
+    pixels = batch.images.reshape(-1, *batch.images.shape[2:])
+    images = normalize(pixels, method.mean, method.std).reshape(batch.images.shape)
+    if policy.prepare:
+        drawn = layout.drawn.split(images)
+        made = policy.prepare(apply_network, drawn, batch.draws, state.policy)
+        images = layout.join(drawn._replace(unlabeled=drawn.unlabeled | made))
+
+    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_to_views(backbone):
-        rows, views, *image = batch.images.shape
-        features, batch_stats = apply_backbone(backbone, batch.images.reshape(-1, *image))
+        rows, views, *image = images.shape
+        features, batch_stats = apply_backbone(backbone, images.reshape(-1, *image))
         return features.reshape(rows, views, -1), batch_stats
 
     features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
@@ -97,8 +109,8 @@ def run_forward(
 
     # Pseudo-labels: a decision on the global batch, without gradient.
     def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
-        images = layout.split(batch.images).unlabeled[policy.target_view]
-        features, _ = apply_backbone(state.ema_params["backbone"], images)
+        target_images = layout.split(images).unlabeled[policy.target_view]
+        features, _ = apply_backbone(state.ema_params["backbone"], target_images)
         return linear_head.linear(state.ema_params["classifier"], features)
 
     inputs, classifier_logits, true_labels = reductions.gather_rows(

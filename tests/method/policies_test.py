@@ -125,6 +125,7 @@ def test_the_presets_of_the_field():
     assert made["uda"].policy.threshold == 0.8
     assert made["mean_teacher"].unsupervised_weight == 50
     assert (made["pi_model"].unsupervised_weight, made["pi_model"].unlabeled_ratio) == (10, 1)
-    others = [c for m, c in made.items() if m not in ("mean_teacher", "pi_model")]
+    assert (made["vat"].unsupervised_weight, made["vat"].unlabeled_ratio) == (0.3, 1)
+    others = [c for m, c in made.items() if m not in ("mean_teacher", "pi_model", "vat")]
     assert {c.unsupervised_weight for c in others} == {0, 1}
     assert {c.unlabeled_ratio for c in others} == {7}

@@ -75,11 +75,21 @@ class Policy(NamedTuple):
     views: Views = Views()
     target_view: str = "weak"  # the unlabeled view that pseudo-labels are made of
     needs_teacher: bool = False  # whether the EMA model looks at the target view, too
+    # Whether its targets say which class an image is of. If they only say how another view should
+    # be classified, a layer report does not compare them with true labels.
+    pseudo_labels: bool = True
     # Heads of its own beside the classifier, on the pooled features of all views:
     # {name: (D, K, device axis for BatchNorm) -> module whose call takes (features [n, D], train)}
     heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
     # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
+    # Makes the unlabeled views of kind MADE, before the pass and without gradient:
+    # (apply, images, draws, state) -> {made view: images [n, H, W, 3] float32}. It gets the other
+    # views' normalized images and its own draws, both of this device's rows alone, and its state.
+    # `apply` is the network in training, images [n, H, W, 3] -> logits [n, K] of the classifier. It
+    # can be differentiated. BatchNorm uses the statistics of what it is given, over all devices,
+    # and keeps nothing of them.
+    prepare: Callable[[Callable, ByView, Any, Any], dict[str, jax.Array]] | None = None
 
 
 def make_assignment(
