@@ -106,7 +106,9 @@ def test_the_adversarial_view_is_one_power_iteration_away(float64):
     _, policy = make()
     apply = functools.partial(network, jnp, params)
     views = ByView({"weak": -images[::MU]}, {"weak": jnp.array(images)})
-    made = jax.jit(lambda draws: policy.prepare(apply, views, draws, policy.init(None)))
+    made = jax.jit(
+        lambda draws: policy.prepare(apply, views, draws, policy.init(builders.make_spec(K)))
+    )
     found = made(jnp.array(directions.reshape(B, MU, SIDE, SIDE, 3)))
     assert found.keys() == {"adversarial"}
     expected = adversarial(params, images, directions)
