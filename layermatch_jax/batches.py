@@ -1,4 +1,4 @@
-"""What travels from the data to the steps."""
+"""The batches that the data pipeline passes to the train and evaluation steps."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ class TrainBatch(NamedTuple):
     labels: np.ndarray  # [B] int32
     labeled_indices: np.ndarray  # [B] int32, positions in the labeled set
     unlabeled_indices: np.ndarray  # [B, μ] int32, positions in the unlabeled set
-    true_labels: np.ndarray  # [B, μ] int32, for diagnostics; -1 = unknown, or a labeled image
+    # [B, μ] int32, for diagnostics alone; -1 = unknown, or the image is one of the labeled ones
+    true_labels: np.ndarray
     draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 
 

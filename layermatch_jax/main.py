@@ -16,7 +16,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
 from layermatch_jax.runtime import terminal
 
-# Data sets that the default config, the digits' demo, does not fit, and the configs that do.
+# Data sets for which the default config (the digits' demo) is wrong, and the configs to use.
 CONFIGS_FOR = {
     "cifar10": "--config=cifar10",
     "cifar100": "--config=cifar100",
@@ -46,7 +46,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
         if "://" in folder and not folder.startswith("gs://"):
-            raise InputError(f"--workdir={folder}: a local folder, or a bucket as gs://NAME/PATH")
+            raise InputError(f"--workdir={folder}: give a local folder, or gs://BUCKET/PATH")
         given = config_flags.get_override_values(flag_values["config"])
         if said := modes.MODES[flag_values.mode](config, folder, given):
             print(said)
@@ -55,7 +55,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         return end.status
     except Exception as error:
         said = explained(error)
-        if not said:  # a mistake of ours: its traceback is needed
+        if not said:  # a bug: its traceback is needed
             raise
         print(said, file=sys.stderr)
         logging.debug("Its traceback:", exc_info=True)  # --verbosity=1
@@ -70,18 +70,19 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
     """Defines and parses the flags; returns what is left of `argv`.
 
     Raises:
-      SystemExit: 2 after a line that says what is wrong, where absl and ml_collections would end
-        with a traceback or status 1; 0 after --help.
+      SystemExit: status 2 after a line that says what is wrong (absl and ml_collections would print
+        a traceback or exit with status 1); status 0 after --help.
     """
     for kind, parser in ((float, flags.FloatParser()), (str, flags.ArgumentParser())):
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     try:
         _check(argv)
-        config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
+        config_flags.DEFINE_config_file(  # not at import, because it runs the config file
             "config",
             str(config_file.FOLDER / "digits.py"),
-            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config, as in "
-            "--config=digits, or the path of a file. --config.FIELD=VALUE changes one setting.",
+            "Settings, for example cifar10:labels=250,method=fixmatch. Before the colon stands the "
+            "name of a shipped config or the path of a config file. --config.FIELD=VALUE changes "
+            "one setting.",
             flag_values=flag_values,
             sys_argv=argv,
         )
@@ -119,7 +120,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 class _OrNone(flags.ArgumentParser):
-    """A field's own parser, for which 'None' is the value None: automatic, where a field can be."""
+    """Parses 'None' as the value None (automatic), and all else with the field's own parser."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -138,14 +139,14 @@ def _check(argv: list[str]) -> None:
 
 
 def _check_default(flag_values: flags.FlagValues) -> None:
-    """Refuses to train other images with the settings of the digits' demo, unless asked to."""
+    """Refuses to train on another data set with the default config, the digits' demo."""
     name = flag_values.config.dataset.name
     own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
     if not own_config and name in CONFIGS_FOR:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "
             f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
-            "To take the demo's settings all the same, write --config=digits"
+            "To use the demo's settings on purpose, write --config=digits"
         )
 
 

@@ -1,9 +1,9 @@
-"""What the command line can be asked for, --mode=…: (config, workdir, given) -> what is printed.
+"""The modes of the command line (--mode=…): functions (config, workdir, given) -> printed text.
 
 `given` names the fields that the command line sets by --config.FIELD=VALUE. A mode that looks at a
 saved run needs it: any other field of `config` is a default, and the run's own value counts.
 
-JAX and what else takes seconds to import is imported when a mode is entered, not for a wrong flag.
+JAX and other slow modules are imported inside the modes: a wrong flag is refused at once.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from layermatch_jax.errors import EarlyEnd, InputError
 
 
 def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
-    """Trains, or goes on; a summary of the result."""
+    """Trains, or resumes a run; returns a summary of the result."""
     from etils import epath
 
     from layermatch_jax import train
@@ -29,7 +29,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
     try:
         with hosts.signals() as told_to_stop:
             result = train.train_and_evaluate(config, folder, told_to_stop)
-    except InputError:  # the folder may be another run's
+    except InputError:  # then the folder may belong to another run
         raise
     except EarlyEnd:
         draw_reports()
@@ -39,7 +39,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
 
 
 def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
-    """Times the parts of a run; a table."""
+    """Times the parts of a run; returns a table."""
     from layermatch_jax.benchmark import measure, summary
 
     report = measure.run_benchmark(config, folder)
@@ -47,9 +47,9 @@ def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> st
 
 
 def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
-    """Compares the gradients of the run in a folder, layer by layer; a table.
+    """Compares the gradients of the run in a folder, layer by layer; returns a table.
 
-    Over as many batches as --config.layer_report.batches says, or else as the run's config says.
+    The number of batches is --config.layer_report.batches if given, else that of the run's config.
     """
     from etils import epath
 
@@ -68,11 +68,11 @@ def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) ->
 
 
 def run_report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
-    """Draws the runs in folders, comma-separated; where the pictures are."""
+    """Draws a report of the runs in comma-separated folders; returns where it is."""
     from layermatch_jax.after import report
 
     _alone("report")
-    # Each run has its own config; where its data are may have changed since.
+    # Each run has its own config, but its data may have moved since.
     return f"report: {report.write(folders, config.dataset.data_dir)}"
 
 
@@ -80,10 +80,12 @@ def _alone(mode: str) -> None:
     import jax
 
     if jax.process_count() > 1:
-        raise InputError(f"--mode={mode} is for one process, not {jax.process_count()}")
+        raise InputError(
+            f"--mode={mode} runs in one process, but {jax.process_count()} were started. Start one"
+        )
 
 
-# By name. None is printed by all processes but the first.
+# A mode returns None in all processes except the first; then nothing is printed.
 MODES = {
     "train": run_train,
     "benchmark": run_benchmark,

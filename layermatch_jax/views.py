@@ -1,7 +1,7 @@
-"""Views: the augmented copies of a batch's images that a method looks at, by name.
+"""Views: the augmented copies of a batch's images that a method uses, by name.
 
 A method names the views that it wants of each labeled and of each unlabeled image. The sampler, the
-augmentation and the train step all read that list, so a method may have as many as it likes.
+augmentation and the train step all read that list, so a method may have any number of views.
 """
 
 import itertools
@@ -12,10 +12,11 @@ import jax
 
 
 class Kind(NamedTuple):
-    """How a view is made of an image."""
+    """How a view is made from an image."""
 
-    moved: bool  # by a random crop and, if the data set allows it, a random flip; else the center
-    # Of RandAugment, after the crop, with Cutout behind them; None = as many as the config says
+    moved: bool  # True: random crop, and random flip if dataset.flip; False: center crop
+    # Number of RandAugment operations after the crop, followed by Cutout. None: as the config
+    # says; 0: neither RandAugment nor Cutout
     operations: int | None
 
 
@@ -77,15 +78,15 @@ class Layout(NamedTuple):
         return slice(start, start + self.mu)
 
     def only_augmented(self, images) -> list:
-        """The augmented ones among views [B, V, ...], in pieces to be concatenated on axis 1."""
+        """Selects the augmented views of [B, V, ...], in pieces to be concatenated on axis 1."""
         return [images[:, start:stop] for start, stop, augmented in self._runs() if augmented]
 
     def with_augmented(self, images, augmented) -> list:
-        """Views [B, V, ...] with those at `augmented` replaced, in pieces as `only_augmented`.
+        """Replaces the augmented views of [B, V, ...]; returns pieces as `only_augmented` does.
 
         Args:
           images: [B, V, ...], of any array library.
-          augmented: [B, A, ...], what takes the place of the augmented views.
+          augmented: [B, A, ...], the replacements.
         """
         pieces, done = [], 0
         for start, stop, replaced in self._runs():
@@ -95,7 +96,7 @@ class Layout(NamedTuple):
         return pieces
 
     def _runs(self) -> list[tuple[int, int, bool]]:
-        """The V views cut into (start, stop, whether augmented): neighbors that are alike."""
+        """Groups neighboring views that are alike: (start, stop, whether they are augmented)."""
         alike = [kind.operations != 0 for kind in self.kinds]
         starts = [v for v in range(len(alike)) if v == 0 or alike[v] != alike[v - 1]]
         return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]

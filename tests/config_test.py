@@ -87,9 +87,9 @@ def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("supervised+layerwise", "without an unsupervised gradient, [+]layerwise means nothing"),
+        ("supervised+layerwise", "no unsupervised gradient that [+]layerwise could change"),
         ("freemach+layerwise", "unknown method 'freemach'. Did you mean 'freematch'?"),
-        ("supervised+grad_relu", "without an unsupervised gradient, [+]grad_relu means nothing"),
+        ("supervised+grad_relu", "no unsupervised gradient that [+]grad_relu could change"),
         ("freematch+adamatch", "only [+]layerwise, [+]grad_relu, [+]avg_clustering can be added"),
         ("freematch+", "only [+]layerwise, "),
         ("fixmatch+mask=from_stage3", "A gradient mask is set by :mask=NAME"),
@@ -157,7 +157,7 @@ def test_labels_that_are_none(labels):
         ("method=fixmach", "unknown method 'fixmach'. Did you mean 'fixmatch'?"),
         ("250", "'250': write key=value, keys: labels, method, layerwise, mask"),
         ("mask=clasifier", "unknown gradient mask 'clasifier'. Did you mean 'classifier'?"),
-        ("labels=10,labels=20", "'labels' is there twice: '10', '20'"),
+        ("labels=10,labels=20", "'labels' is given twice: '10', '20'"),
         ("layerwise=yes", "layerwise=yes: give True or False"),
     ],
 )
@@ -328,10 +328,10 @@ def test_settings_that_contradict_each_other():
     message = refused(configured("uda", policy__name="fixed_threshold"))
     assert "Write --config=FILE:method=fixmatch" in message
     for field in ({"avg_clustering__centers": "outputs"}, {"layerwise__gradient_mask": MASK}):
-        assert "mean nothing to it" in refused(configured("supervised", **field))
+        assert "have no effect. Leave them out" in refused(configured("supervised", **field))
     for field in ({"centers": "outputs"}, {"centers": "classifier", "target_head": "centers"}):
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
-        assert "brings its own targets" in refused(configured("mean_teacher", **field))
+        assert "its targets from the EMA model" in refused(configured("mean_teacher", **field))
     rules.validate(configured("mean_teacher", avg_clustering__centers="features"))
     # 32 pixels and 4 on both sides are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
@@ -363,7 +363,10 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
     ("mask", "message"),
     [
         (("classifier",), "entry 'classifier': write (regular expression, multiplier), as in"),
-        (("classifier",), "or take a named one, --config=FILE:mask=NAME: none, half_classifier,"),
+        (
+            ("classifier",),
+            "or choose a named one by --config=FILE:mask=NAME: none, half_classifier,",
+        ),
         # What --config.layerwise.gradient_mask="(('classifier/.*', 0.0))" gives: a comma short.
         (("classifier/.*", 0.0), "gradient_mask=\"(('classifier/.*', 0.0),)\""),
         ((("classifier/.*", 0.0, 1.0),), "write (regular expression, multiplier)"),
@@ -372,7 +375,7 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
         ((("classifier/.*", -0.5),), "multiplier -0.5 is not in [0, 1]"),
         ((("classifier/.*", float("nan")),), "multiplier nan is not in [0, 1]"),
         ((("classifier/.*", "0"),), "multiplier '0' is not in [0, 1]"),
-        ((("ok", 0.0), ("classifier/(", 0.0)), "'classifier/(' is no expression: missing )"),
+        ((("ok", 0.0), ("classifier/(", 0.0)), "'classifier/(' is not a regular expression"),
     ],
 )
 def test_mask_that_is_none(mask, message):
@@ -422,11 +425,11 @@ def test_steps_of_a_call_divide_the_periods(K):
 def test_steps_of_a_call_that_do_not(K):
     assert refused(several(K)) == (
         f"--config.input.steps_per_call={K} does not divide train_steps, log_every, eval_every, "
-        "checkpoint_every = 48, 8, 24, 24. Take one of 1, 2, 4, 8, or other periods"
+        "checkpoint_every = 48, 8, 24, 24. Use one of 1, 2, 4, 8, or change these settings"
     )
     rules.validate(several(3, log_every=3))
     for name in ("train_steps", "log_every", "eval_every", "checkpoint_every"):
-        assert "Take one of 1, or" in refused(several(2, **{name: 25}))
+        assert "Use one of 1, or" in refused(several(2, **{name: 25}))
 
 
 def test_steps_of_a_call_are_the_device_backends():

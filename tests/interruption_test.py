@@ -131,8 +131,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monke
     assert 5 <= step <= 5 + 5
     assert step % K == 0
     assert str(caught.value) == (
-        f"by {number.name} at step {step} of 18, and saved in {tmp_path / 'cut'}: the same command "
-        "goes on"
+        f"by {number.name} at step {step} of 18. A checkpoint is saved in {tmp_path / 'cut'}. "
+        "Run the same command again to resume"
     )
     assert not (tmp_path / "cut" / "result.json").exists()
 

@@ -50,8 +50,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert again == out
     assert (
         err.strip()
-        == f"{workdir.relative_to(tmp_path)} holds this run, and it is finished: "
-        + ("nothing to do.")
+        == f"The run in {workdir.relative_to(tmp_path)} is already finished: nothing to do."
     )
     assert_refused(
         call(*SUPERVISED, *steps, "--config.optimizer.momentum=0.5", f"--workdir={workdir}"),
@@ -94,8 +93,8 @@ def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
         status, out, err = call(*args)
     assert (status, out) == (0, "")
     stopped = re.fullmatch(
-        rf"Stopped: by SIGINT at step (\d) of 9, and saved in {re.escape(str(workdir))}: the same "
-        "command goes on",
+        rf"Stopped: by SIGINT at step (\d) of 9\. A checkpoint is saved in "
+        rf"{re.escape(str(workdir))}\. Run the same command again to resume",
         err.splitlines()[-1],
     )
     assert 3 <= int(stopped[1]) <= 3 + 5
@@ -120,7 +119,7 @@ def test_a_folder_in_use_is_refused(call, tmp_path):
         assert (status, out) == (2, "")
         assert err.endswith(
             f"InputError: {tmp_path} is in use by process {other.pid} on {socket.gethostname()}. "
-            "Wait until it is done, stop it, or take another --workdir.\n"
+            "Wait until it is done, stop it, or use another --workdir.\n"
         )
         assert not (tmp_path / "config.json").exists()
         other.kill()
@@ -136,8 +135,8 @@ def test_a_full_disk_is_no_traceback(call, tmp_path, monkeypatch):
     status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2")
     assert (status, out) == (1, "")
     assert err.splitlines()[-1] == (
-        f"StorageError: {tmp_path}/metrics.jsonl: No space left on device. Make room; the same "
-        "command goes on"
+        f"StorageError: {tmp_path}/metrics.jsonl: No space left on device. Make room; "
+        "then run the same command again to resume"
     )
     assert "Traceback" not in err
 
@@ -160,7 +159,7 @@ def test_no_memory_says_what_to_turn_and_the_mended_command_begins_anew(
     assert "Traceback" not in err
     status, out, err = call(*args)
     assert status == 0, err
-    assert f"its files are now in {tmp_path}/before-1, and this run begins anew.\n" in err
+    assert f"its files are now in {tmp_path}/before-1, and this run starts at step 0.\n" in err
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8
 
 

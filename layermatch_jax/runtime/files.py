@@ -1,6 +1,6 @@
-"""Small files, written so that a crash or a power cut leaves the old file or the new one.
+"""Small files, written atomically: a crash or a power cut leaves the old file or the new one.
 
-A file that is half-written has the name FILE.part, and nothing reads it.
+An incomplete file has the name FILE.part, and nothing reads it.
 """
 
 import json
@@ -42,28 +42,29 @@ def write_json(path: epath.Path, content: Any) -> epath.Path:
 
 
 def read_json(path: epath.Path, mend: str, kind: type = dict) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Args:
       path: local or gs://.
-      mend: what the user can do if the file is damaged: one or more whole sentences.
-      kind: of what the file holds, dict or list.
+      mend: how the user can mend a damaged file, in whole sentences.
+      kind: the type of the content, dict or list.
 
     Raises:
-      InputError: the file is empty, cut off, no JSON or of another kind; names it and says `mend`.
+      InputError: the file is empty, cut off, not JSON or of another type; the message contains
+        `mend`.
     """
     try:
         content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise InputError(f"{path} is damaged: it is no whole JSON file ({error}). {mend}") from None
+        raise InputError(f"{path} is damaged: it is not complete JSON ({error}). {mend}") from None
     if not isinstance(content, kind):
-        said = f"it holds no {kind.__name__} but {content!r:.40}"
+        said = f"it should hold a {kind.__name__}, not {content!r:.40}"
         raise InputError(f"{path} is damaged: {said}. {mend}")
     return content
 
 
 def _sync_folder(folder: epath.Path) -> None:
-    # Without it, a power cut may undo the renaming. Windows opens no folders.
+    # Otherwise a power cut may undo the renaming. Windows cannot open folders.
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -256,10 +256,10 @@ def test_what_cannot_be_reported_on(prepared):
     [
         (
             {"layer_report.at_steps": (0,)},
-            "at_steps: 0 is none. Give whole numbers from 1 to train",
+            "at_steps: 0 is not allowed. Give whole numbers from 1 to train",
         ),
-        ({"layer_report.at_steps": (4, 9)}, "9 is none"),
-        ({"layer_report.at_steps": (1.5,)}, "1.5 is none"),
+        ({"layer_report.at_steps": (4, 9)}, "9 is not allowed"),
+        ({"layer_report.at_steps": (1.5,)}, "1.5 is not allowed"),
         ({"layer_report.batches": 2}, "layer_report.batches=2 must be at least 3"),
     ],
 )

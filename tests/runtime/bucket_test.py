@@ -186,7 +186,7 @@ def test_a_run_is_the_one_in_a_local_folder(storage, whole, tmp_path):
     storage.requests.clear()
     status, said = run(storage)
     assert status == 0, said
-    assert "holds this run, and it is finished" in said
+    assert "is already finished: nothing to do" in said
     assert not [what for what, _ in storage.requests if what in ("write", "delete")]
 
     storage.requests.clear()
@@ -250,8 +250,8 @@ def test_a_damaged_checkpoint_gives_way(damage, storage, finished, whole, tmp_pa
         storage.objects[name] = bucket_server.Object(kept, next(storage.generations))
     status, said = run(storage)
     assert status == 0, said
-    assert f"Checkpoint of step 11 damaged, moved to {RUN}/checkpoints_damaged/11: " in said
-    assert "Going on from step 9." in said
+    assert f"Checkpoint of step 11 is damaged, moved to {RUN}/checkpoints_damaged/11: " in said
+    assert "Resuming from step 9." in said
     assert "run/checkpoints_damaged/11/commit_success.txt" in storage.objects
     copy = download(storage, tmp_path)
     shutil.rmtree(copy / "checkpoints_damaged")
@@ -263,7 +263,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(name, storage, 
     storage.objects = dict(finished)
     status, said = run(storage, during=refuse(403, "read", LATEST + name))
     assert status == 1, said
-    assert re.search("\nStorageError: .*403.*Mend it; the same command goes on\n", said)
+    assert re.search(r"\nStorageError: .*403.*Mend this; then run the same command again", said)
     assert storage.objects == finished
 
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(
 def test_small_files_that_cannot_be_written_are_told_of(name, storage):
     status, said = run(storage, during=refuse(403, "write", name))
     assert status == 1, said
-    assert re.search(r"\nStorageError: .*403.*gs://bucket/run.*Mend it; the same command", said)
+    assert re.search(r"\nStorageError: .*403.*gs://bucket/run.*Mend this; then run the", said)
     assert "Traceback" not in said
 
 

@@ -204,8 +204,8 @@ def test_a_damaged_one_is_told_of_and_its_step_can_be_saved_again(workdir, caplo
         assert_is(checkpoint.restore_latest(manager, workdir, tree(0)), 2)
         checkpoint.save(manager, 4, tree(4))
     message = " ".join(record.getMessage() for record in caplog.records)
-    assert f"Checkpoint of step 4 damaged, moved to {workdir}/checkpoints_damaged/4" in message
-    assert "Going on from step 2." in message
+    assert f"Checkpoint of step 4 is damaged, moved to {workdir}/checkpoints_damaged/4" in message
+    assert "Resuming from step 2." in message
     assert_is(restore(workdir), 4)
     assert (workdir / "checkpoints_damaged" / "4").exists()
 
@@ -232,9 +232,9 @@ def test_without_any_whole_one_nothing_is_started_anew(workdir):
     with pytest.raises(InputError) as caught:
         restore(workdir)
     message = str(caught.value)
-    assert message.startswith(f"no checkpoint in {workdir}/checkpoints is whole:\n  step 4: ")
+    assert message.startswith(f"all checkpoints in {workdir}/checkpoints are damaged:\n  step 4: ")
     assert "\n  step 2: " in message
-    assert "another --workdir to start anew" in message
+    assert "another --workdir to start a new run" in message
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
 
 
@@ -254,7 +254,7 @@ def test_a_state_of_another_version_is_refused_by_name(workdir):
         "  run/state/zeros: float32[7] in the checkpoint, none now",
         "  run/step: int32[] in the checkpoint, float32[] now",
     ]
-    assert "take another --workdir" in last
+    assert "or another --workdir" in last
     assert (workdir / "checkpoints" / "4").exists()
 
 

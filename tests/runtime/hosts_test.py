@@ -122,7 +122,9 @@ def check_that_none_began_where_one_could_not(arrays):
     *others, last = [str(own["refused"]) for own in arrays]
     assert last == "no data here"
     count = len(arrays)
-    assert set(others) == {f"process {count - 1} of {count} cannot start; it says why"}
+    assert set(others) == {
+        f"process {count - 1} of {count} failed to start; its own output says why"
+    }
 
 
 def check_that_all_stopped_at_one_step(arrays, said, folder):
@@ -246,7 +248,7 @@ def test_the_second_interrupt_ends_a_process_that_compiles(tmp_path):
         said = process.stderr.read()
         assert process.wait(timeout=20) == 130
         assert time.monotonic() - before < 5
-    assert said == "Interrupted: what was done since the last checkpoint is lost\n"
+    assert said == "Interrupted: all steps since the last checkpoint are lost\n"
 
 
 def test_the_first_signal_is_told_of_at_once(capfd):

@@ -72,7 +72,9 @@ def test_folder_that_cannot_be(folder):
     for bad in ("file", "file/run", "file/a/b"):
         with pytest.raises(InputError) as caught:
             workdir.check(folder / bad, configured())
-        assert f"--workdir={folder / bad}: {folder / 'file'} is no folder" in str(caught.value)
+        assert f"--workdir={folder / bad}: {folder / 'file'} is not a writable folder" in str(
+            caught.value
+        )
     workdir.check(folder, configured())
     workdir.check(folder / "new" / "run", configured())
     with pytest.raises(InputError, match=r"b'.*\\xe4': this path is not in UTF-8"):
@@ -111,7 +113,7 @@ def test_fields_that_change_the_result_are_told(begun):
         f"{begun} holds a run with other settings:",
         "  optimizer.learning_rate: 0.03 before, 0.1 now",
         "  seed: 0 before, 1 now",
-        "Take the same settings to go on with it, or another --workdir to start anew.",
+        "Use the same settings to resume it, or another --workdir to start a new run.",
     ]
 
 
@@ -241,8 +243,8 @@ def test_what_cannot_be_checked_is_said(begun, caplog):
     workdir.check_split(begun, RECORD)
     workdir.write_config(begun, configured())
     assert [record.getMessage() for record in caplog.records] == [
-        f"{begun}/labeled_split.json is missing: the images may be others than the run had.",
-        f"{begun}/config.json was missing: the settings may be others than the run had.",
+        f"{begun}/labeled_split.json is missing: the images of the run may have been different.",
+        f"{begun}/config.json was missing: the settings of the run may have been different.",
     ]
 
 
@@ -274,8 +276,8 @@ def test_a_run_without_a_checkpoint_gives_way(folder, capsys):
         assert names(to) == ["config.json", "labeled_split.json", "metrics.jsonl", "tensorboard"]
         assert json.loads((to / "config.json").read_text())["seed"] == number
         assert capsys.readouterr().err == (
-            f"{folder} holds a run without any checkpoint: its files are now in "
-            f"{to}, and this run begins anew.\n"
+            f"{folder} held a run without any checkpoint: its files are now in "
+            f"{to}, and this run starts at step 0.\n"
         )
     left = [".lock", "before-1", "before-2", "checkpoints", "notes.txt"]
     assert names(folder) == left
@@ -321,8 +323,8 @@ def test_other_images_are_refused(folder):
         f"{folder} holds a run on other images:",
         "  num_train: 9 before, 8 now",
         "  sha256: 'ab' before, 'cd' now",
-        "Bring the data set back to what it was to go on with the run, or take another --workdir "
-        "to start anew.",
+        "Restore the data set of the run to resume it, or use another --workdir to start a new "
+        "run.",
     ]
 
 

@@ -286,8 +286,11 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             ["--methods=fixmatch,freematch+adamatch"],
             "only +layerwise, +grad_relu, +avg_clustering can",
         ),
-        (["--methods=supervised+layerwise"], "means nothing"),
-        (["--methods=mean_teacher", "--config.avg_clustering.centers=outputs"], "its own targets"),
+        (["--methods=supervised+layerwise"], "no unsupervised gradient"),
+        (
+            ["--methods=mean_teacher", "--config.avg_clustering.centers=outputs"],
+            "targets from the EMA",
+        ),
         (["--methods=fixmatch,fixmatch"], "twice: fixmatch and fixmatch are both fixmatch. Leave"),
         (
             ["--methods=layermatch,fixmatch+layerwise"],
