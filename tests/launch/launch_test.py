@@ -149,9 +149,9 @@ def test_slurm_array_takes_its_line(tmp_path):
     ("args", "message"),
     [
         (["--config=c.py"], "--workdir=FOLDER is missing"),
-        (["--workdir=gs://b/x"], "must be a folder"),
+        (["--workdir=gs://b/x"], "must be a local folder"),
         (["--commands=nowhere"], "--commands=nowhere cannot be read"),
-        (["--commands=nowhere", "--config=c.py"], "goes without other flags"),
+        (["--commands=nowhere", "--config=c.py"], "takes no other flags"),
         (["--workdir=x", "--mode", "benchmark"], "--mode needs its value in the same word"),
         (["--workdir", "x"], "--workdir needs its value in the same word"),
         (["--workdir=x", "-mode=benchmark"], "unexpected argument '-mode=benchmark'"),

@@ -254,7 +254,7 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
     process.send_signal(ending)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "stopped; the same command goes on from here" in err
+    assert "stopped; run the same command again to resume" in err
     while alive(int(asleep.read_text())) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(int(asleep.read_text()))
@@ -304,24 +304,24 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             ["--methods=fixmatch,grad_relu", "--config.layerwise.gradient_mask=()"],
             "twice: fixmatch and grad_relu are both fixmatch",
         ),
-        (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
+        (["--label-seeds=0,x"], "write whole numbers, as in 0,1,2"),
         (["--baseline=dash"], "--baseline=dash is not among the rows: fixmatch, freematch+layerw"),
         (
             ["--masks=none,clasifier"],
             "unknown gradient mask 'clasifier'. Did you mean 'classifier'",
         ),
         (["--masks=from_stage3,from_stage4"], "'backbone/stage4.*' matches no parameter"),
-        (["--label-seeds=0,1,0"], "--label-seeds=0,1,0: a seed is there twice"),
+        (["--label-seeds=0,1,0"], "--label-seeds=0,1,0: a seed is given twice"),
         (["--masks=none,none"], "fixmatch with mask none are both fixmatch"),
         (
             ["--masks=from_stage3", "--baseline=fixmatch"],
             "rows: fixmatch+mask=from_stage3, freematch+mask=from_stage3+avg_clustering",
         ),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
-        (["--workdir=gs://bucket/runs"], "must be a local one"),
-        (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
-        (["--config.dataset.label_seed=3"], "config and seeds are given as"),
-        ([f"--config={DIGITS}:method=dash"], "config and seeds are given as"),
+        (["--workdir=gs://bucket/runs"], "give a local folder"),
+        (["--config.seed=3"], "--config.seed=3: give the config as CONFIG and the seeds"),
+        (["--config.dataset.label_seed=3"], "give the config as CONFIG"),
+        ([f"--config={DIGITS}:method=dash"], "give the config as CONFIG"),
         (["--config.policy.threshold=2"], "must be at least 0 and at most 1"),
         (["--config.policy.thresold=0.5"], "Did you mean 'policy.threshold'?"),
         (["--nonsense=1"], "nonsense"),
