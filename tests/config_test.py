@@ -43,7 +43,7 @@ def test_fields_are_dotted_names_of_plain_values():
 
 
 def test_names_that_stand_elsewhere_are_fields():
-    # A field that was renamed in base() alone would silently lose its meaning here.
+    # A field that is renamed only in base() would silently have no effect here.
     known = config_lib.fields(config_lib.base())
     assert set(config_lib.RESULT_NEUTRAL) <= known.keys()
     for choices in presets.METHODS.values():
@@ -106,7 +106,7 @@ def test_unknown_method_names_the_nearest(written):
         presets.apply_method(config_lib.base(), written)
 
 
-# ---- What stands behind the colon ----
+# ---- The argument after the colon ----
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in config_file.FOLDER.glob("*.py")))
@@ -130,7 +130,7 @@ def test_shipped_configs_take_labels_and_method(file):
 )
 def test_labels_as_a_number_or_a_percentage(labels, number, fraction):
     dataset = shipped("digits.py", f"labels={labels}").dataset
-    assert dataset.num_labels == number  # how many there may be, splits.partition knows
+    assert dataset.num_labels == number  # splits.partition checks the limit
     assert dataset.label_fraction == pytest.approx(fraction)
 
 
@@ -143,7 +143,7 @@ def test_number_replaces_a_fraction():
 
 @pytest.mark.parametrize("labels", ["", "ten", "2.5", "%", "x%", "0%", "-1%", "101%", "nan%"])
 def test_labels_that_are_none(labels):
-    # 0% above all: a fraction of 0 would quietly mean the default number.
+    # Above all 0%, because a fraction of 0 would silently mean the default number.
     with pytest.raises(InputError, match=r"give a whole number .*\(labels=250\).*\(labels=10%\)"):
         shipped("digits.py", f"labels={labels}")
 
@@ -184,7 +184,7 @@ def test_parse_arg():
         ("learning_rate", "'optimizer.learning_rate'"),
         ("optimizer.nestorov", "'optimizer.nesterov'"),
         ("model.momentum", "'avg_clustering.momentum', 'optimizer.momentum' or 'policy.momentum'"),
-        ("dataset", "'dataset.name'"),  # a group is no field
+        ("dataset", "'dataset.name'"),  # a group is not a field
     ],
 )
 def test_unknown_field_names_the_nearest(field, nearest):
@@ -217,7 +217,7 @@ def test_few_names_are_all_listed():
         ("unlabeled_ratio", (-1,), (1,)),
         ("seed", (-1, 2**32), (0, 2**32 - 1)),
         ("dataset.stored_size", (0,), (32,)),
-        ("dataset.padding", (-1, 32), (0, 31)),  # a reflection is shorter than the image
+        ("dataset.padding", (-1, 32), (0, 31)),  # a reflected border is narrower than the image
         ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
         ("model.width", (0,), (1,)),
         ("eval_every", (0,), (1,)),
@@ -333,7 +333,7 @@ def test_settings_that_contradict_each_other():
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
         assert "its targets from the EMA model" in refused(configured("mean_teacher", **field))
     rules.validate(configured("mean_teacher", avg_clustering__centers="features"))
-    # 32 pixels and 4 on both sides are 40.
+    # 32 pixels and 4 on each side are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
         configured(dataset__image_size=41)
     )
@@ -345,7 +345,7 @@ def test_settings_that_contradict_each_other():
     [
         (64, 512, 3, ["batch_size=64 (use 63 or 66)", "eval_batch_size=512 (use 510 or 513)"]),
         (66, 512, 3, ["eval_batch_size=512 (use 510 or 513)"]),
-        (4, 512, 8, ["batch_size=4 (use 8)"]),  # no images at all is no batch
+        (4, 512, 8, ["batch_size=4 (use 8)"]),  # a batch has at least one image
         (64, 512, 8, None),
         (1, 1, 1, None),
     ],
@@ -367,7 +367,7 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
             ("classifier",),
             "or choose a named one by --config=FILE:mask=NAME: none, half_classifier,",
         ),
-        # What --config.layerwise.gradient_mask="(('classifier/.*', 0.0))" gives: a comma short.
+        # The value of --config.layerwise.gradient_mask="(('classifier/.*', 0.0))": a comma short.
         (("classifier/.*", 0.0), "gradient_mask=\"(('classifier/.*', 0.0),)\""),
         ((("classifier/.*", 0.0, 1.0),), "write (regular expression, multiplier)"),
         (((0.0, "classifier/.*"),), "write (regular expression, multiplier)"),

@@ -1,4 +1,4 @@
-"""Which errors are told in a sentence, and which are mistakes of ours."""
+"""Which errors are explained in a sentence, and which are bugs."""
 
 import errno
 

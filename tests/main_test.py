@@ -1,4 +1,4 @@
-"""What a user sees of the command line: its flags, and what it refuses."""
+"""The command line: its flags, and what it refuses."""
 
 import importlib.util
 import os
@@ -56,7 +56,7 @@ def test_none_is_none(field):
         value = parsed(f"--config={DIGITS}", *form, "--config.seed=3")
         assert config_lib.fields(value)[field] is None
         assert value.seed == 3
-    # What a config file sets can be taken back.
+    # A setting of a config file can be undone.
     assert (
         config_lib.fields(parsed(f"--config.{field}=0.5", f"--config.{field}=None"))[field] is None
     )
@@ -133,7 +133,7 @@ def test_statuses_of_the_process(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- What cannot be run ----
+# ---- Settings and data that are refused ----
 
 
 def test_batch_that_three_devices_cannot_share(tmp_path):

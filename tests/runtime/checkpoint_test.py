@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, damaged ones, full disks, states that do not fit."""
+"""Checkpoints: what is restored, damaged ones, full disks, states that do not fit."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def workdir(saved, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of that workdir, to be damaged."""
     return epath.Path(shutil.copytree(saved, tmp_path / "run"))
 
 
@@ -73,7 +73,7 @@ NAMES = ["exp[1]", "[!a]", "a*b", "**", "a?b", "a\\b", "a%20b#", "a{b}", " a\n",
 @pytest.mark.parametrize("name", NAMES)
 def test_it_comes_back_whatever_the_folder_is_called(name, tmp_path):
     decoy = tmp_path / "axb" / "checkpoints" / "2.orbax-checkpoint-tmp" / "ocdbt.process_0"
-    decoy.mkdir(parents=True)  # what the pattern a*b fits, too
+    decoy.mkdir(parents=True)  # the pattern a*b matches this, too
     workdir = epath.Path(tmp_path) / name / "run"
     workdir.mkdir(parents=True)
     assert not checkpoint.recorded(workdir)
@@ -114,7 +114,7 @@ def test_what_was_written_is_known_to_open(workdir, monkeypatch):
     assert str(caught.value).startswith(said)
 
 
-NOT_ALLOWED = [  # as Python and tensorstore word it
+NOT_ALLOWED = [  # messages of Python and tensorstore
     (PermissionError(13, "Permission denied"), "Permission denied"),
     (OSError(24, "Too many open files"), "Too many open files"),
     (
@@ -177,7 +177,7 @@ def change_a_byte(path):
 
 @pytest.mark.parametrize("damage", [delete, cut_in_half, empty, change_a_byte])
 def test_damage_is_noticed_whichever_file_it_hits(damage, saved, tmp_path):
-    """The checkpoint is either whole all the same (some files are copies) or not used."""
+    """The damaged checkpoint is not used, unless it is still intact: some files are copies."""
     files = [path for path in (saved / "checkpoints" / "4").rglob("*") if path.is_file()]
     fell_back = 0
     for number, file in enumerate(files):
@@ -259,7 +259,7 @@ def test_a_state_of_another_version_is_refused_by_name(workdir):
 
 
 def test_one_that_does_not_fit_gives_way_to_an_older_one_that_does(workdir):
-    """As where the damage is in the names of its arrays."""
+    """For example, if the names of its arrays are damaged."""
     with checkpoint.open_manager(workdir, kept=5) as manager:
         checkpoint.save(manager, 6, tree(6) | {"other": np.ones(3, np.float32)})
     assert_is(restore(workdir), 4)
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_and_costs_no_earlier_checkpoint(small_disk):
 
 
 def test_a_storage_error_is_told_by_its_reason(workdir, monkeypatch):
-    """As tensorstore words it, where no disk can be filled."""
+    """With tensorstore's message, for machines where the test cannot fill a disk."""
     error = (
         'RESOURCE_EXHAUSTED: Error opening "zarr" driver: Error writing "x": Failed to write 166 '
         "bytes to file 14: No space left on device [tensorstore_spec='{\"create\":true}'] "
@@ -321,7 +321,7 @@ def test_a_storage_error_is_told_by_its_reason(workdir, monkeypatch):
             with pytest.raises(StorageError, match=r"No space left on device\. Earlier ones are"):
                 checkpoint.save(manager, 6, tree(6))
         monkeypatch.setattr(manager, "save", lambda *a, **k: 1 / 0)
-        with pytest.raises(ZeroDivisionError):  # a mistake of ours is no full disk
+        with pytest.raises(ZeroDivisionError):  # a bug is not reported as a full disk
             checkpoint.save(manager, 6, tree(6))
 
 
@@ -343,10 +343,10 @@ def test_the_folder_of_a_bucket_stays_one(monkeypatch):
 
 
 class PermissionDeniedError(Exception):
-    """Named as TensorFlow's."""
+    """Has the name of TensorFlow's class."""
 
 
-REFUSED = [  # as tensorstore and TensorFlow word it
+REFUSED = [  # messages of tensorstore and TensorFlow
     ValueError(
         'PERMISSION_DENIED: Error opening "zarr" driver: Error reading Byte range [0, 288) of '
         "gs://bucket/run/checkpoints/4/default/d/50ef: no access [http_response_code='403'] "
