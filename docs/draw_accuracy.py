@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = {
-    "supervised": "labels only",
+    "supervised": "supervised (labels only)",
     "fixmatch": "FixMatch",
     "grad_relu": "FixMatch + Grad-ReLU",
     "avg_clustering": "FixMatch + Avg-Clustering",
@@ -24,11 +24,11 @@ COLORS = ("#777777", "#0072b2", "#56b4e9", "#009e73", "#d55e00")
 
 def accuracies(text: str) -> dict[str, dict[str, tuple[float, float]]]:
     """{title of a panel: {method: (mean, standard deviation)}}, in %, of the first two tables."""
-    section = text.partition("## Digits: the parts of LayerMatch")[2].partition("\n## ")[0]
+    section = text.partition("## Digits: the parts of LayerMatch")[2].partition("\n##")[0]
     tables = {}
     for line in section.split("\n"):
         if heading := re.match(r"\*\*(\d+) labels\*\*.*label seeds 0-(\d+)", line):
-            panel = f"{heading[1]} labels ({int(heading[2]) + 1} draws of them)"
+            panel = f"{heading[1]} labels ({int(heading[2]) + 1} seeds)"
         elif row := re.match(r"\| `(\w+)` \| ([\d.]+) ± ([\d.]+) ", line):
             tables.setdefault(panel, {})[row[1]] = (float(row[2]), float(row[3]))
     return tables
@@ -53,8 +53,10 @@ def main() -> None:
         ax.set_ylim(len(NAMES) - 0.5, -0.7)
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_title(f"handwritten digits, {panel}", fontsize=10)
-    figure.supxlabel("test accuracy, %, mean ± standard deviation", fontsize=10)
+        ax.set_title(panel, fontsize=10)
+    figure.supxlabel(
+        "test accuracy on handwritten digits, %, mean ± standard deviation", fontsize=10
+    )
     figure.savefig(FOLDER / "images" / "accuracy_digits.png", dpi=150)
 
 

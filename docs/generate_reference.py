@@ -9,6 +9,7 @@ import pathlib
 import re
 import runpy
 import sys
+import textwrap
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,17 +26,24 @@ HEAD = """\
 
 <!-- Written by docs/generate_reference.py. Do not edit: change SETTINGS in the code. -->
 
-`--config=NAME` chooses a [shipped config](#shipped-configs), `--config=PATH.py` a file of your own.
-`--config.FIELD=VALUE` sets one field, for example `--config.optimizer.learning_rate=0.01`. An
-unknown field is refused, and the message names the nearest one. The file `config.json` in the
-folder of a run holds the value of every field.
+`--config=NAME` loads a [shipped config](#shipped-configs), `--config=PATH.py` a
+[file of your own](running.md#a-config-file-of-your-own). `--config.FIELD=VALUE` sets one field, for
+example `--config.optimizer.learning_rate=0.01`. An unknown field is an error, and the message names
+the nearest one. The file `config.json` in the folder of a run has the value of every field.
 
-The defaults below are FixMatch with WRN-28-2 on 32-pixel images. `automatic` means that the program
-chooses the value; `config.json` and the first lines of the log say which. `--config.FIELD=None`
-makes a setting automatic again. What cannot go together is refused with the reason
+**Three defaults.** The defaults in the tables of this page are those before a config file is
+applied: FixMatch with WRN-28-2 on CIFAR-10. A shipped config [changes some of
+them](#shipped-configs), and `--config=NAME` without `:method=` trains LayerMatch. Without any
+`--config`, the program takes `--config=digits`.
+
+**`automatic`** means that the program computes the value from other settings or, for `policy.…`,
+takes the default of the policy (in parentheses). `config.json` has the value.
+`--config.FIELD=None` makes a setting automatic again. **`none`** means that nothing is set.
+
+If two settings cannot be used together, the program stops and gives the reason
 (`layermatch_jax/rules.py`).
 
-## Behind the colon
+## After the colon
 
 `--config=NAME:KEY=VALUE,KEY=VALUE` sets several fields at once:
 
@@ -44,7 +52,7 @@ makes a setting automatic again. What cannot go together is refused with the rea
 | `labels` | a number of images for all classes together (`labels=250`), or a percentage of \
 each class (`labels=10%`) | `dataset.num_labels` or `dataset.label_fraction` |
 | `method` | a [method](#methods); default `layermatch` | the fields of the method |
-| `layerwise` | `True`: the same as `+layerwise` behind the method | \
+| `layerwise` | `True`: the same as `+layerwise` after the method | \
 `layerwise.gradient_mask`, `avg_clustering.centers` |
 | `mask` | a [gradient mask](#gradient-masks), in place of the method's | \
 `layerwise.gradient_mask` |
@@ -53,7 +61,7 @@ each class (`labels=10%`) | `dataset.num_labels` or `dataset.label_fraction` |
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_fields(), *_methods(), *_masks(), *_configs()])
+    return "\n".join([HEAD, *_fields(), *_changeable(), *_methods(), *_masks(), *_configs()])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -104,6 +112,19 @@ def allowed(setting: Setting) -> str:
     return " and ".join(f"{words} {limit}" for words, limit in limits if limit is not None)
 
 
+def _changeable() -> list[str]:
+    lines = [
+        "## Settings that a run may change",
+        "",
+        "A run can [continue](running.md#the-folder-of-a-run) with other values of these fields,",
+        "because they do not change its result. All other fields must stay as they are.",
+        "",
+    ]
+    fields = [name for name in config_lib.RESULT_NEUTRAL if name != "applied_method"]
+    listed = ", ".join(f"`{name}`" for name in fields)
+    return [*lines, textwrap.fill(f"{listed}.", 100, break_on_hyphens=False), ""]
+
+
 # ---------------------------------------------------------------------------------------------
 # What has a name.
 
@@ -112,8 +133,8 @@ def _methods() -> list[str]:
     lines = [
         "## Methods",
         "",
-        "`:method=NAME` sets these fields. `NAME+layerwise` sets those of `layermatch`, too;",
-        "`NAME+grad_relu` and `NAME+avg_clustering` set one of the two.",
+        "`:method=NAME` sets these fields. `NAME+layerwise` also sets the fields of `layermatch`;",
+        "`NAME+grad_relu` and `NAME+avg_clustering` set only one of these two.",
         "",
         "| method | fields |",
         "|---|---|",
@@ -125,9 +146,9 @@ def _masks() -> list[str]:
     lines = [
         "## Gradient masks",
         "",
-        "`:mask=NAME` sets `layerwise.gradient_mask`. The name says which layers pseudo-labels do",
-        "*not* train. A stage that the network does not have is refused. The pairs are (regular",
-        "expression on the path of a parameter, multiplier):",
+        "`:mask=NAME` sets `layerwise.gradient_mask`. The name says which layers the pseudo-labels",
+        "do *not* train. A stage that the network does not have is an error. The pairs are",
+        "(regular expression on the path of a parameter, multiplier):",
         "",
     ]
     for name, pairs in presets.MASKS.items():  # a list: in a table, code cannot hold a "|"
@@ -141,7 +162,8 @@ def _configs() -> list[str]:
         "## Shipped configs",
         "",
         "The fields in which each file of `configs/` differs from the defaults, with",
-        "`:method=fixmatch`. The head of each file has its cost and the published numbers.",
+        "`:method=fixmatch`. The comment at the top of each file has the computing time of a run",
+        "and the accuracies that papers report.",
         "",
         "| config | fields |",
         "|---|---|",

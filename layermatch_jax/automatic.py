@@ -101,7 +101,9 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
         for name, setting in (config_lib.SETTINGS | own).items()
         if callable(setting.default) or name in own
     }
+    of_others = config.model.name == "resnet50" and config.model.pretrained
     return values | {
+        "model.bn_epsilon": 1e-5 if of_others else 1e-3,
         "avg_clustering.momentum": {
             "classifier": memory(config.train_steps),
             "features": memory(config.train_steps, 0.99),

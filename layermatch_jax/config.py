@@ -1,8 +1,8 @@
 """The table of all settings of a run: default, meaning and bounds.
 
 presets.py has the named methods and gradient masks, rules.py the settings that exclude each other.
-A setting without a value here is automatic: automatic.py computes it. Each policy declares its own
-settings in its file.
+A setting without a value here is automatic: automatic.py computes it. The settings of a policy are
+in the policy's file, those of the backbones in models/settings.py.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from ml_collections import config_dict
 from layermatch_jax import renamed
 from layermatch_jax.errors import unknown
 from layermatch_jax.method.policies import POLICIES
+from layermatch_jax.models.settings import SETTINGS as MODEL_SETTINGS
 from layermatch_jax.setting import Setting, decay
 
 
@@ -40,35 +41,43 @@ def _of_policies() -> dict[str, Setting]:
 SETTINGS: dict[str, Setting] = {
     "method": Setting(
         "fixmatch",
-        "Name of the method: a key of METHODS, or KEY+ADDITION. Set by :method=NAME, which fills "
-        "in policy, layerwise and avg_clustering; a run writes down the name of what it does.",
+        "Name of the method, for example fixmatch or freematch+layerwise. Do not set this field: "
+        ":method=NAME sets it together with the fields of the method. config.json has the name "
+        "that fits the settings of the run.",
     ),
     "applied_method": Setting(
         "fixmatch",
-        "The same name again; shows where `method` alone was changed. Set by nothing else.",
+        "Internal, do not set it: a copy of `method` that :method=NAME writes. If the two differ, "
+        "`method` was changed without its settings, and the run does not start.",
         neutral=True,
     ),
     "seed": Setting(
-        0, "Seed of initialization, data order and augmentation.", low=0, high=2**32 - 1
+        0,
+        "Seed of the initial parameters, the order of the images and their augmentation.",
+        low=0,
+        high=2**32 - 1,
     ),
     "train_steps": Setting(2**20, "Train steps of the whole run.", low=1),
-    "batch_size": Setting(
-        64, "Labeled images a step (B), of all devices and hosts together.", low=1
-    ),
+    "batch_size": Setting(64, "Labeled images in a batch (B), over all devices and hosts.", low=1),
     "unlabeled_ratio": Setting(
-        7, "Unlabeled images per labeled image (μ); none are loaded where λ_u is 0.", low=0
+        7,
+        "Unlabeled images for each labeled image (μ). With unsupervised_weight=0, no unlabeled "
+        "images are loaded.",
+        low=0,
     ),
     "unsupervised_weight": Setting(1.0, "Weight of the loss on pseudo-labels (λ_u).", low=0),
-    "ema_decay": decay("the averaged parameters, which results are of"),
+    "ema_decay": decay("the EMA of the parameters, with which accuracies are reported"),
     "parallelism": Setting(
         "pmap",
-        "How a step runs on several devices; both give the same numbers.",
+        "How a step runs on several devices; both values give the same numbers.",
         choices=("pmap", "jit"),
         neutral=True,
     ),
     # ---- Data ----
     "dataset.name": Setting(
-        "cifar10", "Data set: cifar10, cifar100, stl10, folder, npz, digits or fake."
+        "cifar10",
+        "Data set: cifar10, cifar100, stl10, folder, npz, digits or fake (made-up images, for "
+        "tests).",
     ),
     "dataset.data_dir": Setting(
         "",
@@ -76,76 +85,68 @@ SETTINGS: dict[str, Setting] = {
         "image folder, or the path of an .npz file.",
         neutral=True,
     ),
-    "dataset.num_labels": Setting(250, "Labeled images, all classes together."),
+    "dataset.num_labels": Setting(250, "Number of labeled images, of all classes together."),
     "dataset.label_fraction": Setting(
-        0.0, "Labeled share of each class's images; 0: num_labels counts.", low=0, high=1
+        0.0,
+        "Share of the training images of each class that is labeled. 0: dataset.num_labels is "
+        "used.",
+        low=0,
+        high=1,
     ),
     "dataset.label_seed": Setting(0, "Seed that chooses the labeled images.", low=0),
     "dataset.split_file": Setting(
-        "", "The labeled_split.json of another run, whose labeled images to take; '': draw them."
+        "",
+        "Path of the labeled_split.json of another run, to use the same labeled images. '': they "
+        "are drawn.",
     ),
     "dataset.labeled_in_unlabeled": Setting(
         True, "Whether the labeled images are part of the unlabeled set, too."
     ),
     "dataset.evaluate_on": Setting(
         "test",
-        "Images for evaluation; validation: 20 % of the training images that are not labeled.",
+        "Images for evaluation; validation: 20% of the training images that are not labeled.",
         choices=("test", "validation"),
     ),
     "dataset.stored_size": Setting(
-        32, "Side of the images as they are kept before the crop, pixels.", low=1
+        32, "Side of the stored images, before the random crop, in pixels.", low=1
     ),
-    "dataset.image_size": Setting(32, "Side of the crop that the network sees, pixels.", low=2),
-    "dataset.padding": Setting(4, "Reflected border before the random crop, pixels.", low=0),
+    "dataset.image_size": Setting(32, "Side of the crop that the network sees, in pixels.", low=2),
+    "dataset.padding": Setting(
+        4, "Reflected border that is added before the random crop, in pixels.", low=0
+    ),
     "dataset.flip": Setting(True, "Whether views are mirrored left-right at random."),
     "dataset.class_list": Setting(
-        "", "folder: text file of the class folders to use, one a line; '': all."
+        "",
+        "For folder: text file with the names of the class folders to use, one on each line. '': "
+        "all.",
     ),
     "dataset.on_broken": Setting(
         "error",
-        "folder: what to do with broken images. error: name all of them and do not start; skip: "
-        "leave them out and say so.",
+        "For folder: what to do with images that cannot be decoded. error: name all of them and do "
+        "not start; skip: leave them out and name them.",
         choices=("error", "skip"),
         neutral=True,  # images left out make another data set, which is refused as such
     ),
     "dataset.alpha": Setting(
         "white",
-        "folder: what to do with transparency. white: put the image on white; drop: drop the alpha "
-        "channel.",
+        "For folder: what to do with transparency. white: put the image on white; drop: ignore the "
+        "alpha channel.",
         choices=("white", "drop"),
     ),
     "dataset.drop_test_duplicates": Setting(
         False, "Whether unlabeled images that equal a test image are left out."
     ),
-    "dataset.num_classes": Setting(10, "fake: number of classes."),
+    "dataset.num_classes": Setting(10, "For fake: number of classes."),
     "augment.randaugment_ops": Setting(
-        3, "Operations of RandAugment on each strong view (n).", low=0
+        3, "Number of RandAugment operations on each strong view (n).", low=0
     ),
-    # ---- Model ----
-    "model.name": Setting("wide_resnet", "Backbone: wide_resnet, resnet50, conv4 or linear."),
-    "model.depth": Setting(28, "wide_resnet: layers."),
-    "model.widen_factor": Setting(2, "wide_resnet: widths are this times 16 channels.", low=1),
-    "model.stages": Setting(3, "wide_resnet: stages; 4 for the STL-10 variant.", low=1, high=4),
-    "model.first_stride": Setting(
-        1, "wide_resnet: stride of the first stage; 2 for the STL-10 variant.", low=1
-    ),
-    "model.width": Setting(
-        32, "conv4: channels of the first convolution; linear: features.", low=1
-    ),
-    "model.dtype": Setting(
-        "float32",
-        "Type that the network computes in; parameters stay float32.",
-        choices=("float32", "bfloat16"),
-    ),
-    "model.bn_decay": decay("BatchNorm's running statistics"),
-    "model.bn_epsilon": Setting(1e-3, "Added to BatchNorm's variances.", above=0),
-    "model.remat": Setting(
-        False, "Whether blocks are computed again in the backward pass: less memory, more time."
-    ),
+    **MODEL_SETTINGS,
     # ---- Method: pseudo-labels, and which layers see them ----
     "policy.name": Setting(
         "fixed_threshold",
-        "Who gets which pseudo-label; set by :method=NAME.",
+        "Policy: the rule that gives each unlabeled image a pseudo-label and a weight. Set by "
+        ":method=NAME. fixed_threshold is the policy of fixmatch, grad_relu, avg_clustering and "
+        "layermatch.",
         choices=tuple(POLICIES),
     ),
     **_of_policies(),
@@ -156,71 +157,77 @@ SETTINGS: dict[str, Setting] = {
     ),
     "avg_clustering.centers": Setting(
         "none",
-        "What the features are pulled to: the averaged classifier, averaged features, averaged "
-        "outputs, or the classifier itself (none).",
+        "Centers that the loss on pseudo-labels pulls the features to. classifier: the averaged "
+        "classifier; features: averaged features of each class; outputs: the current classifier, "
+        "with pseudo-labels from averaged predictions; none: the current classifier.",
         choices=("classifier", "features", "outputs", "none"),
     ),
     "avg_clustering.momentum": Setting(
         None,
-        "Share of the old value that an update keeps. Automatic: as ema_decay for "
-        "centers=classifier; the same with at most 0.99 for features; 0.6 per visit of an image "
-        "for outputs.",
+        "Momentum of the centers: the share of the old average that an update keeps. Automatic: "
+        "for classifier min(0.999, 1 - 10 / train_steps), for features min(0.99, 1 - 10 / "
+        "train_steps), for outputs 0.6 at each visit of an image.",
         low=0,
         below=1,
         kind=float,
     ),
     "avg_clustering.warm_up": Setting(
         10.0,
-        "centers=classifier, features: w; after t updates the momentum is at most (1 + t) / "
-        "(w + t). 1 is no warm-up.",
+        "For centers=classifier and features: w; after t updates the momentum is at most (1 + t) / "
+        "(w + t). 1: no warm-up.",
         low=1,
     ),
     "avg_clustering.target_head": Setting(
         "classifier",
-        "centers=classifier: whose predictions become pseudo-labels.",
+        "For centers=classifier: the head whose predictions become pseudo-labels.",
         choices=("classifier", "centers"),
     ),
     # ---- Optimization ----
     "optimizer.learning_rate": Setting(
-        0.03, "Learning rate at step 0; it falls as cos(7πk / 16K).", above=0
+        0.03,
+        "Learning rate at step 0. At step k it is multiplied by cos(7πk / (16 · train_steps)).",
+        above=0,
     ),
     "optimizer.momentum": Setting(0.9, "Momentum of SGD.", low=0, below=1),
-    "optimizer.nesterov": Setting(True, "Whether the momentum is Nesterov's."),
+    "optimizer.nesterov": Setting(True, "Whether SGD uses Nesterov momentum."),
     "optimizer.weight_decay": Setting(
         5e-4, "Weight decay, on convolution and dense kernels only.", low=0
     ),
     # ---- How a run proceeds ----
     "input.backend": Setting(
         "tf_data",
-        "Where views are made. tf_data: on the host; device: on the devices, which keep all images "
-        "in their memory.",
+        "Where views are made. tf_data: on the host. device: on the devices, which keep all "
+        "images in their memory.",
         choices=("tf_data", "device"),
         neutral=True,
     ),
     "input.prefetch": Setting(
-        4, "tf_data: batches that are made ahead of the device.", low=1, neutral=True
+        4, "For tf_data: number of batches that are prepared in advance.", low=1, neutral=True
     ),
     "input.steps_per_call": Setting(
         1,
-        "device: train steps that one call of the program makes (K). For accelerators: XLA's "
-        "convolutions are many times slower in a loop on a CPU.",
+        "For device: number of training steps inside one compiled call. Use it on accelerators "
+        "only: on a CPU, XLA's convolutions are many times slower inside a loop.",
         low=1,
         neutral=True,
     ),
-    "eval_batch_size": Setting(
-        512, "Images of an evaluation batch, of all devices together.", low=1
-    ),
+    "eval_batch_size": Setting(512, "Images in an evaluation batch, over all devices.", low=1),
     "log_every": Setting(256, "Steps between two lines of the log.", low=1, neutral=True),
     "eval_every": Setting(1024, "Steps between two evaluations.", low=1),
     "checkpoint_every": Setting(4096, "Steps between two checkpoints.", low=1, neutral=True),
-    "checkpoints_kept": Setting(2, "Checkpoints that are kept.", low=1, neutral=True),
+    "checkpoints_kept": Setting(
+        2, "Number of the newest checkpoints that are kept.", low=1, neutral=True
+    ),
     "compilation_cache": Setting(
-        None, "Folder of compiled programs, for quicker restarts.", kind=str, neutral=True
+        None,
+        "Folder in which compiled programs are stored, so that a restart is quicker.",
+        kind=str,
+        neutral=True,
     ),
     "tensorboard": Setting(True, "Whether TensorBoard's event files are written.", neutral=True),
     "profile": Setting(
         False,
-        "--mode=benchmark: whether a trace of the loop is written, too (jax.profiler).",
+        "With --mode=benchmark: whether a trace of the training loop is written (jax.profiler).",
         neutral=True,
     ),
     "layer_report.at_steps": Setting(
@@ -228,7 +235,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "layer_report.batches": Setting(
         128,
-        "Batches that a layer report averages gradients over; few make wide intervals.",
+        "Number of batches over which a layer report averages gradients; fewer give wider "
+        "intervals.",
         low=3,
         neutral=True,
     ),

@@ -61,6 +61,12 @@ class StorageError(EarlyEnd):
     status = 1
 
 
+class BrokenImagesError(EarlyEnd):
+    """Some images could not be decoded; what was asked for was done with all others."""
+
+    status = 3
+
+
 class Stopped(EarlyEnd):
     """The run was told to stop; it saved a checkpoint first, and can continue from there."""
 

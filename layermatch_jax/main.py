@@ -29,7 +29,11 @@ CONFIGS_FOR = {
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-    """Returns the exit status: 0 done or stopped, 1 failed, 2 asked for what cannot be done."""
+    """Returns the exit status.
+
+    0 done or stopped, 1 failed, 2 asked for what cannot be done, 3 done but for broken images, 130
+    interrupted.
+    """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
     try:
@@ -40,6 +44,8 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         if flag_values.mode not in modes.MODES:
             raise unknown("--mode", flag_values.mode, modes.MODES)
+        present = [name for name in flag_values if flag_values[name].present]
+        own = {name: flag_values[name].value for name in modes.own_flags(flag_values.mode, present)}
         from layermatch_jax.runtime import hosts, parallel, workdir  # JAX: not for a wrong flag
 
         parallel.use_all_cores()
@@ -48,7 +54,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         if "://" in folder and not folder.startswith("gs://"):
             raise InputError(f"--workdir={folder}: give a local folder, or gs://BUCKET/PATH")
         given = config_flags.get_override_values(flag_values["config"])
-        if said := modes.MODES[flag_values.mode](config, folder, given):
+        if said := modes.MODES[flag_values.mode](config, folder, given, **own):
             print(said)
     except EarlyEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
@@ -92,14 +98,20 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
                 "workdir",
                 None,
                 "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "For --mode=report also several, comma-separated, or a folder of such folders; a "
+                "predict and export also take a bundle. For --mode=report also several, "
+                "comma-separated, or a folder of such folders; a "
                 "comma in the name of an existing folder does not separate.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
+            ("images", None, "predict: a folder, a list of paths (.txt), or FILE,FILE,…"),
+            ("out", None, "predict: the table to write, .csv or .jsonl; export: the file."),
+            ("features", None, "predict: a file for the features, .npy; default none."),
+            ("format", None, "export: bundle (one file that --workdir takes)."),
             ("coordinator", None, "HOST:PORT of the first process, for several processes."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)
         for name, text in (
+            ("top", "predict: how many classes of an image to tell; default 1."),
             ("num_processes", "Of how many processes the run is made."),
             ("process_id", "Which of them this is, from 0."),
         ):
@@ -141,7 +153,7 @@ def _check(argv: list[str]) -> None:
 def _check_default(flag_values: flags.FlagValues) -> None:
     """Refuses to train on another data set with the default config, the digits' demo."""
     name = flag_values.config.dataset.name
-    own_config = flag_values["config"].present or flag_values.mode in ("report", "layer_report")
+    own_config = flag_values["config"].present or flag_values.mode not in ("train", "benchmark")
     if not own_config and name in CONFIGS_FOR:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "

@@ -1,16 +1,18 @@
 """The modes of the command line (--mode=…): functions (config, workdir, given) -> printed text.
 
 `given` names the fields that the command line sets by --config.FIELD=VALUE. A mode that looks at a
-saved run needs it: any other field of `config` is a default, and the run's own value counts.
+saved run needs it: any other field of `config` is a default, and the run's own value counts. Flags
+that only some modes read (FLAGS) follow by name.
 
 JAX and other slow modules are imported inside the modes: a wrong flag is refused at once.
 """
 
+import sys
 from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from layermatch_jax.errors import EarlyEnd, InputError
+from layermatch_jax.errors import EarlyEnd, InputError, unknown
 
 
 def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
@@ -61,7 +63,8 @@ def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) ->
     run = runs.read(folder, data_dir=config.dataset.data_dir)
     with workdir.lock(epath.Path(folder)):
         asked = "layer_report.batches" in given
-        report = measuring.of_run(run, config.layer_report.batches if asked else None)
+        data = runs.read_data(epath.Path(folder), run.config)
+        report = measuring.of_run(run, data, config.layer_report.batches if asked else None)
         record.add(epath.Path(folder), report)
         picture.write(epath.Path(folder))
     return f"{record.as_table(report)}\n\nfiles: {folder}/ ({', '.join(record.FILES)})"
@@ -74,6 +77,58 @@ def run_report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
     _alone("report")
     # Each run has its own config, but its data may have moved since.
     return f"report: {report.write(folders, config.dataset.data_dir)}"
+
+
+def run_predict(
+    config: ConfigDict,
+    workdir: str,
+    given: Collection[str],
+    *,
+    images: str | None,
+    out: str | None,
+    top: int | None,
+    features: str | None,
+) -> str:
+    """Predicts image files by the model in a run's folder or bundle; a table of the classes."""
+    from layermatch_jax.after import predict
+    from layermatch_jax.runtime import parallel
+
+    _alone("predict")
+    _check_given("predict", given, {"eval_batch_size", "compilation_cache", "dataset.data_dir"})
+    if "compilation_cache" in given and config.compilation_cache:
+        parallel.keep_compiled(config.compilation_cache)
+    size = config.eval_batch_size if "eval_batch_size" in given else None
+    data_dir = config.dataset.data_dir
+    return predict.of_files(workdir, images, out, top, features, size, data_dir)
+
+
+def run_export(
+    config: ConfigDict, workdir: str, given: Collection[str], *, format: str | None, out: str | None
+) -> str:
+    """Writes the model in a run's folder or bundle in another form; where it is."""
+    from layermatch_jax.after import bundle, trained
+
+    formats = {"bundle": bundle.write}  # (model, path) -> None
+    _alone("export")
+    _check_given("export", given, {"dataset.data_dir"})
+    if not format:
+        raise InputError(f"--format is needed: {' or '.join(formats)}")
+    if format not in formats:
+        raise unknown("--format", format, formats)
+    if not out:
+        raise InputError(f"--out is needed: the file to write, as model{bundle.ENDING}")
+    model = trained.read(workdir, config.dataset.data_dir)
+    print(trained.introduced(model), file=sys.stderr)
+    formats[format](model, out)
+    return f"{format}: {out}"
+
+
+def _check_given(mode: str, given: Collection[str], read: Collection[str]) -> None:
+    if unread := [name for name in given if name not in read]:
+        raise InputError(
+            f"--mode={mode} takes its settings from the run: --config.{unread[0]} is not read. "
+            f"Leave it out; what can be given is --config.{', --config.'.join(sorted(read))}"
+        )
 
 
 def _alone(mode: str) -> None:
@@ -91,4 +146,29 @@ MODES = {
     "benchmark": run_benchmark,
     "layer_report": run_layer_report,
     "report": run_report,
+    "predict": run_predict,
+    "export": run_export,
 }
+# The flags that only these modes read. All read --config, --workdir and those of several processes.
+FLAGS = {"predict": ("images", "out", "top", "features"), "export": ("format", "out")}
+
+
+def own_flags(mode: str, given: Collection[str]) -> tuple[str, ...]:
+    """The names of the flags that a mode reads beside those that all read.
+
+    Args:
+      mode: a key of MODES.
+      given: the flags on the command line.
+
+    Raises:
+      InputError: one of them is another mode's.
+    """
+    own = FLAGS.get(mode, ())
+    for name in given:
+        readers = [other for other, flags in FLAGS.items() if name in flags]
+        if readers and name not in own:
+            raise InputError(
+                f"--{name} is not read by --mode={mode}, but by --mode={' and '.join(readers)}. "
+                "Leave it out, or give that mode"
+            )
+    return own

@@ -59,8 +59,7 @@ def decay(of_what: str) -> Setting:
     """Makes an automatic setting: the decay of an average per step."""
     return Setting(
         memory,
-        f"Decay per step of {of_what}: the share of the old value that a step keeps. Automatic: "
-        f"{CLASSIC_DECAY}, but a memory of at most a tenth of the run, "
+        f"Decay of {of_what}: the share of the old average that each step keeps. Automatic: "
         f"min({CLASSIC_DECAY}, 1 - 10 / train_steps).",
         low=0,
         below=1,

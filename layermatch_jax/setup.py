@@ -7,19 +7,23 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from layermatch_jax import initial_weights
 from layermatch_jax.after.layer_report import measuring
 from layermatch_jax.data import description, pipeline, sources, splits
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.errors import InputError
 from layermatch_jax.method import assembly, policies, program, state, steps, windows
+from layermatch_jax.models.pretrained import Weights
 from layermatch_jax.runtime import hosts, parallel
 
 
 class Data(NamedTuple):
-    """The images of a run, on the host."""
+    """The images of a run, on the host, and the weights that it starts from."""
 
-    statistics: tuple  # of sources.channel_statistics
+    # Of sources.channel_statistics, or what pretrained weights expect: (means, deviations)
+    statistics: tuple
+    weights: Weights | None  # None: random ones, or the run goes on
     partition: splits.Partition
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
@@ -45,13 +49,15 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
-      statistics: what a run that is opened again kept of `channel_statistics`; None = taken of the
-        training images.
+      statistics: what a run that is opened again kept, which needs no other weights then; None =
+        those that config.model.pretrained comes with, or else those of the training images.
 
     Raises:
-      InputError: the data cannot be used.
+      InputError: the data or the weights cannot be used.
     """
     source = None
+    with hosts.all_or_none():
+        weights = None if statistics else initial_weights.read(config)
     with hosts.all_or_none():
         if hosts.is_first():
             source = sources.load(config.dataset)
@@ -66,9 +72,12 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
                 "all processes the same files, which all of them can read"
             )
         partition = splits.partition(source, config.dataset)
+        if weights:
+            statistics = weights.normalization.mean, weights.normalization.std
         statistics = statistics or sources.channel_statistics(source.train)
         return Data(
             statistics=statistics,
+            weights=weights,
             partition=partition,
             **_feed(config, partition),
             notes=source.notes,
@@ -119,6 +128,14 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         axis_name=parallel.axis_name(config.parallelism),
     )
     with hosts.all_or_none():
+        if data.weights:
+            initial = initial_weights.begin(
+                initial,
+                config,
+                data.weights,
+                partition.class_names,
+                len(partition.unlabeled.labels),
+            )
         method = assembly.create_method(
             config, initial.params, data.statistics, parallel.axis_name(config.parallelism)
         )

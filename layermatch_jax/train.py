@@ -13,7 +13,7 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from layermatch_jax import automatic, evaluate, rules, setup
+from layermatch_jax import automatic, evaluate, initial_weights, rules, setup
 from layermatch_jax.after.layer_report import measuring, record
 from layermatch_jax.data import description, splits
 from layermatch_jax.errors import NonFiniteLossError, Stopped
@@ -68,7 +68,9 @@ def train_and_evaluate(
         return result
 
     # --- Data, state and programs ----------------------------------------------------------------
-    prepared = prepared or setup.prepare(config, setup.load(config))
+    if prepared is None:
+        kept = initial_weights.kept_normalization(workdir, config)
+        prepared = setup.prepare(config, setup.load(config, kept))
     feed, partition = prepared.data.feed, prepared.data.partition
     place = functools.partial(parallel.place_batch, parallelism=config.parallelism)
     empty_window = parallel.replicate(prepared.empty_window, config.parallelism)
@@ -99,6 +101,7 @@ def train_and_evaluate(
                 run = checkpoint.restore_latest(checkpoints, workdir, run) or run
                 metrics.cut_back(workdir, int(run["lines"]), int(run["state"].step))
                 description.write(workdir, prepared.data.description)
+                initial_weights.write(workdir, prepared.data.weights)
                 workdir_lib.write_config(workdir, config)
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
@@ -215,6 +218,7 @@ def introduce(
         f"{config.model.name}, {size:,} parameters, on {devices} ({config.parallelism}); "
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
         *automatic.explained(config),
+        *initial_weights.told(workdir),
         *data.notes,
         *unmeasured(config, partition),
         sep="\n",

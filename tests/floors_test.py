@@ -21,6 +21,7 @@ FLOORS = (
     {"rules", "automatic", "config_file"},
     {"runtime"},
     {"data"},
+    {"initial_weights"},
     {"setup", "evaluate", "after", "train", "benchmark"},
     {"modes"},
     {"main"},
@@ -131,7 +132,8 @@ def test_the_yardstick_of_the_input_is_for_the_benchmark_alone():
 
 def test_the_method_needs_no_more_than_jax():
     below = {"errors", "setting", "views", "batches", "models", "method"}
-    allowed = {"jax", "flax", "optax", "ml_collections", "numpy", "layermatch_jax"}
+    # safetensors reads files of weights, inside a function.
+    allowed = {"jax", "flax", "optax", "ml_collections", "numpy", "safetensors", "layermatch_jax"}
     others = {
         library
         for path, name in modules()

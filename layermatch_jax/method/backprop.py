@@ -49,7 +49,7 @@ def run_forward(
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(images, method),
+            normalize(images, method.mean, method.std),
             train=True,
             mutable=["batch_stats"],
         )
@@ -216,7 +216,7 @@ def unsupervised_gradients(
     return terms, layerwise.HeadGradients(heads, by_features)
 
 
-def normalize(images: jax.Array, method: Method) -> jax.Array:
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (method.mean, method.std))
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean) / std

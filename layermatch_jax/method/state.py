@@ -100,6 +100,36 @@ def initializer(
     return init
 
 
+def with_weights(
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    backbone: Any,
+    batch_stats: Any,
+    classifier: Any,
+    num_unlabeled: int,
+) -> TrainState:
+    """The state before the first step with other weights; averages of them begin at them, too.
+
+    Args:
+      state: of `create`.
+      config: the whole config, resolved.
+      backbone: in the form of its parameters.
+      batch_stats: in the form of its running statistics.
+      classifier: in the form of its classifier.
+      num_unlabeled: size of the unlabeled set.
+    """
+    backbone, batch_stats, classifier = jax.tree.map(
+        jnp.asarray, (backbone, batch_stats, classifier)
+    )
+    params = state.params | {"backbone": backbone, "classifier": classifier}
+    return state.replace(
+        params=params,
+        batch_stats=batch_stats,
+        ema_params=jax.tree.map(jnp.copy, params),
+        centers=avg_clustering.create_centers(config).init(classifier, num_unlabeled),
+    )
+
+
 def create(*args, **kwargs) -> TrainState:
     """The state before the first step, on the default device; arguments as of `initializer`."""
     # One program: hundreds of initializers would otherwise compile one by one. It runs once, so it

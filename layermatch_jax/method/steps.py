@@ -166,7 +166,7 @@ def eval_step(
     Returns:
       {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
     """
-    images = backprop.normalize(batch.images, method)
+    images = backprop.normalize(batch.images, method.mean, method.std)
     labels = jnp.maximum(batch.labels, 0)
     metrics = {}
     for suffix, params in (("", state.params), ("_ema", state.ema_params)):

@@ -5,22 +5,35 @@ mutable=["batch_stats"])` maps float images [n, H, W, 3] to float32 features [n,
 
 Gradient masks are regular expressions on parameter paths, so the paths are regular:
 
-    stem/…                       the first convolution (ResNet, conv4: with its BatchNorm)
+    stem/…                       the first convolution, in most with its BatchNorm
     stage{1…}_block{0…}/…        conv1, norm1, conv2, norm2, …, shortcut (conv4: conv, norm)
-    final_norm/…                 WideResNet's last BatchNorm
+    final_norm/…                 the last BatchNorm of a WideResNet, LayerNorm of a transformer
 
-with leaves `kernel` (convolutions, dense), `scale` and `bias` (BatchNorm; nothing else has a bias).
+with leaves `kernel` (convolutions, dense layers), `scale` and `bias` (BatchNorm; in transformers,
+all layers have one). Networks that others trained have four stages, so a mask of stages means the
+same depth in all of them:
+
+    resnet50            the paper's
+    efficientnet_lite0  3, 2, 6 and 6 blocks, at whose end the image has 1/4, 1/8, 1/16 and 1/32 of
+                        its side; the very last is the 1x1 convolution that makes the features, and
+                        conv2 is the depthwise convolution of all others
+    vit_…               quarters, of 3 blocks each: norm1, attention/{query, key, value, out},
+                        scale1, norm2, dense1, dense2, scale2. stem/ has patches, positions,
+                        class_token and registers
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from layermatch_jax.errors import InputError, unknown
+from layermatch_jax.models.efficientnet_lite import EfficientNetLite
 from layermatch_jax.models.layers import Layers
 from layermatch_jax.models.resnet import ResNet
 from layermatch_jax.models.small import Conv4, Linear
+from layermatch_jax.models.vit import VisionTransformer
 from layermatch_jax.models.wide_resnet import WideResNet
 
 
@@ -55,6 +68,26 @@ def _resnet50(c: Any, axis_name: str | None) -> nn.Module:
     return ResNet(blocks=(3, 4, 6, 3), layers=_layers(c, axis_name), remat=c.remat)
 
 
+def _efficientnet_lite0(c: Any, axis_name: str | None) -> nn.Module:
+    return EfficientNetLite(layers=_layers(c, axis_name), remat=c.remat)
+
+
+def _vit(width: int, patch: int) -> Callable[[Any, str | None], nn.Module]:
+    def create(c: Any, axis_name: str | None) -> nn.Module:
+        del axis_name  # it looks at every image by itself
+        return VisionTransformer(
+            width=width,
+            patch=patch,
+            dtype=_lookup(_DTYPES, c, "dtype"),
+            layer_scale=c.layer_scale,
+            registers=c.registers,
+            pool=c.pool,
+            remat=c.remat,
+        )
+
+    return create
+
+
 def _conv4(c: Any, axis_name: str | None) -> nn.Module:
     return Conv4(width=c.width, layers=_layers(c, axis_name))
 
@@ -67,6 +100,11 @@ def _linear(c: Any, axis_name: str | None) -> nn.Module:
 _MODELS = {
     "wide_resnet": _wide_resnet,
     "resnet50": _resnet50,
+    "efficientnet_lite0": _efficientnet_lite0,
+    "vit_s14": _vit(384, 14),
+    "vit_s16": _vit(384, 16),
+    "vit_b14": _vit(768, 14),
+    "vit_b16": _vit(768, 16),
     "conv4": _conv4,
     "linear": _linear,
 }

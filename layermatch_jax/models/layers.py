@@ -32,19 +32,16 @@ class Layers:
 
         The padding is explicit because "SAME" pads stride-2 convolutions on the right and bottom
         only, which shifts the features and would not fit PyTorch checkpoints. `options` are further
-        ones of nn.Conv.
+        ones of nn.Conv, or others than these.
         """
-        return nn.Conv(
-            features,
-            (kernel_size, kernel_size),
-            strides=stride,
-            padding=kernel_size // 2,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=HE_NORMAL,
-            name=name,
-            **options,
-        )
+        defaults = {
+            "padding": kernel_size // 2,
+            "use_bias": False,
+            "dtype": self.dtype,
+            "kernel_init": HE_NORMAL,
+        }
+        size = (kernel_size, kernel_size)
+        return nn.Conv(features, size, strides=stride, name=name, **(defaults | options))
 
     def norm(self, train: bool, *, name: str) -> nn.BatchNorm:
         """BatchNorm by the statistics of the (global) batch, or by the running ones."""

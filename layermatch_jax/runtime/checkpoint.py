@@ -163,20 +163,22 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
 
     Args:
       workdir: the run's folder.
-      state: one of the form that is wanted, or its shapes.
+      state: one of the form that is wanted, or its shapes; None = whatever was saved.
       step: of which checkpoint; None = of the newest that is whole.
 
     Returns:
-      The state, of NumPy arrays.
+      The state, of NumPy arrays; for None, nested dictionaries of them.
 
     Raises:
       InputError: there is no such checkpoint, or none is intact and has this structure.
     """
     if not (workdir / FOLDER).exists():
         raise InputError(f"{workdir} has no checkpoint yet")
-    template = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), serialization.to_state_dict(state)
-    )
+
+    def zeros(tree):
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+    template = {} if state is None else {"state": zeros(serialization.to_state_dict(state))}
     _silence_latecomers()
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(_folder(workdir))
@@ -197,9 +199,8 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
             try:
                 _check_rights(manager.directory / str(wanted))
                 saved = manager.item_metadata(wanted).tree["run"]
-                zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(saved))
-                restored = _restore(manager, wanted, zeros | {"state": template})
-                return serialization.from_state_dict(state, restored["state"])
+                restored = _restore(manager, wanted, zeros(dict(saved)) | template)["state"]
+                return serialization.from_state_dict(state, restored) if template else restored
             except Exception as error:  # of any kind: the file may hold anything
                 _raise_unless_damage(error, manager, wanted)
                 reasons.append(f"\n  step {wanted}: {error}")

@@ -5,6 +5,7 @@ An incomplete file has the name FILE.part, and nothing reads it.
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -13,22 +14,27 @@ from layermatch_jax.errors import InputError
 
 
 def write_text(path: epath.Path, text: str) -> epath.Path:
-    """Writes a text file (UTF-8) whole or not at all, and returns its path.
+    """Writes a text file (UTF-8) as `write_bytes` does, and returns its path."""
+    return write_bytes(path, text.encode())
 
-    On a local disk the text has reached the disk before the file takes its name. An object in a
+
+def write_bytes(path: epath.Path, content: bytes) -> epath.Path:
+    """Writes a file whole or not at all, and returns its path.
+
+    On a local disk the content has reached the disk before the file takes its name. An object in a
     bucket (gs://) is whole or not there by itself.
 
     Args:
       path: local or gs://; its folder exists.
-      text: what the file is to hold.
+      content: what the file is to hold.
     """
     path = epath.Path(path)
     if "://" in str(path):
-        path.write_text(text)
+        path.write_bytes(content)
         return path
     part = path.parent / f"{path.name}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(part, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -61,6 +67,48 @@ def read_json(path: epath.Path, mend: str, kind: type = dict) -> Any:
         said = f"it should hold a {kind.__name__}, not {content!r:.40}"
         raise InputError(f"{path} is damaged: {said}. {mend}")
     return content
+
+
+def check_place(path: str, flag: str) -> None:
+    """Refuses a path at which no local file can be written.
+
+    Args:
+      path: of the file.
+      flag: how the user gave it, such as '--out=predictions.csv'.
+
+    Raises:
+      InputError: says what is in the way.
+    """
+    folder = os.path.dirname(path) or "."
+    if "://" in path:
+        raise InputError(f"{flag}: this file must be a local one. Copy it to its bucket afterwards")
+    if os.path.isdir(path):
+        raise InputError(f"{flag} is a folder. Give the name of a file")
+    if not os.path.isdir(folder):
+        raise InputError(f"{flag}: there is no folder {folder}. Make it, or take another path")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise InputError(f"{flag} cannot be written: {folder} is read-only. Take another path")
+
+
+def separate(names: str, there: Callable[[str], bool]) -> list[str]:
+    """Cuts a list at its commas, but for those that are part of a name.
+
+    What is there as a whole is not cut. A piece that is not there is joined with those behind it
+    until it is; where it never is, the piece stands alone. Empty pieces are left out.
+
+    Args:
+      names: names of files or folders, comma-separated.
+      there: whether a name is one of something that is there.
+    """
+    if "," in names and there(names):
+        return [names]
+    found, pieces = [], names.split(",")
+    while pieces:
+        joined = (",".join(pieces[:n]) for n in range(1, len(pieces) + 1))
+        name = next((name for name in joined if name and there(name)), pieces[0])
+        pieces = pieces[name.count(",") + 1 :]
+        found += [name] if name else []
+    return found
 
 
 def _sync_folder(folder: epath.Path) -> None:

@@ -112,11 +112,11 @@ def line(
             name = {"validation": "val."}.get(split, split)
             parts.append(f"{name} {scores['accuracy']:.1%} EMA {scores['accuracy_ema']:.1%}")
     if seconds_left is not None:
-        parts.append(f"{_short(seconds_left)} left")
+        parts.append(f"{short(seconds_left)} left")
     return "  ".join(parts)
 
 
-def _short(seconds: float) -> str:
+def short(seconds: float) -> str:
     """'2:05' (minutes and seconds), '1.5 h', '63 h' or '140 d'."""
     hours = seconds / 3600
     if hours < 1:

@@ -22,10 +22,11 @@ from layermatch_jax.runtime import checkpoint, files, metrics
 
 CONFIG, SPLIT, RESULT = "config.json", "labeled_split.json", "result.json"
 DATA = "data.json"  # of data/description.py
+WEIGHTS = "weights.json"  # of initial_weights.py
 LAYER_REPORT = ("layer_report.json", "layer_report.csv", "layer_report.png")
 LOCK, HOLDER = ".lock", ".lock.holder"  # what is locked, and who holds it
 # What a run writes beside its checkpoints and its result. The config is the last to be moved.
-_WRITTEN = (SPLIT, DATA, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
+_WRITTEN = (SPLIT, DATA, WEIGHTS, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
 _FROM_BACKUP = "Bring it back from a backup"
 _AT_YOUR_RISK = (
     "Or delete it: the same command then writes it again, but cannot check whether the {} are "

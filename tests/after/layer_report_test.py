@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import sys
+import types
 
 import jax
 import numpy as np
@@ -193,13 +194,15 @@ def test_the_batches_are_the_run_s_unless_the_command_line_gives_them(
     told = {"parameters": 1} | {name: [0.5, 0.4, 0.6] for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 9, "mask_rate": 0.5, "layers": {"stem": told}}
     report |= {"pseudo_label_accuracy": 0.5}
-    monkeypatch.setattr(runs, "read", lambda folder, data_dir: "the run")
+    run = types.SimpleNamespace(config="its config")
+    monkeypatch.setattr(runs, "read", lambda folder, data_dir: run)
+    monkeypatch.setattr(runs, "read_data", lambda folder, config: f"the data of {config}")
     monkeypatch.setattr(measuring, "of_run", lambda *args: asked.append(args) or report)
     argv = ["main", "--mode=layer_report", f"--workdir={tmp_path}"]
     argv += [f"--config.layer_report.batches={value}" for value in flags_]
     values = flags.FlagValues()
     assert main.main(main.parse_flags(argv, values), values) == 0
-    assert asked == [("the run", batches)]
+    assert asked == [(run, "the data of its config", batches)]
     assert "stem" in capsys.readouterr().out
 
 

@@ -13,7 +13,8 @@ from report_pages import config_of, read
 from runs_test import files, make_config
 
 from layermatch_jax import presets, setup, train
-from layermatch_jax.after import figures, pictures, predict, report, runs
+from layermatch_jax.after import figures, pictures, predict, report, runs, trained
+from layermatch_jax.after.model import Outputs
 from layermatch_jax.after.report import model, pages
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import crop
@@ -108,13 +109,14 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
         monkeypatch.setattr(pictures, name, record)
     monkeypatch.setattr(figures, "png", lambda figure: b"")
     run = runs.read(str(made))
-    evaluation = run.data.partition.evaluation
-    answer = predict.predict(run, evaluation)
+    data = runs.read_data(epath.Path(made), run.config)
+    evaluation = data.partition.evaluation
+    answer = predict.predict(trained.of_run(run), evaluation)
     # A model that is sure of itself: 3 images of each class are taken for the next.
     sure = np.full((30, 3), 0.1)
     guesses = np.where(np.arange(30) < 9, (evaluation.labels + 1) % 3, evaluation.labels)
     sure[np.arange(30), guesses] = 0.5 + np.arange(30) / 100
-    table = model.predictions(run, predict.Predictions(answer.features, sure))
+    table = model.predictions(run, data, Outputs(answer.features, sure))
     ((matrix, names),) = drawn["confusion"]
     np.testing.assert_array_equal(matrix, [[7, 3, 0], [0, 7, 3], [3, 0, 7]])
     assert names == ("a<b>", "R&D", "c")
@@ -129,18 +131,18 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     assert titles[1] == ["a<b> → R&D\n50.0%"]
 
     # The views: those that the twelfth step was given.
-    model.draw_views(run.config, run.data, 11)
+    model.draw_views(run.config, data, 11)
     ((pixels, titles, kinds),) = drawn["draw_images"]
-    sampler = setup.create_sampler(run.config, run.data.partition)
+    sampler = setup.create_sampler(run.config, data.partition)
     draws = sampler.draw(11)
-    unlabeled = run.data.partition.unlabeled
+    unlabeled = data.partition.unlabeled
     positions = draws.unlabeled.reshape(-1)[:8]
     np.testing.assert_array_equal(pixels[0], crop.center_crop(unlabeled.read(positions), 6))
-    weak, _ = pipeline.moved_views(run.data.partition, sampler, 1, 11, slice(None))
+    weak, _ = pipeline.moved_views(data.partition, sampler, 1, 11, slice(None))
     np.testing.assert_array_equal(pixels[1], weak.images[:, 1:4].reshape(-1, 6, 6, 3)[:8])
-    _, chunk = next(iter(run.data.feed.chunks(range(11, 12))))
+    _, chunk = next(iter(data.feed.chunks(range(11, 12))))
     chunk = jax.tree.map(lambda x: x[:, 0], chunk)
-    batch = jax.jit(run.data.feed.batch)(run.data.feed.resident("jit"), chunk)
+    batch = jax.jit(data.feed.batch)(data.feed.resident("jit"), chunk)
     np.testing.assert_array_equal(pixels[2], batch.images[:, 4:].reshape(-1, 6, 6, 3)[:8])
     assert np.any(pixels[2] != pixels[1])
     hidden = "unknown or labeled"
@@ -150,7 +152,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     assert kinds == ["image", "weak view", "strong view"]
 
     # The centers: columns of the averaged classifier, from their mean, in the features' plane.
-    model.features(run, answer)
+    model.features(run, data, answer)
     ((points, labels, _, _, stars, wrong),) = drawn["feature_map"]
     centered = answer.features - answer.features.mean(axis=0)
     axes = np.linalg.svd(centered.astype(float), full_matrices=False)[2][:2].T

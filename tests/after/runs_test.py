@@ -11,7 +11,8 @@ from PIL import Image
 
 from layermatch_jax import automatic, modes, train
 from layermatch_jax import config as config_lib
-from layermatch_jax.after import predict, runs
+from layermatch_jax.after import predict, runs, trained
+from layermatch_jax.after.predict import apply
 from layermatch_jax.data import images as images_lib
 from layermatch_jax.data.sources import folder
 from layermatch_jax.errors import InputError
@@ -48,6 +49,11 @@ def workdir(made, tmp_path):
     return shutil.copytree(made, tmp_path / "run")
 
 
+def evaluated(workdir, run):
+    """The run's evaluation images."""
+    return runs.read_data(epath.Path(workdir), run.config).partition.evaluation
+
+
 def files(workdir):
     return {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
 
@@ -63,12 +69,12 @@ def test_predictions_are_those_that_were_evaluated(made):
     before = files(made)
     run = runs.read(str(made))
     assert run.step == 4
-    images = run.data.partition.evaluation
+    images = evaluated(made, run)
     lines = [line for line in metrics.read(epath.Path(made)) if line["split"] == "test"]
     for step, line in zip((2, 4), lines, strict=True):
         run = runs.read(str(made), step)
         for ema, name in ((True, "accuracy_ema"), (False, "accuracy")):
-            answer = predict.predict(run, images, ema)
+            answer = predict.predict(trained.of_run(run, ema), images)
             assert answer.features.shape == (len(images.labels), 4)
             np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
             accuracy = np.mean(answer.probabilities.argmax(axis=1) == images.labels)
@@ -82,40 +88,41 @@ def test_predictions_are_those_that_were_evaluated(made):
 
 def test_predictions_of_files(made, tmp_path):
     run = runs.read(str(made))
-    images = run.data.partition.evaluation
+    model, images = trained.of_run(run), evaluated(made, run)
     pixels = images.read(np.arange(3))
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
-    answer = predict.predict(run, folder.from_files(paths, run.config.dataset.stored_size))
-    expected = predict.predict(run, images)
+    answer = predict.predict(model, folder.from_files(paths, model.stored_size))
+    expected = predict.predict(model, images)
     np.testing.assert_allclose(answer.probabilities, expected.probabilities[:3], rtol=1e-5)
 
 
 def test_predictions_compile_once_for_any_number_of_images(made):
     run = runs.read(str(made))
-    everything = run.data.partition.evaluation
-    whole = predict.predict(run, everything)
-    compiled = predict._forward._cache_size()
+    model, everything = trained.of_run(run), evaluated(made, run)
+    whole = predict.predict(model, everything)
+    compiled = apply._outputs._cache_size()
     for count in (0, 1, 24, 25, 99):
-        some = predict.predict(run, images_lib.take(everything, np.arange(count)))
+        some = predict.predict(model, images_lib.take(everything, np.arange(count)))
         assert some.features.shape == (count, 4)
         assert some.probabilities.shape == (count, 10)
         assert (some.features.dtype, some.probabilities.dtype) == (np.float32, np.float32)
         np.testing.assert_allclose(some.probabilities, whole.probabilities[:count], rtol=1e-5)
-    assert predict._forward._cache_size() == compiled
+    predict.predict(trained.read(str(made)), everything)  # opened again
+    assert apply._outputs._cache_size() == compiled
 
 
 def test_padding_is_read_once(made):
     """Images may be files: the last one is not decoded again for each row of padding."""
     run = runs.read(str(made))
-    asked = []
+    images, asked = evaluated(made, run), []
 
     def read(positions):
         asked.extend(positions.tolist())
-        return run.data.partition.evaluation.read(positions)
+        return images.read(positions)
 
-    predict.predict(run, images_lib.Images(np.full(30, -1), read))
+    predict.predict(trained.of_run(run), images_lib.Images(np.full(30, -1), read))
     assert asked == list(range(30))
 
 
@@ -129,18 +136,18 @@ def test_padding_is_read_once(made):
     ],
 )
 def test_predictions_of_images_of_another_form_are_refused(made, pixels, told):
-    run = runs.read(str(made))
+    model = trained.read(str(made))
     with pytest.raises(InputError, match=told):
-        predict.predict(run, images_lib.from_array(pixels, None))
+        predict.predict(model, images_lib.from_array(pixels, None))
 
 
 def test_predictions_of_broken_files(made, tmp_path):
-    run = runs.read(str(made))
+    model = trained.read(str(made))
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("broken.png", "absent.png"):
         with pytest.raises(InputError, match=name):
-            predict.predict(run, folder.from_files([tmp_path / name], 8))
-    assert predict.predict(run, folder.from_files([], 8)).probabilities.shape == (0, 10)
+            predict.predict(model, folder.from_files([tmp_path / name], 8))
+    assert predict.predict(model, folder.from_files([], 8)).probabilities.shape == (0, 10)
 
 
 def test_what_cannot_be_opened(workdir, tmp_path):
@@ -158,6 +165,9 @@ def test_what_cannot_be_opened(workdir, tmp_path):
     split = json.loads((workdir / "labeled_split.json").read_text())
     (workdir / "labeled_split.json").write_text(json.dumps(split | {"sha256": "0"}))
     with pytest.raises(InputError, match="holds a run on other images"):
+        runs.read_data(epath.Path(workdir), make_config())
+    (workdir / "labeled_split.json").unlink()
+    with pytest.raises(InputError, match=r"labeled_split.json is missing or lacks how many"):
         runs.read(str(workdir))
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"color": "red"}))
@@ -171,19 +181,23 @@ def test_a_run_knows_its_data(workdir, caplog):
     assert runs.read_class_names(epath.Path(workdir)) == tuple(f"class {c}" for c in range(10))
     # Its statistics count, not those of how images are decoded today.
     path.write_text(json.dumps(kept | {"channel_mean": [0.25, 0.5, 0.75]}))
-    assert runs.read(str(workdir)).data.statistics[0] == (0.25, 0.5, 0.75)
+    assert runs.read(str(workdir)).statistics[0] == (0.25, 0.5, 0.75)
+    assert runs.read_data(epath.Path(workdir), make_config()).statistics[0] == (0.25, 0.5, 0.75)
 
     other = kept | {"class_names": ["cat", *kept["class_names"][1:]]}
     path.write_text(json.dumps(other))
     (workdir / "result.json").unlink()  # as in a run that is to go on
     told = r"on other data:\n  classes: no longer there: 'cat'; new: 'class 0'"
     with pytest.raises(InputError, match=told):
-        runs.read(str(workdir))
+        runs.read_data(epath.Path(workdir), make_config())
     with pytest.raises(InputError, match=told):
         train.train_and_evaluate(make_config(), str(workdir))
 
     path.unlink()  # as an earlier version left it
-    runs.read(str(workdir))
+    assert runs.read(str(workdir)).statistics == (
+        tuple(kept["channel_mean"]),
+        tuple(kept["channel_std"]),
+    )
     assert "holds no data.json" in caplog.text
     assert not path.exists()
     train.train_and_evaluate(make_config(), str(workdir))

@@ -157,7 +157,7 @@ def test_images_are_normalized_by_channel():
     method = make_method(make_params())._replace(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 2.0))
     images = np.array([[[[0, 0, 0], [255, 255, 255], [51, 102, 204]]]], np.uint8)
     expected = [[[[-2, -0.5, 0], [2, 1.5, 0.5], [-1.2, 0.3, 0.4]]]]
-    actual = backprop.normalize(jnp.array(images), method)
+    actual = backprop.normalize(jnp.array(images), method.mean, method.std)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 

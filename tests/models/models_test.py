@@ -434,7 +434,7 @@ def test_bfloat16_agrees_with_float32():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "wideresnet"}, "Did you mean 'wide_resnet'.*: .*resnet50, conv4, linear"),
+        ({"name": "wideresnet"}, "Did you mean 'wide_resnet'.*: .*resnet50, .*conv4, linear"),
         ({"name": "vgg"}, "unknown .*model.name 'vgg'. There are"),
         ({"name": "conv4", "dtype": "bfloat"}, "Did you mean 'bfloat16'"),
         ({"name": "wide_resnet", "depth": 27}, r"depth=27.*6·b \+ 4"),

@@ -166,11 +166,12 @@ def create(
     return measure_layers
 
 
-def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
-    """The report of a saved run: `of_run(runs.read(workdir))`.
+def of_run(run: Any, data: Any, batches: int | None = None) -> dict[str, Any]:
+    """The report of a saved run.
 
     Args:
       run: of `runs.read`.
+      data: of `runs.read_data`.
       batches: to average over; None = the run's `layer_report.batches`.
 
     Returns:
@@ -182,7 +183,6 @@ def of_run(run: Any, batches: int | None = None) -> dict[str, Any]:
     config = run.config.copy_and_resolve_references()
     config.parallelism = "jit"  # of which a state that was read is
     config.layer_report.batches = batches or config.layer_report.batches
-    data = run.data
     method = assembly.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)
     resident = data.feed.resident(config.parallelism)

@@ -11,9 +11,10 @@ from absl import logging
 from etils import epath
 
 from layermatch_jax import setup
-from layermatch_jax.after import drawing, predict, runs
+from layermatch_jax.after import drawing, predict, runs, trained
 from layermatch_jax.after.layer_report import picture as layer_picture
 from layermatch_jax.after.layer_report import record
+from layermatch_jax.after.model import Outputs
 from layermatch_jax.after.report import curves, logs, model, pages, tables
 from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Note, Picture, Section, as_picture
@@ -86,7 +87,8 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
         if seen:
             run, answer = seen
             step = max(run.step - 1, 0)
-            predictions, features = model.predictions(run, answer), model.features(run, answer)
+            predictions = model.predictions(run, data, answer)
+            features = model.features(run, data, answer)
         views = tried(
             "The views cannot be shown.", lambda: model.draw_views(log.config, data, step)
         )
@@ -103,9 +105,9 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
     ]
 
 
-def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, predict.Predictions]:
-    run = runs.Run(log.config, data, runs.read_state(log.folder, log.config, data))
-    return run, predict.predict(run, data.partition.evaluation)
+def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, Outputs]:
+    run = runs.read(str(log.folder), data_dir=log.config.dataset.data_dir)
+    return run, predict.predict(trained.of_run(run), data.partition.evaluation)
 
 
 def _layers(reports: list[dict[str, Any]]) -> list[Picture]:

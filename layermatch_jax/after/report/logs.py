@@ -13,7 +13,7 @@ from layermatch_jax import presets
 from layermatch_jax.after import runs
 from layermatch_jax.data import description
 from layermatch_jax.errors import InputError
-from layermatch_jax.runtime import metrics
+from layermatch_jax.runtime import files, metrics
 from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.runtime import workdir as workdir_lib
 
@@ -56,33 +56,16 @@ def folders(names: str) -> list[epath.Path]:
     """The folders of runs in a comma-separated list, each once.
 
     A folder that is no run's but has such folders in it, as one of launch/sweep.py does, stands
-    for all of them. A comma may be part of a name: see `_separate`.
+    for all of them. A comma may be part of a name: see `files.separate`.
     """
     found = []
-    for folder in _separate(names):
+    folder_of = lambda name: epath.Path(os.path.expanduser(name))  # noqa: E731
+    for folder in map(folder_of, files.separate(names, lambda name: folder_of(name).is_dir())):
         inside = []
         if folder.is_dir() and not (folder / workdir_lib.CONFIG).exists():
             inside = [f for f in folder.iterdir() if (f / workdir_lib.CONFIG).exists()]
         found += sorted(inside) or [folder]
     return list(dict.fromkeys(found))
-
-
-def _separate(names: str) -> list[epath.Path]:
-    """Cuts a list at its commas, but for those in the names of folders.
-
-    What is a folder as a whole is not cut. A piece that is none is joined with those behind it
-    until it is one; where it never is, the piece stands alone.
-    """
-    folder = lambda name: epath.Path(os.path.expanduser(name))  # noqa: E731
-    if "," in names and folder(names).is_dir():
-        return [folder(names)]
-    found, pieces = [], names.split(",")
-    while pieces:
-        joined = (",".join(pieces[:n]) for n in range(1, len(pieces) + 1))
-        name = next((name for name in joined if name and folder(name).is_dir()), pieces[0])
-        pieces = pieces[name.count(",") + 1 :]
-        found += [folder(name)] if name else []
-    return found
 
 
 def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:

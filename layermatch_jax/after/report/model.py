@@ -6,7 +6,7 @@ import numpy as np
 
 from layermatch_jax import setup
 from layermatch_jax.after import analysis, pictures
-from layermatch_jax.after.predict import Predictions
+from layermatch_jax.after.model import Outputs
 from layermatch_jax.after.report.pages import Picture, Table, as_picture
 from layermatch_jax.after.runs import Run
 from layermatch_jax.data import feed as feed_lib
@@ -56,14 +56,15 @@ def draw_views(config, data: setup.Data, step: int) -> Picture:
     )
 
 
-def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
+def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | Table]:
     """Which classes are taken for which others, and the mistakes that the model is surest of.
 
     Args:
-      run: whose model and images they are.
+      run: whose model it is.
+      data: its images.
       answer: of the run's evaluation images.
     """
-    images, names = run.data.partition.evaluation, run.data.partition.class_names
+    images, names = data.partition.evaluation, run.class_names
     kind = run.config.dataset.evaluate_on
     guesses = answer.probabilities.argmax(axis=1)
     matrix = analysis.confusion_matrix(images.labels, guesses, len(names))
@@ -126,9 +127,9 @@ def predictions(run: Run, answer: Predictions) -> list[Picture | Table]:
     return parts
 
 
-def features(run: Run, answer: Predictions) -> list[Picture]:
+def features(run: Run, data: setup.Data, answer: Outputs) -> list[Picture]:
     """The features of the run's evaluation images in two dimensions, with the classes' centers."""
-    labels, names = run.data.partition.evaluation.labels, run.data.partition.class_names
+    labels, names = data.partition.evaluation.labels, run.class_names
     if answer.features.shape[1] < 2 or len(labels) < 2:
         return []
     known = np.flatnonzero(labels >= 0)

@@ -1,6 +1,7 @@
 """One image file, decoded: square, uint8, red, green and blue, whatever the file holds."""
 
 import concurrent.futures
+import errno
 import functools
 import os
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from layermatch_jax.errors import InputError
 
 # By content, not by extension. Others (EPS, TGA, ...) would start programs or take any bytes.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Errors that say nothing about the file.
+_OF_THE_MACHINE = tuple(
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
+)
 _BITS = (8, 10, 12, 14, 16, 24, 32)  # that a camera or a scanner fills
 
 
@@ -52,12 +59,27 @@ def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
         ) from error
 
 
+def attempt(path: str, side: int, alpha: str) -> Decoded | str:
+    """The image that `decode` gives, with its remarks; or why it cannot be decoded.
+
+    Raises:
+      MemoryError, OSError: the machine, not the file, is at fault: no memory, too many open files,
+        a file server that does not answer.
+    """
+    try:
+        return _decode(path, side, alpha)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
+        return _reason(error, path)
+
+
 def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ...]]:
     """Why the image cannot be decoded, None if it can; and the remarks on it (see Decoded)."""
-    try:
-        return None, _decode(path, side, alpha).remarks
-    except Exception as error:
-        return _reason(error, path), ()
+    found = attempt(path, side, alpha)
+    return (found, ()) if isinstance(found, str) else (None, found.remarks)
 
 
 @functools.cache

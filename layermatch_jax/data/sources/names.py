@@ -18,9 +18,16 @@ def text(name: str) -> str:
     Bytes that are no UTF-8 (which Python holds as surrogates) and control characters become visible
     escapes: the Latin-1 bytes of café give 'caf\xe9'.
     """
+    return unicodedata.normalize("NFC", visible(name))
+
+
+def visible(name: str) -> str:
+    """A name or path in the disk's own code points, with the escapes of `text`: one line of UTF-8.
+
+    Programs that open the file by this text find it, unless something had to be escaped.
+    """
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    name = re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", _escape, name)
-    return unicodedata.normalize("NFC", name)
+    return re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", _escape, name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -34,6 +41,20 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(text, names[:5])) + more
 
 
+def read_list(path: str) -> str:
+    """The text of a list of names: UTF-8 with or without a byte order mark, or UTF-16.
+
+    As in names of files, what is no UTF-8 becomes surrogates: lists in Latin-1 work, too.
+
+    Raises:
+      OSError: the file cannot be read.
+      UnicodeDecodeError: it begins as UTF-16 does and goes on otherwise.
+    """
+    content = Path(path).expanduser().read_bytes()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # an editor's "Unicode"
+    return content.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
+
+
 def read_class_list(path: str) -> list[str]:
     """The names in a text file, as `text`: one a line; empty lines and lines with # do not count.
 
@@ -41,10 +62,7 @@ def read_class_list(path: str) -> list[str]:
       InputError: the file cannot be read, names a class twice or names none.
     """
     try:
-        content = Path(path).expanduser().read_bytes()
-        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # an editor's "Unicode"
-        # As in names of files, what is no UTF-8 becomes surrogates: lists in Latin-1 work, too.
-        decoded = content.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
+        decoded = read_list(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--config.dataset.class_list={path!r} cannot be read ({error}). It must be a text"

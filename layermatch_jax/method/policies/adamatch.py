@@ -19,7 +19,7 @@ from layermatch_jax.setting import Setting, decay
 
 SETTINGS = {
     "relative_threshold": Setting(
-        0.9, "Threshold, in units of the labeled rows' mean confidence.", low=0
+        0.9, "Threshold relative to the mean confidence of the labeled images.", low=0
     ),
     "momentum": decay("the averaged predictions"),
 }

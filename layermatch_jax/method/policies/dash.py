@@ -23,15 +23,15 @@ SETTINGS = {
     "temperature": Setting(0.5, "Temperature of soft pseudo-labels.", above=0),
     "warm_up": Setting(
         lambda train_steps: min(1.0, max(2048 / 2**20, 20 / train_steps)),
-        "Share of train_steps in which every pseudo-label counts. Automatic: 2048 / 2^20, but at "
-        "least 20 steps.",
+        "Length of the warm-up, in which every pseudo-label is used, as a share of train_steps. "
+        "Automatic: 2048 / 2^20, but at least 20 steps.",
         low=0,
         high=1,
         kind=float,
     ),
     "period": Setting(
         10240 / 2**20,
-        "Share of train_steps after which the bound falls, again and again.",
+        "Length of a period as a share of train_steps; the bound falls after each period.",
         low=0,
         high=1,
     ),

@@ -29,7 +29,8 @@ SETTINGS = {
     "temperature": Setting(0.4, "Temperature of soft pseudo-labels.", above=0),
     "signal_annealing": Setting(
         "none",
-        "Training-signal annealing: how labeled rows that are learned already are left out.",
+        "Training-signal annealing: the schedule by which labeled images that the model already "
+        "predicts confidently are left out of the loss.",
         choices=("none", *SCHEDULES),
     ),
 }

@@ -1,0 +1,169 @@
+"""Batches of images through a model, on all local devices, without waiting for each other."""
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import entr
+
+from layermatch_jax.after import model as model_lib
+from layermatch_jax.after.model import Model, Outputs, Predictor
+from layermatch_jax.data.augment import crop
+from layermatch_jax.data.images import Images
+from layermatch_jax.errors import InputError
+from layermatch_jax.runtime import parallel
+
+T = TypeVar("T")
+_AHEAD = 2  # batches that are read while one is computed
+
+
+class Summary(NamedTuple):
+    """Of n images, in their order."""
+
+    classes: jax.Array  # int32 [n, k], the most probable first
+    probabilities: jax.Array  # float32 [n, k], of these
+    entropy: jax.Array  # float32 [n], of all K probabilities, nats
+    features: jax.Array | tuple  # float32 [n, D]; () if they are not wanted
+
+
+def predict(model: Model, images: Images) -> Outputs:
+    """Applies a model to images, as its run's evaluation does.
+
+    The model is compiled once, however many images a call has: they go through it in batches of
+    `model.batch_size` (rounded up to a multiple of the devices), of which the last is filled up.
+
+    Args:
+      model: of `trained.read` or `trained.of_run`.
+      images: of the model's stored side, uint8; their labels are not read. `folder.from_files`
+        makes them of files.
+
+    Returns:
+      Outputs of NumPy arrays, of no rows for no images.
+
+    Raises:
+      InputError: the images are of another size or type, or a file cannot be read; names it.
+    """
+    _check_form(images, model)
+    # No rows to begin with: so no images give arrays of the right form, too.
+    parts = [Outputs(*(np.zeros((0, n), np.float32) for n in _sizes(model)))]
+    forward = on_all_devices(_outputs, model)
+    size = batch_size(model.batch_size)
+
+    def read(part: range) -> tuple[np.ndarray, None]:
+        return crop.center_crop(images.read(np.array(part)), model.image_size), None
+
+    for _, _, outputs in in_batches(forward, read, range(len(images.labels)), size):
+        parts.append(outputs)
+    return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def summarize(model: Model, top: int, with_features: bool) -> Callable[[np.ndarray], Summary]:
+    """A function of batches, uint8 [n, S, S, 3], n a multiple of the devices -> Summary there."""
+    return on_all_devices(functools.partial(_summary, top, with_features), model)
+
+
+def batch_size(asked: int, images: int | None = None) -> int:
+    """Rows of a batch: as asked, no more than there are images, a multiple of the devices."""
+    devices = jax.local_device_count()
+    wanted = max(1, asked if images is None else min(asked, images))
+    return -(-wanted // devices) * devices
+
+
+def on_all_devices(function: Callable, model: Model) -> Callable:
+    """`function(predictor, variables, images)` as one of images alone, which devices divide."""
+    variables = parallel.replicate(model.variables, "jit")
+    predictor = model_lib.predictor(model)
+    return lambda images: function(predictor, variables, parallel.place_batch(images, "jit"))
+
+
+def in_batches(
+    forward: Callable[[np.ndarray], Any],
+    read: Callable[[range], tuple[np.ndarray, T]],
+    positions: range,
+    size: int,
+) -> Iterator[tuple[range, T, Any]]:
+    """Reads images and applies a function, batch by batch.
+
+    Batches are read ahead in a thread, and a batch is computed while the caller works with the
+    answer to the one before.
+
+    Args:
+      forward: uint8 [size, S, S, 3] -> tree of arrays [size, …] on devices.
+      read: n positions -> (uint8 [n, S, S, 3], anything).
+      positions: of the images.
+      size: rows of every batch; the last one is filled up.
+
+    Yields:
+      (positions of a batch, the anything, tree of NumPy arrays [n, …]), in order.
+    """
+
+    def filled(part: range) -> tuple[range, np.ndarray, T]:
+        pixels, other = read(part)
+        if len(pixels) < size:  # an image's answer does not depend on the others
+            more = np.zeros((size - len(pixels), *pixels.shape[1:]), pixels.dtype)
+            pixels = np.concatenate([pixels, more])
+        return part, pixels, other
+
+    def fetched(part: range, other: T, answer: Any) -> tuple[range, T, Any]:
+        return part, other, jax.tree.map(lambda x: x[: len(part)], jax.device_get(answer))
+
+    under_way = None
+    parts = (positions[i : i + size] for i in range(0, len(positions), size))
+    for part, pixels, other in _ahead(filled, parts):
+        answer = forward(pixels)
+        if under_way:
+            yield fetched(*under_way)
+        under_way = part, other, answer
+    if under_way:
+        yield fetched(*under_way)
+
+
+def _ahead(function: Callable[[Any], T], items: Iterable) -> Iterator[T]:
+    """`map`, some items ahead in a thread."""
+    waiting = collections.deque()
+    thread = concurrent.futures.ThreadPoolExecutor(1, "read ahead")
+    try:
+        for item in items:
+            waiting.append(thread.submit(function, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+# Static, a predictor is compared by what it computes: so a model is compiled once.
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(predictor: Predictor, variables, images) -> Outputs:
+    return predictor(variables, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _summary(top: int, with_features: bool, predictor: Predictor, variables, images) -> Summary:
+    features, probabilities = predictor(variables, images)
+    highest, classes = jax.lax.top_k(probabilities, top)
+    entropy = jnp.sum(entr(probabilities), axis=-1)
+    return Summary(classes, highest, entropy, features if with_features else ())
+
+
+def _sizes(model: Model) -> tuple[int, int]:
+    """D and K."""
+    return model.variables["classifier"]["kernel"].shape
+
+
+def _check_form(images: Images, model: Model) -> None:
+    side, none = model.stored_size, images.read(np.arange(0))
+    if none.dtype != np.uint8 or none.shape[1:] != (side, side, 3):
+        raise InputError(
+            f"The images are {none.dtype} [N, {', '.join(map(str, none.shape[1:]))}]. The run's"
+            f" model was trained on images stored as uint8 (0..255) [N, {side}, {side}, 3], and"
+            f" takes such alone (dataset.stored_size={side}). For image files take"
+            f" data.folder.from_files(paths, {side}); for an array, bring it to that size with"
+            f" data.images.resize(pixels, {side}) first."
+        )

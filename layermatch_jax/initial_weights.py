@@ -1,0 +1,162 @@
+"""The weights that a run starts from, in place of random ones: `config.model.pretrained`."""
+
+import hashlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from layermatch_jax.data import description
+from layermatch_jax.errors import InputError
+from layermatch_jax.method import state
+from layermatch_jax.models import pretrained
+from layermatch_jax.models.pretrained import packages
+from layermatch_jax.runtime import checkpoint, files, hosts
+from layermatch_jax.runtime import workdir as workdir_lib
+
+FILE = workdir_lib.WEIGHTS
+
+
+def read(config: ml_collections.ConfigDict) -> pretrained.Weights | None:
+    """The weights that a config names: of a package, of a file or of another run.
+
+    Args:
+      config: the whole config, resolved. Read: model.
+
+    Returns:
+      None if the run starts from random weights.
+
+    Raises:
+      InputError: there are no such weights, or they are not of this network.
+    """
+    source = config.model.pretrained
+    if not source:
+        return None
+    folder = epath.Path(source).expanduser()
+    if source in packages.PACKAGES or not folder.is_dir():
+        weights = pretrained.read(source, config.model.name)
+    elif (folder / workdir_lib.CONFIG).exists():
+        weights = _of_run(folder)
+    else:
+        raise InputError(
+            f"--config.model.pretrained={source} is a folder, but holds no run: there is no "
+            f"{workdir_lib.CONFIG}. Give the file itself if weights are in it"
+        )
+    if weights.bn_epsilon not in (None, config.model.bn_epsilon):
+        raise InputError(
+            f"--config.model.bn_epsilon={config.model.bn_epsilon}: the weights of {weights.source} "
+            f"need {weights.bn_epsilon}, with which they were trained. Set it to that"
+        )
+    return weights
+
+
+def _of_run(folder: epath.Path) -> pretrained.Weights:
+    """The averaged parameters of a run, which may be under way, with its classifier."""
+    model = workdir_lib.read_config(folder).model
+    saved = checkpoint.read_state(folder, None)
+    backbone, batch_stats = (
+        traverse_util.flatten_dict(tree, sep="/")
+        for tree in (saved["ema_params"]["backbone"], saved["batch_stats"])
+    )
+    classifier = saved["ema_params"]["classifier"]
+    data, before = description.read(folder), read_record(folder)
+    if data is None:
+        raise InputError(f"{folder} has no {description.FILE}: it is of an earlier version")
+    digest = hashlib.sha256()
+    for _, x in sorted((backbone | batch_stats | classifier).items()):
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return pretrained.Weights(
+        params=backbone,
+        batch_stats=batch_stats,
+        classifier=classifier,
+        class_names=tuple(data["class_names"]),
+        bn_epsilon=model.bn_epsilon if batch_stats else None,
+        normalization=pretrained.Normalization(
+            *description.statistics(data), before.get("resize", "as its images")
+        ),
+        looks_like=f"{model.name} of another size" if model.name == "wide_resnet" else model.name,
+        source=f"the run in {folder}, step {int(saved['step'])}",
+        sha256=digest.hexdigest(),
+        license=before.get("license", "as the run's data allow"),
+        notes=("averaged parameters (EMA), and the normalization of that run",),
+    )
+
+
+def begin(
+    initial: state.TrainState,
+    config: ml_collections.ConfigDict,
+    weights: pretrained.Weights,
+    class_names: tuple[str, ...],
+    num_unlabeled: int,
+) -> state.TrainState:
+    """The state before the first step, with the weights in place of random ones.
+
+    The classifier is theirs for the classes that they know by name, and random for others.
+
+    Args:
+      initial: of `state.create`.
+      config: the whole config, resolved.
+      weights: of `read`.
+      class_names: of the run's data.
+      num_unlabeled: size of the unlabeled set.
+
+    Raises:
+      InputError: a weight is missing, left over or of another shape.
+    """
+    backbone, batch_stats = pretrained.fit(weights, initial.params["backbone"], initial.batch_stats)
+    classifier = jax.tree.map(np.array, initial.params["classifier"])
+    for k, j in _same_classes(weights, class_names):
+        for name, theirs in weights.classifier.items():
+            classifier[name][..., k] = theirs[..., j]
+    return state.with_weights(initial, config, backbone, batch_stats, classifier, num_unlabeled)
+
+
+def _same_classes(weights: pretrained.Weights, class_names) -> list[tuple[int, int]]:
+    """(number here, number there) of the classes that have one name."""
+    theirs = {name: j for j, name in enumerate(weights.class_names or ())}
+    return [(k, theirs[name]) for k, name in enumerate(class_names) if name in theirs]
+
+
+def kept_normalization(workdir: epath.Path, config: ml_collections.ConfigDict) -> tuple | None:
+    """The (mean, deviation) that a run with weights of others goes on with; else None.
+
+    All processes call it; the first one reads. Such a run does not need the weights' file again.
+    """
+    if not config.model.pretrained:
+        return None
+    data = None
+    if hosts.is_first() and checkpoint.recorded(workdir):
+        data = description.read(workdir)
+    numbers = np.array(description.statistics(data) if data else np.zeros((2, 3)))
+    mean, std = np.asarray(hosts.from_first(numbers)).tolist()
+    return (tuple(mean), tuple(std)) if any(std) else None
+
+
+def write(workdir: epath.Path, weights: pretrained.Weights | None) -> None:
+    """Writes weights.json: source, SHA-256, license and normalization of a run's weights."""
+    if weights is not None and not (workdir / FILE).exists():
+        files.write_json(workdir / FILE, weights.record())
+
+
+def told(workdir: epath.Path) -> list[str]:
+    """What the user is told at the start of a run with weights of others."""
+    record = read_record(workdir)
+    if not record:
+        return []
+    sha256, notes = record["sha256"][:8], record["notes"]
+    first = f"starts from {record['source']} (license: {record['license']}; SHA-256 {sha256}…)"
+    return [first, *(f"  {note}" for note in notes)]
+
+
+def read_record(workdir: epath.Path) -> dict[str, Any]:
+    """What weights.json holds; {} for a run that started from random weights.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = workdir / FILE
+    mend = "Delete it: training does not need it"
+    return files.read_json(path, f"{mend}.") if path.exists() else {}

@@ -1,0 +1,171 @@
+"""Convolutions that XLA computes slowly on a CPU, for nn.Conv(conv_general_dilated=...).
+
+XLA's depthwise convolution takes 25 to 60 times as long on a CPU as the sum of its k·k shifted
+products, and the gradient of the kernel 4 times as long. Which of the two is computed is chosen by
+the platform that a program is compiled for; both are the same numbers, up to rounding.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_PARTS = 8  # that sums over a batch are cut into
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def pointwise(x: jax.Array, kernel: jax.Array, *unused, **neutral) -> jax.Array:
+    """Convolution of 1x1 and stride 1, as one matrix product.
+
+    Args:
+      x: [n, h, w, c].
+      kernel: [1, 1, c, d].
+      *unused: strides and padding of nn.Conv, which are neutral here.
+      **neutral: what nn.Conv passes besides.
+
+    Returns:
+      [n, h, w, d].
+    """
+    product = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def depthwise(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **unused
+) -> jax.Array:
+    """Convolution of every channel by a kernel of its own.
+
+    It has a gradient (reverse mode) only, no jvp.
+
+    Args:
+      x: [n, h, w, c].
+      kernel: [k, k, 1, c].
+      strides: of rows and columns, equal.
+      padding: "SAME", or zeros (before, after) rows and columns.
+      **unused: what nn.Conv passes besides, at its neutral value here.
+
+    Returns:
+      [n, h', w', c].
+    """
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _depthwise(x, kernel, strides[0], tuple(map(tuple, padding)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, padding):
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _products(x, kernel, stride, padding),
+        default=lambda x, kernel: _by_xla(x, kernel, stride, padding),
+    )
+
+
+def _forward(x, kernel, stride, padding):
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, inputs, gradient):
+    def by_xla(x, kernel, gradient):
+        return jax.vjp(lambda x, k: _by_xla(x, k, stride, padding), x, kernel)[1](gradient)
+
+    def by_products(x, kernel, gradient):
+        return (
+            _gradient_of_input(gradient, kernel, stride, padding, x.shape),
+            _gradient_of_kernel(x, gradient, kernel, stride, padding),
+        )
+
+    return lax.platform_dependent(*inputs, gradient, cpu=by_products, default=by_xla)
+
+
+_depthwise.defvjp(_forward, _backward)
+
+
+def _by_xla(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_LAYOUT,
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _windows(x, sides, stride, padding) -> list[jax.Array]:
+    """For each of the k·k weights of a kernel, what it is multiplied by: [n, h', w', c]."""
+    (rows, columns), pads = sides, ((0, 0), *padding, (0, 0))
+    x = jnp.pad(x, pads)
+    height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
+    # Every stride-th row and column once, instead of once for each weight.
+    phases = [[x[:, i::stride, j::stride] for j in range(stride)] for i in range(stride)]
+    if stride > 1:
+        phases = lax.optimization_barrier(phases)
+    return [
+        phases[i % stride][j % stride][:, i // stride :, j // stride :][:, :height, :width]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+
+
+def _products(x, kernel, stride, padding):
+    windows = _windows(x, kernel.shape[:2], stride, padding)
+    weights = kernel.reshape(len(windows), 1, 1, 1, -1).astype(jnp.float32)
+    return _sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(
+        x.dtype
+    )
+
+
+def _gradient_of_input(gradient, kernel, stride, padding, shape):
+    """The products that a pixel was part of, by its row and column modulo the stride."""
+    rows, columns = kernel.shape[:2]
+    (top, _), (left, _) = padding
+    height, width = (-(-side // stride) for side in shape[1:3])
+    gradient = jnp.pad(gradient, ((0, 0), (rows, rows + 1), (columns, columns + 1), (0, 0)))
+    kernel = kernel.astype(jnp.float32)
+
+    def of_phase(a, b):
+        # Row stride·u + a was multiplied by weight i for the output row u + (a + top - i) / stride.
+        parts = []
+        for i in range((a + top) % stride, rows, stride):
+            for j in range((b + left) % stride, columns, stride):
+                down, right = rows + (a + top - i) // stride, columns + (b + left - j) // stride
+                window = gradient[:, down:, right:][:, :height, :width]
+                parts.append(window * kernel[i, j, 0][None, None, None])
+        return _sum(parts)
+
+    phases = [[of_phase(a, b) for b in range(stride)] for a in range(stride)]
+    whole = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    whole = whole.reshape(shape[0], height * stride, width * stride, shape[3])
+    return whole[:, : shape[1], : shape[2]].astype(gradient.dtype)
+
+
+def _gradient_of_kernel(x, gradient, kernel, stride, padding):
+    # XLA sums over all rows channel by channel, without vectors. So rows are cut into parts that
+    # are added to each other, again and again; the barriers keep XLA from joining it all.
+    windows = _windows(x, kernel.shape[:2], stride, padding)
+    sums = [_sum_of_parts(lambda rows, of=of: of[rows] * gradient[rows], len(of)) for of in windows]
+    sums = jnp.stack(lax.optimization_barrier(sums)).reshape(len(windows), -1, x.shape[-1])
+    while sums.shape[1] > 1:
+        sums = _sum_of_parts(lambda rows, of=sums: of[:, rows], sums.shape[1], axis=1)
+        sums = lax.optimization_barrier(sums)
+    return sums.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _sum_of_parts(part: Callable[[slice], jax.Array], rows: int, axis: int = 0) -> jax.Array:
+    """The sum of up to _PARTS slices, as even as can be; a shorter last one is padded by zeros."""
+    size = -(-rows // _PARTS)
+    parts = [part(slice(i, i + size)).astype(jnp.float32) for i in range(0, rows, size)]
+    if missing := size - parts[-1].shape[axis]:
+        pads = [(0, 0)] * parts[-1].ndim
+        pads[axis] = (0, missing)
+        parts[-1] = jnp.pad(parts[-1], pads)
+    return _sum(parts)
+
+
+def _sum(arrays) -> jax.Array:
+    first, *others = arrays
+    return functools.reduce(jnp.add, others, first)

@@ -1,0 +1,57 @@
+"""The settings of the backbones, with their defaults and bounds: config.model."""
+
+from layermatch_jax.setting import Setting, decay
+
+SETTINGS: dict[str, Setting] = {
+    "model.name": Setting(
+        "wide_resnet",
+        "Backbone: wide_resnet, resnet50, efficientnet_lite0, vit_s14, vit_s16, vit_b14, vit_b16 "
+        "(transformers with patches of 14 or 16 pixels), conv4 or linear.",
+    ),
+    "model.pretrained": Setting(
+        "",
+        "Weights that the backbone starts from: the path of a file, the folder of another run, or "
+        "a name (imagenet: EfficientNet-Lite0's, from an installed package). '': random ones.",
+    ),
+    "model.depth": Setting(28, "For wide_resnet: depth, 10, 16, 22, 28, …"),
+    "model.widen_factor": Setting(
+        2, "For wide_resnet: the stages have 16, 32, 64, … channels times this.", low=1
+    ),
+    "model.stages": Setting(
+        3, "For wide_resnet: number of stages; 4 in the config stl10.", low=1, high=4
+    ),
+    "model.first_stride": Setting(
+        1, "For wide_resnet: stride of the first stage; 2 in the config stl10.", low=1
+    ),
+    "model.width": Setting(
+        32, "For conv4: channels of the first convolution. For linear: number of features.", low=1
+    ),
+    "model.registers": Setting(
+        0, "For vit: number of register tokens; DINOv2 with registers has 4.", low=0
+    ),
+    "model.layer_scale": Setting(
+        False, "For vit: whether every block's parts have a factor for each feature, as DINOv2's."
+    ),
+    "model.pool": Setting(
+        "token",
+        "For vit: what the features are. token: the class token; average: the mean over the "
+        "patches, without a class token.",
+        choices=("token", "average"),
+    ),
+    "model.dtype": Setting(
+        "float32",
+        "Type in which the backbone is computed; the parameters stay float32.",
+        choices=("float32", "bfloat16"),
+    ),
+    "model.bn_decay": decay("BatchNorm's running statistics"),
+    "model.bn_epsilon": Setting(
+        None,
+        "Number that is added to the variances in BatchNorm. Automatic: 0.001; 0.00001 for a "
+        "resnet50 that starts from pretrained weights, which were trained with it.",
+        above=0,
+        kind=float,
+    ),
+    "model.remat": Setting(
+        False, "Whether blocks are computed again in the backward pass: less memory, more time."
+    ),
+}
