@@ -62,7 +62,7 @@ class StorageError(EarlyEnd):
 
 
 class BrokenImagesError(EarlyEnd):
-    """Some images could not be decoded; what was asked for was done with all others."""
+    """Some images could not be decoded; the mode has processed all others."""
 
     status = 3
 

@@ -29,10 +29,10 @@ CONFIGS_FOR = {
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-    """Returns the exit status.
+    """Runs the mode; returns the exit status.
 
-    0 done or stopped, 1 failed, 2 asked for what cannot be done, 3 done but for broken images, 130
-    interrupted.
+    0: done, or told to stop. 1: failed. 2: the settings, flags or data cannot be used. 3: done, but
+    some images are broken. 130: interrupted.
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
@@ -46,7 +46,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise unknown("--mode", flag_values.mode, modes.MODES)
         present = [name for name in flag_values if flag_values[name].present]
         own = {name: flag_values[name].value for name in modes.own_flags(flag_values.mode, present)}
-        from layermatch_jax.runtime import hosts, parallel, workdir  # JAX: not for a wrong flag
+        from layermatch_jax.runtime import hosts, parallel, workdir  # after the flags: JAX is slow
 
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
@@ -97,23 +97,31 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             (
                 "workdir",
                 None,
-                "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "predict and export also take a bundle. For --mode=report also several, "
-                "comma-separated, or a folder of such folders; a "
-                "comma in the name of an existing folder does not separate.",
+                "Folder of the run (default: runs/DATASET-LABELS-METHOD-lSEED-sSEED). predict and "
+                "export: a folder or a bundle. report: one or several folders, comma-separated, or "
+                "a folder of such folders; a comma in the name of an existing folder is no "
+                "separator.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
-            ("images", None, "predict: a folder, a list of paths (.txt), or FILE,FILE,…"),
-            ("out", None, "predict: the table to write, .csv or .jsonl; export: the file."),
-            ("features", None, "predict: a file for the features, .npy; default none."),
-            ("format", None, "export: bundle (one file that --workdir takes)."),
-            ("coordinator", None, "HOST:PORT of the first process, for several processes."),
+            (
+                "images",
+                None,
+                "predict: a folder, a file with a list of paths (.txt), or FILE,FILE,…",
+            ),
+            (
+                "out",
+                None,
+                "predict: the table to write, .csv or .jsonl. export: the file to write.",
+            ),
+            ("features", None, "predict: the file to write the features to, .npy (default: none)."),
+            ("format", None, "export: bundle (a file that can be given as --workdir)."),
+            ("coordinator", None, "HOST:PORT of the first process, if there are several."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)
         for name, text in (
-            ("top", "predict: how many classes of an image to tell; default 1."),
-            ("num_processes", "Of how many processes the run is made."),
-            ("process_id", "Which of them this is, from 0."),
+            ("top", "predict: number of classes in the table for each image (default: 1)."),
+            ("num_processes", "Number of processes of the run."),
+            ("process_id", "Number of this process, from 0."),
         ):
             flags.DEFINE_integer(name, None, text, flag_values=flag_values)
         left = flag_values(argv)

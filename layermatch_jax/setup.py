@@ -19,11 +19,11 @@ from layermatch_jax.runtime import hosts, parallel
 
 
 class Data(NamedTuple):
-    """The images of a run, on the host, and the weights that it starts from."""
+    """The data of a run on the host, and the weights that it starts from."""
 
-    # Of sources.channel_statistics, or what pretrained weights expect: (means, deviations)
+    # (means, deviations) from sources.channel_statistics, or as the pretrained weights expect
     statistics: tuple
-    weights: Weights | None  # None: random ones, or the run goes on
+    weights: Weights | None  # None = random weights, or a run that is resumed
     partition: splits.Partition
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
@@ -49,8 +49,8 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
-      statistics: what a run that is opened again kept, which needs no other weights then; None =
-        those that config.model.pretrained comes with, or else those of the training images.
+      statistics: (means, deviations) that the run saved; then config.model.pretrained is not read.
+        None = those of config.model.pretrained, or of the training images if there is none.
 
     Raises:
       InputError: the data or the weights cannot be used.

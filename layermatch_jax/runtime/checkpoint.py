@@ -163,11 +163,11 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
 
     Args:
       workdir: the run's folder.
-      state: one of the form that is wanted, or its shapes; None = whatever was saved.
-      step: of which checkpoint; None = of the newest that is whole.
+      state: a state, or shapes, with the wanted structure; None = the structure that was saved.
+      step: the step of the checkpoint; None = the newest that is intact.
 
     Returns:
-      The state, of NumPy arrays; for None, nested dictionaries of them.
+      The state with NumPy arrays; nested dictionaries of them for state=None.
 
     Raises:
       InputError: there is no such checkpoint, or none is intact and has this structure.

@@ -19,14 +19,14 @@ def write_text(path: epath.Path, text: str) -> epath.Path:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> epath.Path:
-    """Writes a file whole or not at all, and returns its path.
+    """Writes a file atomically, and returns its path.
 
-    On a local disk the content has reached the disk before the file takes its name. An object in a
-    bucket (gs://) is whole or not there by itself.
+    On a local disk the content is flushed to the disk before the file gets its name. A bucket
+    (gs://) writes objects atomically by itself.
 
     Args:
       path: local or gs://; its folder exists.
-      content: what the file is to hold.
+      content: the content of the file.
     """
     path = epath.Path(path)
     if "://" in str(path):
@@ -73,32 +73,33 @@ def check_place(path: str, flag: str) -> None:
     """Refuses a path at which no local file can be written.
 
     Args:
-      path: of the file.
-      flag: how the user gave it, such as '--out=predictions.csv'.
+      path: path of the file.
+      flag: what the user wrote, such as '--out=predictions.csv'; the message begins with it.
 
     Raises:
-      InputError: says what is in the way.
+      InputError: the message names the obstacle.
     """
     folder = os.path.dirname(path) or "."
     if "://" in path:
-        raise InputError(f"{flag}: this file must be a local one. Copy it to its bucket afterwards")
+        raise InputError(f"{flag}: give a local path, and copy the file to the bucket afterwards")
     if os.path.isdir(path):
         raise InputError(f"{flag} is a folder. Give the name of a file")
     if not os.path.isdir(folder):
-        raise InputError(f"{flag}: there is no folder {folder}. Make it, or take another path")
+        raise InputError(f"{flag}: there is no folder {folder}. Make it, or choose another path")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise InputError(f"{flag} cannot be written: {folder} is read-only. Take another path")
+        raise InputError(f"{flag} cannot be written: {folder} is read-only. Choose another path")
 
 
 def separate(names: str, there: Callable[[str], bool]) -> list[str]:
-    """Cuts a list at its commas, but for those that are part of a name.
+    """Splits a comma-separated list of names in which existing names may contain commas.
 
-    What is there as a whole is not cut. A piece that is not there is joined with those behind it
-    until it is; where it never is, the piece stands alone. Empty pieces are left out.
+    If `names` exists as a whole, it is not split. A piece that does not exist is joined with the
+    following pieces until the result exists; if none exists, the piece stands alone. Empty pieces
+    are left out.
 
     Args:
       names: names of files or folders, comma-separated.
-      there: whether a name is one of something that is there.
+      there: whether a file or folder with this name exists.
     """
     if "," in names and there(names):
         return [names]
