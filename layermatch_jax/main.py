@@ -73,7 +73,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Defines and parses the flags; returns what is left of `argv`.
+    """Defines and parses the flags; returns the remaining arguments of `argv`.
 
     Raises:
       SystemExit: status 2 after a line that says what is wrong (absl and ml_collections would print

@@ -274,7 +274,9 @@ def test_refused_settings(fields, message):
 def test_refused_steps_between_calls_and_methods():
     periods = {"log_every": 4, "input.steps_per_call": 4}
     rules.validate(tiny("layermatch", **{"layer_report.at_steps": (4, 8)}, **periods))
-    with pytest.raises(InputError, match=r"6 is none.*multiples of input.steps_per_call = 4"):
+    with pytest.raises(
+        InputError, match=r"6 is not allowed.*multiples of input.steps_per_call = 4"
+    ):
         rules.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
     with pytest.raises(InputError, match="supervised has no pseudo-labels"):
         rules.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))
