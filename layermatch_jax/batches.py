@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from layermatch_jax.arrays import Array
 
 
 class TrainBatch(NamedTuple):
@@ -11,18 +13,18 @@ class TrainBatch(NamedTuple):
     A slice of rows is a complete share of the batch, so devices exchange no images.
     """
 
-    images: np.ndarray  # [B, V, H, W, 3] uint8, the views in the order of views.Layout
-    labels: np.ndarray  # [B] int32
-    labeled_indices: np.ndarray  # [B] int32, positions in the labeled set
-    unlabeled_indices: np.ndarray  # [B, μ] int32, positions in the unlabeled set
-    # [B, μ] int32, for diagnostics alone; -1 = unknown, or the image is one of the labeled ones
-    true_labels: np.ndarray
+    images: UInt8[Array, "B V H W 3"]  # the views in the order of views.Layout
+    labels: Int32[Array, " B"]
+    labeled_indices: Int32[Array, " B"]  # positions in the labeled set
+    unlabeled_indices: Int32[Array, "B μ"]  # positions in the unlabeled set
+    # For diagnostics alone; -1 = unknown, or the image is one of the labeled ones
+    true_labels: Int32[Array, "B μ"]
     draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 
 
 class EvalBatch(NamedTuple):
     """Rows of an evaluation batch."""
 
-    images: np.ndarray  # [n, H, W, 3] uint8
-    labels: np.ndarray  # [n] int32
-    mask: np.ndarray  # [n] float32, 0 for padding
+    images: UInt8[Array, "n H W 3"]
+    labels: Int32[Array, " n"]
+    mask: Float32[Array, " n"]  # 0 for padding

@@ -83,6 +83,8 @@ def find(name: str) -> pathlib.Path:
 
 def _module(path: pathlib.Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("config_file", path)
+    assert spec is not None
+    assert spec.loader is not None  # as the file ends with .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -122,7 +122,7 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and (error.filename or error.errno in _MEND):
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        mend = _MEND.get(error.errno, "Mend this")
+        mend = _MEND.get(error.errno or 0, "Mend this")
         return f"StorageError: {where}{error.strerror}. {mend}; {_RESUME}"
     return None
 

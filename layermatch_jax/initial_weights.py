@@ -65,6 +65,7 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
     data, before = description.read(folder), read_record(folder)
     if data is None:
         raise InputError(f"{folder} has no {description.FILE}, because an earlier version wrote it")
+    mean, std = description.statistics(data)
     digest = hashlib.sha256()
     for _, x in sorted((backbone | batch_stats | classifier).items()):
         digest.update(np.ascontiguousarray(x).tobytes())
@@ -74,9 +75,7 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
         classifier=classifier,
         class_names=tuple(data["class_names"]),
         bn_epsilon=model.bn_epsilon if batch_stats else None,
-        normalization=pretrained.Normalization(
-            *description.statistics(data), before.get("resize", "as its images")
-        ),
+        normalization=pretrained.Normalization(mean, std, before.get("resize", "as its images")),
         looks_like=f"{model.name} of another size" if model.name == "wide_resnet" else model.name,
         source=f"the run in {folder}, step {int(saved['step'])}",
         sha256=digest.hexdigest(),
@@ -110,7 +109,7 @@ def begin(
     backbone, batch_stats = pretrained.fit(weights, initial.params["backbone"], initial.batch_stats)
     classifier = jax.tree.map(np.array, initial.params["classifier"])
     for k, j in _same_classes(weights, class_names):
-        for name, theirs in weights.classifier.items():
+        for name, theirs in (weights.classifier or {}).items():
             classifier[name][..., k] = theirs[..., j]
     return state.with_weights(initial, config, backbone, batch_stats, classifier, num_unlabeled)
 
@@ -130,8 +129,9 @@ def kept_normalization(workdir: epath.Path, config: ml_collections.ConfigDict) -
     if not config.model.pretrained:
         return None
     data = None
-    if hosts.is_first() and checkpoint.recorded(workdir):
-        data = description.read(workdir)
+    with hosts.all_or_none():
+        if hosts.is_first() and checkpoint.recorded(workdir):
+            data = description.read(workdir)
     numbers = np.array(description.statistics(data) if data else np.zeros((2, 3)))
     mean, std = np.asarray(hosts.from_first(numbers)).tolist()
     return (tuple(mean), tuple(std)) if any(std) else None

@@ -37,7 +37,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
         draw_reports()
         raise
     draw_reports()
-    return result and result_lib.as_text(result, folder)
+    return result_lib.as_text(result, folder) if result else None
 
 
 def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
@@ -45,7 +45,7 @@ def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> st
     from layermatch_jax.benchmark import measure, summary
 
     report = measure.run_benchmark(config, folder)
-    return report and summary.as_table(report, folder)
+    return summary.as_table(report, folder) if report else None
 
 
 def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
@@ -99,7 +99,7 @@ def run_predict(
         parallel.keep_compiled(config.compilation_cache)
     size = config.eval_batch_size if "eval_batch_size" in given else None
     data_dir = config.dataset.data_dir
-    return predict.of_files(workdir, images, out, top, features, size, data_dir)
+    return predict.of_files(workdir, images or "", out or "", top, features, size, data_dir)
 
 
 def run_export(

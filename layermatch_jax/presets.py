@@ -19,9 +19,10 @@ GRAD_RELU = (("classifier/.*", 0.0),)
 # Named gradient masks, for ablations. A name says which layers pseudo-labels do not train:
 # from_stage3 means stage 3 and all later layers, with the classifier; to_stage1 means the stem and
 # stage 1. All backbones name their layers alike (models/__init__.py), so one list serves them all.
-# A mask with a stage that the network does not have is refused. With three stages, from_stage3
-# is the last stage and to_stage1 the first half; with four (ResNet-50), from_stage4 and to_stage2.
-_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # only WideResNet has a final norm
+# A mask with a stage that the network does not have is refused. With three stages, from_stage3 is
+# the last stage and to_stage1 the first half; with four (as in all pretrained networks),
+# from_stage4 and to_stage2.
+_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # WideResNet and transformers have final_norm
 MASKS = {
     "none": (),  # FixMatch
     "half_classifier": (("classifier/.*", 0.5),),

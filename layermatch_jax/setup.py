@@ -92,9 +92,10 @@ def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
 
 def _feed(config: ml_collections.ConfigDict, partition: splits.Partition) -> dict[str, Any]:
     sampler = create_sampler(config, partition)
+    layout = assembly.create_layout(config, policies.create(config))
     return {
         "feed": feed_lib.create(config, partition, sampler, parallel.host_rows(config.batch_size)),
-        "images_per_step": config.batch_size * len(sampler.layout.kinds),
+        "images_per_step": config.batch_size * layout.size,
     }
 
 
@@ -102,7 +103,7 @@ def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partitio
     """Creates the sampler of a run: draws for the policy's views, and the policy's own draws."""
     policy = policies.create(config)
     layout = assembly.create_layout(config, policy)
-    return pipeline.create_sampler(config, partition, layout, policy.draws)
+    return pipeline.create_sampler(config, partition, layout.drawn, policy.draws)
 
 
 def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:

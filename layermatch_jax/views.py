@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Shaped
+
+from layermatch_jax.arrays import Array
 
 
 class Kind(NamedTuple):
@@ -26,12 +30,15 @@ KINDS = {
     "medium": Kind(moved=True, operations=1),
     "strong": Kind(moved=True, operations=None),
 }
+# The kind of an unlabeled view that the policy makes of others inside the step (Policy.prepare).
+MADE = "made"
 
 
 class Views(NamedTuple):
     """The views that a method wants: {name: key of KINDS}, of every image of a kind.
 
-    Both have a view called "weak": class centers average its features.
+    An unlabeled view may also be of kind MADE. Both have a view called "weak": class centers
+    average its features.
     """
 
     labeled: Mapping[str, str] = {"weak": "weak"}
@@ -39,10 +46,10 @@ class Views(NamedTuple):
 
 
 class ByView(NamedTuple):
-    """Arrays by name of the view: [B, ...] of labeled, [μB, ...] of unlabeled images."""
+    """Arrays by name of the view, of labeled and of unlabeled images."""
 
-    labeled: dict[str, jax.Array]
-    unlabeled: dict[str, jax.Array]
+    labeled: dict[str, Shaped[Array, "B ..."]]
+    unlabeled: dict[str, Shaped[Array, "μB ..."]]
 
 
 class Layout(NamedTuple):
@@ -57,8 +64,19 @@ class Layout(NamedTuple):
     mu: int  # μ, unlabeled images per labeled one
 
     @property
+    def drawn(self) -> "Layout":
+        """The layout of the views that are drawn from the images: all but those of kind MADE."""
+        drawn = {name: kind for name, kind in self.views.unlabeled.items() if kind != MADE}
+        return Layout(Views(self.views.labeled, drawn), self.mu)
+
+    @property
+    def size(self) -> int:
+        """V, the number of a row's views."""
+        return len(self.views.labeled) + self.mu * len(self.views.unlabeled)
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
-        """How each of the V views is made."""
+        """How each of the V views is made, in a layout of drawn ones."""
         labeled = [KINDS[kind] for kind in self.views.labeled.values()]
         unlabeled = [KINDS[kind] for kind in self.views.unlabeled.values() for _ in range(self.mu)]
         return (*labeled, *unlabeled)
@@ -101,8 +119,8 @@ class Layout(NamedTuple):
         starts = [v for v in range(len(alike)) if v == 0 or alike[v] != alike[v - 1]]
         return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]
 
-    def split(self, x: jax.Array) -> ByView:
-        """[B, V, ...] by row -> the views, each in row order."""
+    def split(self, x: Shaped[Array, "B V ..."]) -> ByView:
+        """Takes the views of a batch apart, each in row order."""
         rest = x.shape[2:]
         return ByView(
             {name: x[:, self.labeled(name)] for name in self.views.labeled},
@@ -111,3 +129,13 @@ class Layout(NamedTuple):
                 for name in self.views.unlabeled
             },
         )
+
+    def join(self, by_view: ByView) -> jax.Array:
+        """The inverse of `split`: [B, V, ...] by row."""
+        labeled = [by_view.labeled[name][:, None] for name in self.views.labeled]
+        rows = len(labeled[0])
+        unlabeled = [
+            by_view.unlabeled[name].reshape(rows, self.mu, *labeled[0].shape[2:])
+            for name in self.views.unlabeled
+        ]
+        return jnp.concatenate([*labeled, *unlabeled], axis=1)

@@ -5,6 +5,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 # Tests compile much and compute little. Processes that tests start inherit this setting.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import jaxtyping
+
+# Calls of these are checked against their annotations, shapes included. Before they are imported.
+jaxtyping.install_import_hook(
+    [f"layermatch_jax.{room}" for room in ("method", "models", "data", "views")],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
+
 import jax
 import pytest
 from absl import flags, logging

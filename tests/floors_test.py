@@ -12,7 +12,7 @@ PACKAGE = ROOT / "layermatch_jax"
 
 # From the bottom up. A part imports its own modules and those of the parts below it.
 FLOORS = (
-    {"errors", "renamed"},
+    {"errors", "renamed", "arrays"},
     {"setting", "views", "batches"},
     {"models"},
     {"method"},
@@ -131,9 +131,12 @@ def test_the_yardstick_of_the_input_is_for_the_benchmark_alone():
 
 
 def test_the_method_needs_no_more_than_jax():
-    below = {"errors", "setting", "views", "batches", "models", "method"}
+    below = {"errors", "arrays", "setting", "views", "batches", "models", "method"}
     # safetensors reads files of weights, inside a function.
-    allowed = {"jax", "flax", "optax", "ml_collections", "numpy", "safetensors", "layermatch_jax"}
+    allowed = {
+        "jax", "flax", "optax", "ml_collections", "numpy", "jaxtyping", "safetensors",
+        "layermatch_jax",
+    }  # fmt: skip
     others = {
         library
         for path, name in modules()
@@ -150,7 +153,7 @@ def test_the_method_needs_no_more_than_jax():
         # The method and the parts below it.
         (
             "layermatch_jax.method.program",
-            "clu tensorflow tensorboard sklearn PIL matplotlib",
+            "clu tensorflow tensorboard sklearn PIL matplotlib beartype",
         ),
         ("layermatch_jax.train", "tensorflow tensorflow_datasets matplotlib sklearn"),
         ("layermatch_jax.main", "tensorflow tensorflow_datasets matplotlib sklearn PIL orbax"),

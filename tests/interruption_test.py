@@ -33,6 +33,8 @@ from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
     [
         pytest.param("flexmatch+layerwise", "classifier", "device", marks=pytest.mark.slow),
         ("freematch", "outputs", "tf_data"),
+        pytest.param("vat+layerwise", "classifier", "device", marks=pytest.mark.slow),
+        pytest.param("vat+layerwise", "classifier", "tf_data", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(

@@ -160,7 +160,7 @@ def _input(prepared: setup.Prepared, config) -> Part:
         make(config.input.prefetch + 2)  # chunks that were made while other parts were timed
         return _seconds(lambda: make(count)) / count
 
-    return Part(run, K, K * prepared.data.images_per_step)
+    return Part(run, K, K * config.batch_size * prepared.method.layout.drawn.size)
 
 
 def _input_per_image(prepared: setup.Prepared, config) -> Part:

@@ -84,8 +84,9 @@ def concatenate(a: Images, b: Images) -> Images:
         out[~in_b] = a.read(indices[~in_b])
         return out
 
-    known = a.files is not None and b.files is not None
-    files = np.concatenate([a.files, b.files]) if known else None
+    files = None
+    if a.files is not None and b.files is not None:
+        files = np.concatenate([a.files, b.files])
     return Images(np.concatenate([a.labels, b.labels]), read, files)
 
 
@@ -110,7 +111,7 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
         return pixels
     out = np.empty((len(pixels), side, side, *pixels.shape[3:]), np.uint8)
     for i, image in enumerate(pixels):
-        out[i] = square(Image.fromarray(image), side)
+        out[i] = np.asarray(square(Image.fromarray(image), side))
     return out
 
 

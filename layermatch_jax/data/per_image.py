@@ -52,7 +52,9 @@ def view_batches(
         functools.partial(_views, padding=padding, size=sampler.image_size),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return dataset.batch(rows).prefetch(2).as_numpy_iterator()
+    dataset = dataset.batch(rows).prefetch(2)
+    # TensorFlow's types know no data sets of pairs.
+    return dataset.as_numpy_iterator()  # pyright: ignore[reportReturnType]
 
 
 @tf.autograph.experimental.do_not_convert

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from layermatch_jax.data.augment import operations
 from layermatch_jax.views import Layout
@@ -32,14 +33,14 @@ class Draws(NamedTuple):
     axis of length A belongs to the view at Layout.augmented[i].
     """
 
-    labeled: np.ndarray  # [B] int32, positions in the labeled set
-    unlabeled: np.ndarray  # [B, μ] int32, positions in the unlabeled set
-    flip: np.ndarray  # [B, V] bool, mirrored left-right
-    offset: np.ndarray  # [B, V, 2] int32, (y, x) of the crop in the padded image, pixels
-    op: np.ndarray  # [B, A, n] int32, operations of the view in order, into RANDAUGMENT
-    value: np.ndarray  # [B, A, n] float32, their magnitudes, in the operation's own unit
-    affine: np.ndarray  # [B, A, n, 6] int32, `operations.coefficients` of these
-    cutout: np.ndarray  # [B, A, 4] int32, box (y0, x0, y1, x1), half-open, pixels
+    labeled: Int32[np.ndarray, " B"]  # positions in the labeled set
+    unlabeled: Int32[np.ndarray, "B μ"]  # positions in the unlabeled set
+    flip: Bool[np.ndarray, "B V"]  # mirrored left-right
+    offset: Int32[np.ndarray, "B V 2"]  # (y, x) of the crop in the padded image, pixels
+    op: Int32[np.ndarray, "B A n"]  # operations of the view in order, into RANDAUGMENT
+    value: Float32[np.ndarray, "B A n"]  # their magnitudes, in the operation's own unit
+    affine: Int32[np.ndarray, "B A n 6"]  # `operations.coefficients` of these
+    cutout: Int32[np.ndarray, "B A 4"]  # box (y0, x0, y1, x1), half-open, pixels
     policy: Any = ()  # the policy's own draws, a tree of arrays [B, ...]
 
     def rows(self, rows: slice) -> "Draws":

@@ -44,11 +44,11 @@ def create_method(
     """
     mean, std = channel_statistics
     policy = policies.create(config)
-    size = params["classifier"]["kernel"].shape
+    dim, num_classes = params["classifier"]["kernel"].shape
     return Method(
         policy=policy,
         layout=create_layout(config, policy),
-        heads={name: create(*size, axis_name) for name, create in policy.heads.items()},
+        heads={name: create(dim, num_classes, axis_name) for name, create in policy.heads.items()},
         centers=avg_clustering.create_centers(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
         unsupervised_weight=config.unsupervised_weight,
@@ -60,6 +60,6 @@ def create_method(
 
 
 def create_layout(config: ml_collections.ConfigDict, policy: policies.Policy) -> Layout:
-    """The layout of a batch of the views that the policy wants."""
+    """The layout of the views that pass through the network: those that the policy wants."""
     # Without a loss on them, unlabeled images would only change BatchNorm's statistics.
     return Layout(policy.views, config.unlabeled_ratio if config.unsupervised_weight > 0 else 0)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Float, Int32
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.method import per_sample, reductions
 from layermatch_jax.method.linear_head import linear
 
@@ -24,11 +26,14 @@ _NO_CENTER = -1e9
 
 
 class Rows(NamedTuple):
-    """What class centers are averaged over: this device's labeled images and their weak views."""
+    """What class centers are averaged over: this device's labeled images and their weak views.
 
-    features: jax.Array  # [B, 1 + μ, D] float32
-    targets: jax.Array  # [B, 1 + μ, K] float32, labels and pseudo-labels
-    weights: jax.Array  # [B, 1 + μ] float32, 1 for labeled images
+    A row is n = 1 + μ images: the labeled one, and the weak views of its unlabeled ones.
+    """
+
+    features: Float[jax.Array, "B n D"]
+    targets: Float[jax.Array, "B n K"]  # labels and pseudo-labels
+    weights: Float[jax.Array, "B n"]  # 1 for labeled images
 
 
 class Centers(NamedTuple):
@@ -39,12 +44,14 @@ class Centers(NamedTuple):
 
     # (classifier, num_unlabeled) -> state
     init: Callable[[Any, int], Any]
-    # (state, classifier, weak features [n, D]) -> the target head's logits [n, K]
-    target_logits: Callable[[Any, Any, jax.Array], jax.Array]
-    # (state, those of the global batch [μB, K], indices [μB]) -> state and the logits to label by
-    observe: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
-    # (state, classifier, features [n, D]) -> logits [n, K] of the head H
-    head: Callable[[Any, Any, jax.Array], jax.Array]
+    # (state, classifier, weak features) -> the target head's logits
+    target_logits: Callable[[Any, Any, Float[Array, "n D"]], Float[jax.Array, "n K"]]
+    # (state, those of the global batch, their indices) -> state and the logits to label by
+    observe: Callable[
+        [Any, Float[jax.Array, "μB K"], Int32[Array, " μB"]], tuple[Any, Float[jax.Array, "μB K"]]
+    ]
+    # (state, classifier, features) -> logits of the head H
+    head: Callable[[Any, Any, Float[Array, "n D"]], Float[jax.Array, "n K"]]
     # (state, targets [n, K], weights [n]) -> the two as L_u(H)/∂z takes them
     pullable: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     # (state, new classifier, step [] int32, Rows, axis_name) -> the state after the update

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Float32, Int32, UInt8
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import layerwise, linear_head, policies, reductions
 from layermatch_jax.method.assembly import Method
@@ -20,19 +22,20 @@ from layermatch_jax.method.state import TrainState
 class Forward(NamedTuple):
     """The forward half of a step: features, what the heads make of them, and pseudo-labels."""
 
-    features: jax.Array  # [B, V, D] float32, of this device's rows
+    features: Float[jax.Array, "B V D"]  # of this device's rows
     pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
     outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
     # of this device's rows of `outputs` -> (gradient of the policy heads' parameters, of features)
     pull_back_outputs: Callable
-    classifier_logits: dict[str, jax.Array]  # {unlabeled view: [μB, K]}, global, of the classifier
+    # {unlabeled view: logits of the classifier}, of the global batch
+    classifier_logits: dict[str, Float[jax.Array, "μB K"]]
     # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
     pull_back_classifier: Callable
     batch_stats: Any  # BatchNorm's next running statistics of the backbone
     head_stats: Any  # and of the policy's heads
     centers: Any  # Avg-Clustering's state, with this batch in it
     assignment: policies.Assignment  # for the global batch
-    true_labels: jax.Array  # [μB] int32, of the global batch
+    true_labels: Int32[Array, " μB"]  # of the global batch
 
 
 def run_forward(
@@ -45,19 +48,31 @@ def run_forward(
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
 
-    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
             {"params": backbone, "batch_stats": state.batch_stats},
-            normalize(images, method.mean, method.std),
+            images,
             train=True,
             mutable=["batch_stats"],
         )
         return features, updates.get("batch_stats", {})
 
+    def apply_network(images):
+        features, _ = apply_backbone(backbone, images)
+        return linear_head.linear(classifier, features)
+
+    # Views that the policy makes of those that were drawn.
+    pixels = batch.images.reshape(-1, *batch.images.shape[2:])
+    images = normalize(pixels, method.mean, method.std).reshape(batch.images.shape)
+    if policy.prepare:
+        drawn = layout.drawn.split(images)
+        made = policy.prepare(apply_network, drawn, batch.draws, state.policy)
+        images = layout.join(drawn._replace(unlabeled=drawn.unlabeled | made))
+
+    # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_to_views(backbone):
-        rows, views, *image = batch.images.shape
-        features, batch_stats = apply_backbone(backbone, batch.images.reshape(-1, *image))
+        rows, views, *image = images.shape
+        features, batch_stats = apply_backbone(backbone, images.reshape(-1, *image))
         return features.reshape(rows, views, -1), batch_stats
 
     features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
@@ -94,8 +109,8 @@ def run_forward(
 
     # Pseudo-labels: a decision on the global batch, without gradient.
     def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
-        images = layout.split(batch.images).unlabeled[policy.target_view]
-        features, _ = apply_backbone(state.ema_params["backbone"], images)
+        target_images = layout.split(images).unlabeled[policy.target_view]
+        features, _ = apply_backbone(state.ema_params["backbone"], target_images)
         return linear_head.linear(state.ema_params["classifier"], features)
 
     inputs, classifier_logits, true_labels = reductions.gather_rows(
@@ -216,7 +231,9 @@ def unsupervised_gradients(
     return terms, layerwise.HeadGradients(heads, by_features)
 
 
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 [n, H, W, 3] -> float32, each channel of the data set at mean 0 and deviation 1."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+def normalize(
+    images: UInt8[Array, "n H W 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float32[Array, "n H W 3"]:
+    """Images with each channel of the data set at mean 0 and deviation 1."""
+    center, scale = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
+    return (images.astype(jnp.float32) / 255 - center) / scale

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Float
 
 from layermatch_jax.errors import InputError
 
@@ -56,7 +57,7 @@ class HeadGradients(NamedTuple):
     """The gradients of a loss down to the features: of this device's share of it."""
 
     heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with heads
-    features: jax.Array  # [B, V, D]
+    features: Float[jax.Array, "B V D"]
 
 
 def masked_gradients(

@@ -6,8 +6,10 @@ A batch may hold a sample more than once, and a scatter with repeated indices ha
 import jax
 import jax.numpy as jnp
 
+from layermatch_jax.arrays import Array
 
-def last_of_each(indices: jax.Array, among: jax.Array | None = None) -> jax.Array:
+
+def last_of_each(indices: Array, among: jax.Array | None = None) -> jax.Array:
     """Which rows are the last ones of their sample, in global row order; n² comparisons.
 
     Args:
@@ -23,7 +25,7 @@ def last_of_each(indices: jax.Array, among: jax.Array | None = None) -> jax.Arra
     return among & ~jnp.any(same_and_later & among[None, :], axis=1)
 
 
-def write(values: jax.Array, indices: jax.Array, rows: jax.Array, writes: jax.Array) -> jax.Array:
+def write(values: jax.Array, indices: Array, rows: jax.Array, writes: jax.Array) -> jax.Array:
     """Puts rows into their samples' places.
 
     Args:

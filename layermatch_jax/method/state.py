@@ -21,6 +21,8 @@ class TrainState(train_state.TrainState):
     a policy that has heads of its own also {'heads': {name: its tree}}.
     """
 
+    step: Any  # [] int32
+    params: Any
     batch_stats: Any  # BatchNorm's running statistics of the backbone, float32
     head_stats: Any  # and of the policy's own heads, {name: tree}
     ema_params: Any  # exponential moving average of params
@@ -59,8 +61,7 @@ def initializer(
         rng = jax.random.key(config.seed)
         rng_backbone, rng_classifier = jax.random.split(rng)
         images = jnp.zeros((1, side, side, 3), jnp.float32)
-        variables = model.init(rng_backbone, images, train=False)
-        features = model.apply(variables, images, train=False)
+        features, variables = model.init_with_output(rng_backbone, images, train=False)
         kernel = nn.initializers.glorot_normal()(
             rng_classifier, (features.shape[-1], num_classes), jnp.float32
         )

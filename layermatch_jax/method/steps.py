@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.batches import EvalBatch, TrainBatch
 from layermatch_jax.method import (
     avg_clustering,
@@ -114,9 +115,7 @@ def _members(
     )
 
 
-def _pseudo_label_metrics(
-    assignment: policies.Assignment, true_labels: jax.Array
-) -> dict[str, tuple]:
+def _pseudo_label_metrics(assignment: policies.Assignment, true_labels: Array) -> dict[str, tuple]:
     """Utilization, accuracy where the truth is known, and what there is of each class.
 
     Utilization (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:

@@ -17,7 +17,7 @@ def empty_window(window) -> dict:
     }
 
 
-def window_of(metrics: dict, step: jax.Array) -> dict:
+def window_of(metrics: dict, step: int | jax.Array) -> dict:
     """The window of one step.
 
     Args:

@@ -113,7 +113,7 @@ def _windows(x, sides, stride, padding) -> list[jax.Array]:
 
 def _products(x, kernel, stride, padding):
     windows = _windows(x, kernel.shape[:2], stride, padding)
-    weights = kernel.reshape(len(windows), 1, 1, 1, -1).astype(jnp.float32)
+    weights = _wide(kernel.reshape(len(windows), 1, 1, 1, -1))
     return _sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(
         x.dtype
     )
@@ -125,7 +125,7 @@ def _gradient_of_input(gradient, kernel, stride, padding, shape):
     (top, _), (left, _) = padding
     height, width = (-(-side // stride) for side in shape[1:3])
     gradient = jnp.pad(gradient, ((0, 0), (rows, rows + 1), (columns, columns + 1), (0, 0)))
-    kernel = kernel.astype(jnp.float32)
+    kernel = _wide(kernel)
 
     def of_phase(a, b):
         # Row stride·u + a was multiplied by weight i for the output row u + (a + top - i) / stride.
@@ -158,12 +158,17 @@ def _gradient_of_kernel(x, gradient, kernel, stride, padding):
 def _sum_of_parts(part: Callable[[slice], jax.Array], rows: int, axis: int = 0) -> jax.Array:
     """The sum of up to _PARTS slices, as even as can be; a shorter last one is padded by zeros."""
     size = -(-rows // _PARTS)
-    parts = [part(slice(i, i + size)).astype(jnp.float32) for i in range(0, rows, size)]
+    parts = [_wide(part(slice(i, i + size))) for i in range(0, rows, size)]
     if missing := size - parts[-1].shape[axis]:
         pads = [(0, 0)] * parts[-1].ndim
         pads[axis] = (0, missing)
         parts[-1] = jnp.pad(parts[-1], pads)
     return _sum(parts)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32, if it was in fewer bits: sums of bfloat16 would lose what is small."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _sum(arrays) -> jax.Array:

@@ -5,6 +5,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
+
+from layermatch_jax.arrays import Array
 
 # Fan-out (He 2015, eq. 14) rather than fan-in, and an untruncated normal: what FixMatch's code and
 # torchvision's ResNet use.
@@ -20,7 +23,7 @@ class Layers:
     stores the unbiased one; over the thousands of values of a batch it is the same number).
     """
 
-    dtype: jnp.dtype  # of the computation: float32 or bfloat16
+    dtype: jnp.dtype | str  # of the computation: float32 or bfloat16
     bn_decay: float = 0.999  # the share of the old running statistics that is kept per step
     bn_epsilon: float = 1e-3
     axis_name: str | None = None  # device axis that BatchNorm statistics are averaged over
@@ -60,6 +63,6 @@ def leaky_relu(x: jax.Array) -> jax.Array:
     return nn.leaky_relu(x, 0.1)
 
 
-def global_average(x: jax.Array) -> jax.Array:
-    """Mean over the image, in float32: [n, h, w, D] -> [n, D] float32."""
+def global_average(x: Float[Array, "n h w D"]) -> Float32[jax.Array, "n D"]:
+    """Mean over the image, in float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 import jax
+from jaxtyping import Float, Float32
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.models.layers import Layers, global_average
 
 
@@ -17,11 +19,12 @@ class Stem(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Array) -> jax.Array:
         """Maps [n, H, W, 3] to [n, ⌈H / 4⌉, ⌈W / 4⌉, channels]."""
         x = self.layers.conv(self.channels, 7, 2, name="conv")(images)
         x = nn.relu(self.layers.norm(self.train, name="norm")(x))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        padding = ((1, 1), (1, 1))  # Flax says it takes pairs, without a type that says so
+        return nn.max_pool(x, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
 
 
 class Bottleneck(nn.Module):
@@ -76,15 +79,15 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalized.
+          images: normalized.
           train: normalize by the batch's statistics and update the running ones.
 
         Returns:
-          [n, 4·width·2^(len(blocks)-1)] float32; 2048 wide for ResNet-50.
+          D = 4·width·2^(len(blocks)-1), 2048 for ResNet-50.
         """
         block = nn.remat(Bottleneck) if self.remat else Bottleneck
         x = Stem(self.width, self.layers, train, name="stem")(images)

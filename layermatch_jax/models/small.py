@@ -1,9 +1,13 @@
 """Small backbones for two CPU cores: four convolutions for the demo, one matrix for tests."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.models.layers import Layers, global_average, leaky_relu
 
 
@@ -11,7 +15,7 @@ def matrix_convolution(
     x: jax.Array,
     kernel: jax.Array,
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Sequence[tuple[int, int]],
     **unused,
 ) -> jax.Array:
     """Convolution as one matrix product over patches; for nn.Conv(conv_general_dilated=...).
@@ -54,7 +58,7 @@ class ConvNorm(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, ⌈h / stride⌉, ⌈w / stride⌉, channels]."""
         x = self.layers.conv(
             self.channels, 3, self.stride, name="conv", conv_general_dilated=matrix_convolution
@@ -78,15 +82,15 @@ class Conv4(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalized.
+          images: normalized.
           train: normalize by the batch's statistics and update the running ones.
 
         Returns:
-          [n, 4·width] float32.
+          D = 4·width.
         """
         x = ConvNorm(self.width, 2, self.layers, train, name="stem")(images)
         x = ConvNorm(2 * self.width, 2, self.layers, train, name="stage1_block0")(x)
@@ -109,15 +113,15 @@ class Linear(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalized.
+          images: normalized.
           train: without meaning here; every backbone is called alike.
 
         Returns:
-          [n, width] float32.
+          D = width.
         """
         del train
         x = images.reshape(len(images), -1)

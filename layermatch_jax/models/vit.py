@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.errors import InputError
 
 STAGES = 4  # that the blocks are counted in, of equally many each
@@ -21,7 +22,7 @@ def block_names(depth: int = 12) -> list[str]:
     return [f"stage{1 + i // of_stage}_block{i % of_stage}" for i in range(depth)]
 
 
-def resample_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def resample_positions(positions: Array, grid: tuple[int, int]) -> jax.Array:
     """Position embeddings for another number of patches: bicubic, antialiased (as timm's).
 
     Args:
@@ -34,7 +35,7 @@ def resample_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array
     _, count, width = positions.shape
     side = round(count**0.5)
     if (side, side) == tuple(grid):
-        return positions
+        return jnp.asarray(positions)
     square = positions.reshape(side, side, width)
     resized = jax.image.resize(square, (*grid, width), method="cubic", antialias=True)
     return resized.reshape(1, -1, width).astype(positions.dtype)
@@ -65,12 +66,12 @@ class Stem(nn.Module):
         """Maps [n, H, W, 3] to [n, tokens, width]: class token, registers, patches."""
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype, name="patches")(images)
-        n, *grid, width = x.shape
+        n, rows, columns, width = x.shape
         if self.has_variable("params", "positions"):  # of images of any size
             positions = self.get_variable("params", "positions")
         else:
-            positions = self.param("positions", _NORMAL, (1, grid[0] * grid[1], width))
-        positions = resample_positions(positions, tuple(grid))
+            positions = self.param("positions", _NORMAL, (1, rows * columns, width))
+        positions = resample_positions(positions, (rows, columns))
         tokens = [x.reshape(n, -1, width) + positions.astype(self.dtype)]
         if self.registers:
             tokens.insert(0, self.param("registers", _NORMAL, (1, self.registers, width)))

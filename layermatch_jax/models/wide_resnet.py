@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 import jax
+from jaxtyping import Float, Float32
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.models.layers import Layers, global_average, leaky_relu
 
 
@@ -62,15 +64,15 @@ class WideResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:
-          images: [n, H, W, 3] float, normalized.
+          images: normalized.
           train: normalize by the batch's statistics and update the running ones.
 
         Returns:
-          [n, 16k·2^(stages-1)] float32.
+          D = 16k·2^(stages-1).
         """
         block = nn.remat(Block) if self.remat else Block
         x = self.layers.conv(16, 3, name="stem")(images)

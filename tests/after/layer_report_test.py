@@ -172,6 +172,20 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     assert line.split(maxsplit=1)[1].startswith(f"{value:.3f} ({low:.3f}, {high:.3f})  ")
 
 
+@pytest.mark.slow
+def test_a_method_without_pseudo_labels_is_compared_with_the_labeled_images_alone(tmp_path):
+    fields = {"model.name": "linear", "layer_report.batches": 8, "layer_report.at_steps": (8,)}
+    c = tiny("vat", **fields, **{"policy.ramp": 0.5})
+    train.train_and_evaluate(c, tmp_path)
+    (report,) = record.read(epath.Path(tmp_path))
+    assert report["mask_rate"] == 1
+    assert report["strength"] == pytest.approx(c.unsupervised_weight)
+    for told in report["layers"].values():
+        assert told["cosine_true"] == told["noise_share"] == [None] * 3
+        assert None not in told["cosine_supervised"] + told["norm_ratio"]
+    assert "–: not known. The method has no pseudo-labels, " in record.as_table(report)
+
+
 def test_a_table_without_a_known_row():
     """No row of known truth was drawn, or none of them was used: nothing is known of any layer."""
     told = {"parameters": 1} | {name: [None] * 3 for name in estimates.QUANTITIES}

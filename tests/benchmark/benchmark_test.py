@@ -60,8 +60,8 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "ratios", "unlabeled_views"),
-    # The Π-model sets μ = 1, so FixMatch gets the default; otherwise the user's μ is kept.
-    [("pi_model", (1, 7), 2), ("comatch", (2, 2), 3)],
+    # The Π-model and VAT set μ = 1, so FixMatch gets the default; otherwise the user's μ is kept.
+    [("pi_model", (1, 7), 2), ("comatch", (2, 2), 3), ("vat", (1, 7), 2)],
 )
 def test_a_method_with_other_views(method, ratios, unlabeled_views, tmp_path, monkeypatch):
     """Images are counted by the views of each method; image-by-image input lacks such views."""
@@ -75,6 +75,11 @@ def test_a_method_with_other_views(method, ratios, unlabeled_views, tmp_path, mo
         images = 8 * (1 + mu * views)
         part = parts[name]
         assert part["images_per_second"] == pytest.approx(images * part["steps_per_second"]), name
+    # The input does not make the view that VAT makes in the step.
+    drawn = {"vat": 1}.get(method, unlabeled_views)
+    images = 8 * (1 + ratios[0] * drawn)
+    part = parts["input"]
+    assert part["images_per_second"] == pytest.approx(images * part["steps_per_second"])
 
 
 def test_shares_of_the_peak(monkeypatch):

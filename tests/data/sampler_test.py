@@ -61,7 +61,7 @@ def test_a_function_of_seed_and_step():
     other = sampler()  # another object, asked for other steps before
     other.draw(2)
     other.draw(1_000_000)
-    for a, b in zip(SAMPLER.draw(7), other.draw(np.int64(7)), strict=True):
+    for a, b in zip(SAMPLER.draw(7), other.draw(7), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -225,7 +225,7 @@ def test_all_images_of_uneven_classes_may_be_labeled():
 def test_split_file_round_trip(tmp_path):
     path = tmp_path / "labeled_split.json"
     made = splits.partition(source(), settings(evaluate_on="validation"))
-    splits.write_split(made.record, path)
+    splits.write_split(made.record, str(path))
     assert json.loads(path.read_text()) == made.record
 
     again = splits.partition(
@@ -237,7 +237,7 @@ def test_split_file_round_trip(tmp_path):
 def test_split_file_of_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     made = splits.partition(source(), settings())
-    splits.write_split(made.record, tmp_path / "split.json")
+    splits.write_split(made.record, str(tmp_path / "split.json"))
     again = splits.partition(source(), settings(split_file="~/split.json"))
     assert again.record == made.record
 

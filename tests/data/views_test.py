@@ -11,7 +11,7 @@ from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data import pipeline
 from layermatch_jax.data.augment import device as augment_jax
 from layermatch_jax.data.augment.operations import CUTOUT_COLOR, NAMES
-from layermatch_jax.views import Layout, Views
+from layermatch_jax.views import MADE, Layout, Views
 
 VIEWS = Views(
     labeled={"weak": "weak", "hard": "strong"},
@@ -51,6 +51,23 @@ def test_an_array_is_split_by_view_in_row_order():
         "middle": [6, 7, 16, 17, 26, 27],
         "plain": [8, 9, 18, 19, 28, 29],
     }
+
+
+def test_views_that_a_policy_makes_are_not_drawn_and_join_the_others():
+    unlabeled = {"first": "strong", "mixed": MADE, "weak": "weak"}
+    layout = Layout(VIEWS._replace(unlabeled=unlabeled), MU)
+    assert layout.drawn == Layout(Views(VIEWS.labeled, {"first": "strong", "weak": "weak"}), MU)
+    assert LAYOUT.drawn == LAYOUT
+    assert (layout.size, layout.drawn.size, LAYOUT.size) == (8, 6, 10)
+    drawn = layout.drawn.split(np.arange(3 * 6).reshape(3, 6, 1))
+    mixed = -np.arange(3 * 2).reshape(6, 1)
+    joined = layout.join(drawn._replace(unlabeled={"mixed": mixed, **drawn.unlabeled}))
+    assert joined[..., 0].tolist() == [
+        [0, 1, 2, 3, 0, -1, 4, 5],
+        [6, 7, 8, 9, -2, -3, 10, 11],
+        [12, 13, 14, 15, -4, -5, 16, 17],
+    ]
+    np.testing.assert_array_equal(layout.split(joined).unlabeled["mixed"], mixed)
 
 
 def test_augmented_views_are_taken_out_and_put_back():

@@ -37,7 +37,7 @@ MASKS = (
 )
 CENTERS = ("none", "classifier", "features", "outputs")
 # Those of one weak and one strong view; the others have tests of their own.
-POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model")]
+POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model", "vat")]
 # All pairs of policies and centers, and of either with the masks; every second pair is slow.
 CASES = [
     pytest.param(

@@ -24,7 +24,7 @@ from builders import (
 from comatch_test import Batch as CoMatchBatch
 from comatch_test import assign as comatch_assign
 from oracles import softmax
-from toy_with_head import EPSILON, TOY, TOY_SCALE, WIDTH, agreement
+from toy_with_head import EPSILON, TOY, TOY_SCALE, WIDTH, agreement, turned
 
 from layermatch_jax.batches import TrainBatch
 from layermatch_jax.method import assembly, policies, steps
@@ -66,7 +66,7 @@ def batch_of(method, seed=0):
     rng = np.random.RandomState(seed)
     policy = method.policy
     return TrainBatch(
-        images=rng.randint(0, 256, (B, len(method.layout.kinds), SIDE, SIDE, 3)).astype(np.uint8),
+        images=rng.randint(0, 256, (B, method.layout.drawn.size, SIDE, SIDE, 3)).astype(np.uint8),
         labels=rng.randint(0, K, B).astype(np.int32),
         labeled_indices=rng.permutation(B).astype(np.int32),
         unlabeled_indices=rng.randint(0, 20, (B, MU)).astype(np.int32),
@@ -152,20 +152,33 @@ def toy_head(params, features):
     return x.reshape(B, -1, WIDTH), mean, var
 
 
+def with_turned(params, batch):
+    """The batch with the view that the toy makes: by the network on the weak views alone."""
+    strong, weak = (batch.images[:, v : v + MU].reshape(-1, SIDE, SIDE, 3) for v in (2, 2 + MU))
+    features = backbone({"params": params["backbone"], "batch_stats": {}}, weak / 255, train=True)
+    logits = logits_of(params["classifier"], features)
+    made = turned(weak, strong, logits, batch.draws["order"], 0).reshape(B, MU, SIDE, SIDE, 3)
+    assert 0.1 < np.mean(logits.argmax(-1) == batch.draws["order"].reshape(-1) % K) < 0.9
+    parts = [batch.images[:, : 2 + MU], made, batch.images[:, 2 + MU :]]
+    return batch._replace(images=np.concatenate(parts, axis=1))
+
+
 def toy_objective(params, batch, constants, weight):
-    """λ_u · scale = weight. Positions: labeled weak and strong; strong and weak of each of μ."""
-    features = features_by_position(params, batch)
+    """λ_u · scale = weight. Positions: labeled weak, strong; of each of μ strong, turned, weak."""
+    features = features_by_position(params, batch._replace(images=constants["images"]))
     compared, _, _ = toy_head(params, features)
-    strong = compared[:, 2 : 2 + MU].reshape(-1, WIDTH)
-    weak = compared[:, 2 + MU :].reshape(-1, WIDTH)
-    extra = agreement(compared[:, 1], weak, strong, batch.draws["direction"], batch.draws["order"])
+    strong, made = (compared[:, v : v + MU].reshape(-1, WIDTH) for v in (2, 2 + MU))
+    extra = agreement(compared[:, 1], made, strong, batch.draws["direction"], batch.draws["order"])
     loss_u = unsupervised(params, rows(features, 2), constants["targets"], constants["weights"])
     return supervised(params, features[:, :2], batch) + weight * (loss_u + extra)
 
 
 def toy_constants(params, batch):
-    q = softmax(logits_of(params["classifier"], rows(features_by_position(params, batch), 2 + MU)))
-    return {"targets": np.eye(K)[q.argmax(-1)], "weights": q.max(-1) >= THRESHOLD, "q": q}
+    batch = with_turned(params, batch)
+    weak = rows(features_by_position(params, batch), 2 + 2 * MU)
+    q = softmax(logits_of(params["classifier"], weak))
+    constants = {"targets": np.eye(K)[q.argmax(-1)], "weights": q.max(-1) >= THRESHOLD, "q": q}
+    return constants | {"images": batch.images}
 
 
 RTOL = 1e-9
@@ -292,7 +305,8 @@ def test_a_mask_may_name_the_own_head(case):
 def test_the_own_heads_batch_norm_and_the_policys_state_move(float64, toy_run):
     current, batch, _ = toy_run
     new, metrics = compiled("toy", ())(current, batch, 0.75)
-    _, mean, var = toy_head(current.params, features_by_position(current.params, batch))
+    features = features_by_position(current.params, with_turned(current.params, batch))
+    _, mean, var = toy_head(current.params, features)
     norm = new.head_stats["projection"]["norm"]
     np.testing.assert_allclose(norm["mean"], 0.1 * mean, rtol=RTOL)  # from 0
     np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * var, rtol=RTOL)  # from 1

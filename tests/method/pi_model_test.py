@@ -48,7 +48,7 @@ def test_what_it_asks_of_the_step():
     assert dict(policy.views.labeled) == {"weak": "weak"}
     assert dict(policy.views.unlabeled) == {"weak": "weak", "second_weak": "weak"}
     assert (policy.target_view, policy.needs_teacher) == ("weak", False)
-    assert (policy.draws, dict(policy.heads)) == (None, {})
+    assert (policy.draws, dict(policy.heads), policy.pseudo_labels) == (None, {}, False)
     config = automatic.resolve(presets.apply_method(builders.config_lib.base(), "pi_model"))
     assert (config.unsupervised_weight, config.unlabeled_ratio, config.policy.ramp) == (10, 1, 0.4)
 

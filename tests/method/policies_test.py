@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shapes
 
 from layermatch_jax import automatic, presets
 from layermatch_jax import config as config_lib
@@ -38,15 +39,9 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
     state = policy.init(builders.make_spec(num_classes, rows))
     inputs = builders.make_inputs_of(policy)
     assignment = jax.jit(policy.assign)(state, inputs)
-    floats = {
-        "targets": (rows, num_classes),
-        "weights": (rows,),
-        "labeled_weights": (labeled,),
-        "scale": (),
-    }
-    for field, shape in floats.items():
-        value = getattr(assignment, field)
-        assert (value.shape, value.dtype) == (shape, jnp.float32), field
+    shapes.check(inputs, inputs.outputs, assignment)
+    assert assignment.targets.shape == (rows, num_classes)
+    assert assignment.labeled_weights.shape == (labeled,)
     np.testing.assert_allclose(jnp.sum(assignment.targets, axis=1), 1, rtol=1e-6)
     spec = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
     assert spec(assignment.state) == spec(state)
@@ -130,6 +125,7 @@ def test_the_presets_of_the_field():
     assert made["uda"].policy.threshold == 0.8
     assert made["mean_teacher"].unsupervised_weight == 50
     assert (made["pi_model"].unsupervised_weight, made["pi_model"].unlabeled_ratio) == (10, 1)
-    others = [c for m, c in made.items() if m not in ("mean_teacher", "pi_model")]
+    assert (made["vat"].unsupervised_weight, made["vat"].unlabeled_ratio) == (0.3, 1)
+    others = [c for m, c in made.items() if m not in ("mean_teacher", "pi_model", "vat")]
     assert {c.unsupervised_weight for c in others} == {0, 1}
     assert {c.unlabeled_ratio for c in others} == {7}

@@ -20,9 +20,13 @@ def test_a_step_keeps_the_form_of_the_state(name):
     initializer = state.initializer(config, builders.K, builders.NUM_UNLABELED, labels)
     before = jax.eval_shape(initializer)
     method = assembly.create_method(config, before.params, ((0.0,) * 3, (1.0,) * 3))
-    views = len(method.layout.kinds)
+    views = method.layout.drawn.size
     images = np.zeros((builders.B, views, builders.SIDE, builders.SIDE, 3), np.uint8)
-    batch = builders.make_batch()._replace(images=images)
+    draws = method.policy.draws
+    batch = builders.make_batch()._replace(
+        images=images,
+        draws=draws(np.random.default_rng(0), builders.B, builders.MU) if draws else (),
+    )
     after, _ = jax.eval_shape(functools.partial(steps.train_step, method=method), before, batch)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     form = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]  # noqa: E731

@@ -1,7 +1,7 @@
 """A policy that uses all at once that a policy may ask for.
 
-A head with BatchNorm, draws, a second labeled view, the labeled images' positions, a loss between
-rows of different devices, and a scale.
+A head with BatchNorm, draws, a second labeled view, a view that it makes of others, the labeled
+images' positions, a loss between rows of different devices, and a scale.
 """
 
 import types
@@ -14,7 +14,7 @@ import numpy as np
 from layermatch_jax.method import policies
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import make_assignment
-from layermatch_jax.views import Views
+from layermatch_jax.views import MADE, Views
 
 WIDTH = 5  # of the toy's head
 DECAY, EPSILON = 0.9, 1e-3  # of its BatchNorm
@@ -46,14 +46,24 @@ def toy_draws(rng, rows, mu):
     }
 
 
-def agreement(labeled, weak, strong, direction, order):
+def agreement(labeled, turned, strong, direction, order):
     """A loss in which each row of the global batch meets every other one."""
-    between = jnp.tanh(weak @ strong.T) * jnp.cos(order.reshape(-1)[:, None])
+    between = jnp.tanh(turned @ strong.T) * jnp.cos(order.reshape(-1)[:, None])
     return jnp.mean(between) + jnp.mean(jnp.sum(labeled * direction, axis=-1) ** 2)
+
+
+def turned(weak, strong, logits, order, seen):
+    """Rows upside down whose class, by the network, is the one that was drawn; else mirrored."""
+    upside_down = logits.argmax(-1) == (order.reshape(-1) + (seen != 0)) % logits.shape[-1]
+    return jnp.where(upside_down[:, None, None, None], weak[:, ::-1], strong[:, :, ::-1])
 
 
 def create_toy(config):
     threshold = config.policy.threshold
+
+    def prepare(apply, images, draws, policy_state):
+        weak, strong = images.unlabeled["weak"], images.unlabeled["strong"]
+        return {"turned": turned(weak, strong, apply(weak), draws["order"], policy_state["seen"])}
 
     def assign(policy_state, inputs):
         q = jax.nn.softmax(inputs.target_logits["weak"])
@@ -80,7 +90,7 @@ def create_toy(config):
             ),
             "agreement": agreement(
                 head.labeled["strong"],
-                head.unlabeled["weak"],
+                head.unlabeled["turned"],
                 head.unlabeled["strong"],
                 assignment.extra["direction"],
                 assignment.extra["order"],
@@ -91,9 +101,13 @@ def create_toy(config):
         lambda spec: {"seen": jnp.float32(0), "visits": jnp.zeros(len(spec.labels), jnp.int32)},
         assign,
         loss,
-        views=Views({"weak": "weak", "strong": "strong"}, {"strong": "strong", "weak": "weak"}),
+        views=Views(
+            {"weak": "weak", "strong": "strong"},
+            {"strong": "strong", "turned": MADE, "weak": "weak"},
+        ),
         heads={"projection": lambda dim, num_classes, axis_name: NormHead(axis_name)},
         draws=toy_draws,
+        prepare=prepare,
     )
 
 

@@ -178,7 +178,9 @@ def test_every_convolution_is_padded_alike_on_all_sides(make):
         assert e.params["padding"] == ((side // 2, side // 2),) * 2
 
 
-@pytest.mark.parametrize("name", ["wide_resnet", "resnet50", "conv4", "linear"])
+@pytest.mark.parametrize(
+    "name", ["wide_resnet", "resnet50", "efficientnet_lite0", "conv4", "linear"]
+)
 def test_parameter_paths_are_regular(name):
     for path, leaf in paths(abstract_variables(create_model(config(name)), 32)["params"]).items():
         module, *_, kind = path.split("/")

@@ -5,6 +5,7 @@ import os
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -115,8 +116,8 @@ def test_state_that_is_no_good_checkpoint(spoilt):
     if spoilt:
         trees[spoilt] = {"x": jnp.array([1.0, math.inf])}
     state = TrainState(
-        step=jnp.int32(7), apply_fn=None, tx=None, opt_state=(), policy=(), head_stats={},
-        ema_params=trees["params"], **trees,
+        step=jnp.int32(7), apply_fn=print, tx=optax.identity(), opt_state=(), policy=(),
+        head_stats={}, ema_params=trees["params"], **trees,
     )  # fmt: skip
     window = window_of(losses(1))
     if spoilt is None:

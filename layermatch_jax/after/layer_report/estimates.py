@@ -15,6 +15,8 @@ QUANTITIES = {
     "norm_ratio": "λ_u ‖g_u‖ / ‖g_s‖",
     "noise_share": "‖g_wrong‖² / (‖g_right‖² + ‖g_wrong‖²)",
 }
+# Those that ask whether pseudo-labels are right.
+OF_PSEUDO_LABELS = ("cosine_true", "noise_share")
 _LIMITS = {  # of the quantities, which an estimate may exceed
     "cosine_true": (-1, 1),
     "cosine_supervised": (-1, 1),

@@ -14,7 +14,7 @@ from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
-from layermatch_jax.method import assembly, backprop, reductions
+from layermatch_jax.method import assembly, backprop, policies, reductions
 from layermatch_jax.method.state import TrainState
 from layermatch_jax.runtime import metrics, parallel
 
@@ -122,7 +122,8 @@ def create(
     Returns:
       state on the devices -> {'step', 'batches', 'known' (unlabeled rows of known truth),
       'mask_rate' and 'pseudo_label_accuracy' of these, 'strength' (λ_u with its ramp), 'layers':
-      {layer, in forward order: {'parameters': their number, and what `compare` tells}}}.
+      {layer, in forward order: {'parameters': their number, and what `compare` tells}}}. Of a
+      policy without pseudo-labels, what asks whether they are right is not known.
 
     Raises:
       InputError: the method has no pseudo-labels, or no true label is known.
@@ -136,6 +137,7 @@ def create(
             "run does not learn as labeled ones: lower --config.dataset.num_labels"
         )
     first, count = config.train_steps, config.layer_report.batches
+    unknown = () if policies.create(config).pseudo_labels else estimates.OF_PSEUDO_LABELS
 
     def measure_layers(state: TrainState) -> dict[str, Any]:
         def step_batches():
@@ -158,7 +160,11 @@ def create(
             "pseudo_label_accuracy": sums["right"] / sums["used"] if sums["used"] else None,
             "strength": sums["strength"],
             "layers": {
-                name: {"parameters": sizes[name], **estimates.compare(gram, sums["strength"])}
+                name: {
+                    "parameters": sizes[name],
+                    **estimates.compare(gram, sums["strength"]),
+                    **dict.fromkeys(unknown, [None] * 3),
+                }
                 for name, gram in grams.items()
             },
         }

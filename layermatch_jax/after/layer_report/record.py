@@ -74,7 +74,8 @@ def as_table(report: dict[str, Any]) -> str:
     lines += ["", f"{named}; in brackets the 95 % interval"]
     if any(None in told[q] for told in report["layers"].values() for q in QUANTITIES):
         lines.append(
-            "–: not known. No row was used, or the noise of so few batches hides the gradient; "
-            "then give more of them: --config.layer_report.batches=N"
+            "–: not known. The method has no pseudo-labels, no row was used, or the noise of so "
+            "few batches hides the gradient; then give more of them: "
+            "--config.layer_report.batches=N"
         )
     return "\n".join(lines)

@@ -52,7 +52,11 @@ def draw_views(config, data: setup.Data, step: int) -> Picture:
         f"{len(positions)} {whose} images of step {step + 1}, each above its "
         f"{' and '.join(kinds[1:])}. Their classes: {', '.join(truths)}.",
         f"The first {whose} images of step {step + 1}, and what the network was given of them"
-        + (": pseudo-labels are made on weak views and learnt on strong ones." if mu else "."),
+        + (
+            ": pseudo-labels are made on weak views and learnt on strong ones."
+            if "strong" in shown
+            else "."
+        ),
     )
 
 

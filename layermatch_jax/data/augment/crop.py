@@ -1,25 +1,27 @@
 """Crops and flips of uint8 images in NumPy: the weak view, and the ground of the strong one."""
 
 import numpy as np
+from jaxtyping import Bool, Int, UInt8
 
 
 def crop_and_flip(
-    images: np.ndarray, offset: np.ndarray, flip: np.ndarray, pad: int, size: int
-) -> np.ndarray:
+    images: UInt8[np.ndarray, "n R R C"],
+    offset: Int[np.ndarray, "n 2"],
+    flip: Bool[np.ndarray, " n"],
+    pad: int,
+    size: int,
+) -> UInt8[np.ndarray, "n {size} {size} C"]:
     """Pads by reflection, crops, and mirrors left-right where asked: one view per row.
 
     An image that is wanted in several views is given several times; nothing is padded in memory,
     so that costs no more than its share.
 
     Args:
-      images: uint8 [n, R, R, C].
-      offset: int [n, 2], (y, x) of the crop in the padded image, pixels, 0..R + 2·pad - size.
-      flip: bool [n]. The crop is mirrored, not the image.
+      images: one for each view.
+      offset: (y, x) of the crop in the padded image, pixels, 0..R + 2·pad - size.
+      flip: whether the crop (not the image) is mirrored.
       pad: pixels added on each side, without repeating the border (`np.pad(mode="reflect")`).
       size: side of the crop, pixels.
-
-    Returns:
-      uint8 [n, size, size, C].
 
     Raises:
       ValueError: if the padded image is smaller than the crop, or an offset is out of range.
@@ -47,8 +49,10 @@ def crop_and_flip(
     return views.reshape(n, size, size, C)
 
 
-def center_crop(images: np.ndarray, size: int) -> np.ndarray:
-    """The middle [n, size, size, C] of images [n, R, R, C]; a view, nearer the top left if odd.
+def center_crop(
+    images: UInt8[np.ndarray, "n R R C"], size: int
+) -> UInt8[np.ndarray, "n {size} {size} C"]:
+    """The middle of images; a view (no copy), nearer the top left if odd.
 
     Raises:
       ValueError: if the images are smaller than the crop.

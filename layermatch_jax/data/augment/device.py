@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.batches import TrainBatch
 from layermatch_jax.data.augment.operations import CUTOUT_COLOR, NAMES
 from layermatch_jax.data.sampler import Draws
@@ -94,8 +95,8 @@ def make_batch(
 def crop_and_flip(
     images: jax.Array,
     positions: jax.Array,
-    offset: jax.Array,
-    flip: jax.Array,
+    offset: Array,
+    flip: Array,
     padding: int,
     size: int,
 ) -> jax.Array:

@@ -36,7 +36,7 @@ def strong_views(
     Raises:
       tf.errors.InvalidArgumentError: when run, if an op is not in the list.
     """
-    for step in range(op.shape[1]):
+    for step in range(_length(op)):
         images = _apply(images, op[:, step], value[:, step], affine[:, step])
     return cut_out(images, cutout)
 
@@ -55,7 +55,7 @@ def _apply(images, op, value, affine):
 
 def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """Fills the box (y0, x0, y1, x1), half-open, int32 [k, 4], with gray. uint8 [k, S, S, 3]."""
-    size = images.shape[1]
+    size = _length(images)
 
     def inside(position, low, high):
         within = (position >= box[:, low, None]) & (position < box[:, high, None])
@@ -72,7 +72,7 @@ def cut_out(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
 def autocontrast(images, _):
     """Stretches each channel to 0..255. `ImageOps.autocontrast(image)`."""
-    size = images.shape[1]
+    size = _length(images)
     pixels = tf.reshape(images, [-1, size**2, 3])
     low = tf.cast(tf.reduce_min(pixels, 1), tf.float64)
     span = tf.cast(tf.reduce_max(pixels, 1), tf.float64) - low
@@ -101,7 +101,7 @@ def color(images, value):
 def contrast(images, value):
     """Mixes with its mean gray level; value: share of the image. `ImageEnhance.Contrast(image)`."""
     x = tf.cast(_flat(images), tf.float32)
-    area = images.shape[1] ** 2
+    area = _length(images) ** 2
     total = tf.reduce_sum(tf.cast(_luma(images), tf.int32), axis=1, keepdims=True)
     mean = (2 * total + area) // (2 * area)
     return _like(images, _mix(tf.cast(mean, tf.float32), x, value[:, None]))
@@ -109,7 +109,7 @@ def contrast(images, value):
 
 def equalize(images, _):
     """Evens out each channel's histogram. `ImageOps.equalize(image)`."""
-    size, k = images.shape[1], tf.shape(images)[0]
+    size, k = _length(images), tf.shape(images)[0]
     table = 256 * tf.reshape(tf.range(3 * k), [k, 3])  # where a channel's levels begin
     index = tf.cast(_lines(images), tf.int32) + _per_channel(table, size)
     count = tf.raw_ops.Bincount(arr=index, size=768 * k, weights=tf.zeros([0], tf.float32))
@@ -167,7 +167,7 @@ PIXELWISE = {
 
 def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
     """Moves pixels as `operations.coefficients` says, int32 [k, 6]; uint8 [k, S, S, 3]."""
-    size, k = images.shape[1], tf.shape(images)[0]
+    size, k = _length(images), tf.shape(images)[0]
     a, b, c, d, e, f = tf.unstack(affine[:, :, None], axis=1)
 
     def source(u, v, w):
@@ -182,9 +182,14 @@ def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
     return tf.gather(pixels, tf.where(inside, index, k * size**2))
 
 
+def _length(x) -> int:
+    """The length of the axis after the first, which is known when the graph is built."""
+    return x.shape[1]
+
+
 def _luma(images):
     """Gray levels, whole numbers: float32 [k, S²]. `image.convert("L")`."""
-    pixels = tf.reshape(images, [-1, images.shape[1] ** 2, 3])
+    pixels = tf.reshape(images, [-1, _length(images) ** 2, 3])
     red, green, blue = tf.unstack(tf.cast(pixels, tf.float32), axis=2)
     # Every sum is below 2^24, so float32 is exact.
     return tf.floor((red * 19595 + green * 38470 + blue * 7471 + 2**15) / 2**16)
@@ -201,12 +206,12 @@ def _per_channel(x, size):
 
 
 def _lines(images):
-    size = images.shape[1]
+    size = _length(images)
     return tf.reshape(images, [-1, size, 3 * size])
 
 
 def _flat(images):
-    return tf.reshape(images, [-1, 3 * images.shape[1] ** 2])
+    return tf.reshape(images, [-1, 3 * _length(images) ** 2])
 
 
 def _like(images, x):

@@ -102,10 +102,10 @@ def _decode(path: str, side: int, alpha: str) -> Decoded:
             image, remark = _eight_bits(image, white)
             remarks.append(remark)
         if image.mode == "LAB":
-            image = ImageCms.applyTransform(image, _lab_to_rgb())
+            image = _lab_to_rgb().apply(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            if image.getchannel("A").getextrema()[0] < 255:
+            if image.getchannel("A").getextrema() != (255, 255):
                 if alpha == "white":
                     ground = Image.new("RGBA", image.size, "white")
                     image = Image.alpha_composite(ground, image)

@@ -46,7 +46,7 @@ def load(dataset: ConfigDict) -> Source:
     """
     where = layout.read(dataset)
     places = [("train", *place) for place in enumerate(where.train)]
-    places += [("test", *place) for place in enumerate(where.test) if place[1] is not None]
+    places += [("test", label, path) for label, path in enumerate(where.test) if path is not None]
     places += [("unlabeled", -1, where.unlabeled)] if where.unlabeled else []
     files, passed_over = [], [where.passed_over]
     for part, label, folder in places:
@@ -89,7 +89,7 @@ def load(dataset: ConfigDict) -> Source:
     )
 
 
-def from_files(paths: Sequence[str | os.PathLike], side: int, alpha: str = "white") -> Images:
+def from_files(paths: Sequence[str | os.PathLike[str]], side: int, alpha: str = "white") -> Images:
     """Image files without known classes, in this order, cut and resized to `side` pixels.
 
     Args:
@@ -97,7 +97,8 @@ def from_files(paths: Sequence[str | os.PathLike], side: int, alpha: str = "whit
       side: of the images, pixels.
       alpha: of `decoding.decode`; for a run's model, its dataset.alpha.
     """
-    return _images(list(map(os.fspath, paths)), np.full(len(paths), -1, np.int32), side, alpha)
+    files = [os.fspath(path) for path in paths]
+    return _images(files, np.full(len(files), -1, np.int32), side, alpha)
 
 
 def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Images:

@@ -24,6 +24,7 @@ from layermatch_jax.method.policies import (
     pseudo_label,
     softmatch,
     uda,
+    vat,
 )
 from layermatch_jax.method.policies.interface import Assignment, Inputs, Outputs, Policy, Spec
 
@@ -41,6 +42,7 @@ POLICIES = {
     "pseudo_label": pseudo_label,
     "softmatch": softmatch,
     "uda": uda,
+    "vat": vat,
 }
 
 

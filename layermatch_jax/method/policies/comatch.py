@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.method.policies import parts
 from layermatch_jax.method.policies.interface import (
     Assignment,
@@ -31,7 +32,7 @@ class Projection(nn.Module):
     """Features [n, D] -> embeddings [n, 64] of unit length: D → D, LeakyReLU (0.1), D → 64."""
 
     @nn.compact
-    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, features: Array, train: bool) -> jax.Array:
         """Embeds features; `train` changes nothing."""
         del train
         x = nn.leaky_relu(nn.Dense(features.shape[-1])(features), 0.1)
@@ -39,7 +40,7 @@ class Projection(nn.Module):
         return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
-def similarities(a: jax.Array, b: jax.Array) -> jax.Array:
+def similarities(a: Array, b: Array) -> jax.Array:
     """a_i · b_j / 0.2 for embeddings [n, d] and [m, d], logits [n, m] of which j is like i."""
     cosines = jnp.dot(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return cosines / TEMPERATURE

@@ -5,7 +5,7 @@ import ml_collections
 
 from layermatch_jax.method import losses
 from layermatch_jax.method.policies import parts
-from layermatch_jax.method.policies.interface import Policy
+from layermatch_jax.method.policies.interface import Inputs, Policy
 
 SETTINGS = {"ramp": parts.RAMP}
 PRESET = {"unsupervised_weight": 50.0}
@@ -25,8 +25,10 @@ def create(config: ml_collections.ConfigDict) -> Policy:
     Returns:
       A policy whose state counts steps. Diagnostics: ramp in [0, 1].
     """
-    init, assign = parts.ramped(
-        config.policy.ramp * config.train_steps,
-        targets=lambda inputs: jax.nn.softmax(inputs.teacher_logits),
-    )
+
+    def targets(inputs: Inputs) -> jax.Array:
+        assert inputs.teacher_logits is not None, "needs_teacher"
+        return jax.nn.softmax(inputs.teacher_logits)
+
+    init, assign = parts.ramped(config.policy.ramp * config.train_steps, targets)
     return Policy(init, assign, parts.unsupervised(losses.squared_error), needs_teacher=True)

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.method.policies.interface import (
     Assignment,
     Inputs,
@@ -22,15 +24,10 @@ RAMP = Setting(0.4, "Share of train_steps over which the weight λ_u rises from 
 _SMALL = 1e-30
 
 
-def hard_labels(probabilities: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Confidence, class (the first one wins a tie) and one-hot pseudo-label of each row.
-
-    Args:
-      probabilities: [n, K].
-
-    Returns:
-      max q [n] float32, arg max q [n] int32, and [n, K] float32.
-    """
+def hard_labels(
+    probabilities: Float[Array, "n K"],
+) -> tuple[Float[jax.Array, " n"], Int[jax.Array, " n"], Float[jax.Array, "n K"]]:
+    """Confidence max q, class arg max q (the first one wins a tie) and one-hot pseudo-label."""
     classes = jnp.argmax(probabilities, axis=-1)
     one_hot = jax.nn.one_hot(classes, probabilities.shape[-1])
     return jnp.max(probabilities, axis=-1), classes, one_hot

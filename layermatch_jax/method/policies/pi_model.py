@@ -37,4 +37,5 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         assign,
         parts.unsupervised(losses.squared_error, view="second_weak"),
         views=Views(unlabeled={"weak": "weak", "second_weak": "weak"}),
+        pseudo_labels=False,
     )

@@ -153,7 +153,7 @@ def _beside(path: str) -> tuple[Normalization | None, str | None]:
     other = _json(os.path.join(folder, "preprocessor_config.json"))
     if {"image_mean", "image_std"} <= other.keys():
         mean, std = tuple(other["image_mean"]), tuple(other["image_std"])
-        return Normalization(mean, std, _RESAMPLING.get(other.get("resample"), "bicubic")), None
+        return Normalization(mean, std, _RESAMPLING.get(other.get("resample", 3), "bicubic")), None
     return None, None
 
 

@@ -35,7 +35,7 @@ def fit(weights: Weights, params: Any, batch_stats: Any) -> tuple[Any, Any]:
     wanted = {
         path: tuple(leaf.shape)
         for tree in (params, batch_stats)
-        for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+        for path, leaf in _flat(tree).items()
     }
     found = weights.params | weights.batch_stats
     if _POSITIONS in found and _POSITIONS in wanted:
@@ -56,10 +56,15 @@ def fit(weights: Weights, params: Any, batch_stats: Any) -> tuple[Any, Any]:
             f"the weights of {weights.source} do not fit the network. {listed}. They look like "
             f"{weights.looks_like} (fields of --config.model)"
         )
-    return tuple(
+    fitted, statistics = (
         traverse_util.unflatten_dict({path: found[path] for path in of}, sep="/")
         for of in (weights.params, weights.batch_stats)
     )
+    return fitted, statistics
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return dict(traverse_util.flatten_dict(tree, sep="/"))
 
 
 def _positions(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

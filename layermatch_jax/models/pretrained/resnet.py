@@ -6,7 +6,7 @@ import re
 from layermatch_jax.models.pretrained.tables import Family, conv, dense, norm
 from layermatch_jax.models.pretrained.weights import IMAGENET
 
-_NAMES = {
+_NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 6, 3)): "resnet50",
     (True, (3, 4, 23, 3)): "a ResNet-101",
     (True, (3, 8, 36, 3)): "a ResNet-152",

@@ -9,14 +9,16 @@ import numpy as np
 from layermatch_jax.errors import InputError
 from layermatch_jax.models.pretrained.weights import Normalization
 
+Path = str | Callable[[re.Match], str]  # as in re.sub; or of a match
+
 
 class Row(NamedTuple):
     """What becomes of the arrays whose whole name matches an expression."""
 
     pattern: str
-    # As in re.sub; or of a match. Several paths: `change` returns an array for each of them.
+    # Several paths: `change` returns an array for each of them.
     # "block7/…" stands for the eighth of Family.blocks.
-    path: str | tuple[str, ...] | Callable[[re.Match], str]
+    path: Path | tuple[str, ...]
     change: Callable[[np.ndarray], np.ndarray] = lambda x: x
 
 
@@ -42,7 +44,7 @@ class Translated(NamedTuple):
     unknown: list[str]  # names that no row matches
 
 
-def conv(pattern: str, path: str) -> tuple[Row, ...]:
+def conv(pattern: str, path: Path) -> tuple[Row, ...]:
     """A convolution of PyTorch's, [out, in, rows, columns]; depthwise ones have one `in`."""
 
     def change(x):
@@ -51,23 +53,23 @@ def conv(pattern: str, path: str) -> tuple[Row, ...]:
     return Row(pattern + r"\.weight", _join(path, "kernel"), change), _same(pattern, path, "bias")
 
 
-def dense(pattern: str, path: str) -> tuple[Row, ...]:
+def dense(pattern: str, path: Path) -> tuple[Row, ...]:
     """A linear layer of PyTorch's, [out, in]."""
     kernel = Row(pattern + r"\.weight", _join(path, "kernel"), np.transpose)
     return kernel, _same(pattern, path, "bias")
 
 
-def norm(pattern: str, path: str) -> tuple[Row, ...]:
+def norm(pattern: str, path: Path) -> tuple[Row, ...]:
     """A BatchNorm or LayerNorm of PyTorch's."""
     leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return tuple(_same(pattern, path, leaf, here) for leaf, here in leaves.items())
 
 
-def _same(pattern, path, leaf: str, here: str | None = None) -> Row:
+def _same(pattern: str, path: Path, leaf: str, here: str | None = None) -> Row:
     return Row(rf"{pattern}\.{leaf}", _join(path, here or leaf))
 
 
-def _join(path, leaf: str):
+def _join(path: Path, leaf: str) -> Path:
     return (lambda match: f"{path(match)}/{leaf}") if callable(path) else f"{path}/{leaf}"
 
 
@@ -83,11 +85,11 @@ def translate(arrays: dict[str, np.ndarray], family: Family) -> Translated:
             found.dropped.append(name)
             continue
         matches = ((row, re.fullmatch(row.pattern, name)) for row in family.rows)
-        row, match = next(((row, match) for row, match in matches if match), (None, None))
-        if row is None:
+        first = next(((row, match) for row, match in matches if match), None)
+        if first is None:
             found.unknown.append(name)
             continue
-        for path, x in _placed(row, match, array, family.blocks):
+        for path, x in _placed(*first, array, family.blocks):
             of = found.arrays
             if re.fullmatch(family.classifier, name):
                 of, path = found.classifier, path.split("/")[-1]

@@ -38,7 +38,7 @@ class _Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    size: int  # in elements
 
 
 class _Tensor(NamedTuple):

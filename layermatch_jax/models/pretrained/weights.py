@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 class Normalization(NamedTuple):
     """What weights expect of images."""
 
-    mean: tuple[float, float, float]  # of red, green and blue, where white is 1
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of red, green and blue, where white is 1
+    std: tuple[float, ...]
     resize: str  # the filter that images were resized by: bicubic, bilinear, …
 
 
