@@ -30,15 +30,15 @@ KINDS = {
     "medium": Kind(moved=True, operations=1),
     "strong": Kind(moved=True, operations=None),
 }
-# The kind of an unlabeled view that the policy makes of others inside the step (Policy.prepare).
+# The kind of an unlabeled view that the policy makes from other views in the step (Policy.prepare).
 MADE = "made"
 
 
 class Views(NamedTuple):
     """The views that a method wants: {name: key of KINDS}, of every image of a kind.
 
-    An unlabeled view may also be of kind MADE. Both have a view called "weak": class centers
-    average its features.
+    An unlabeled view may also have the kind MADE. Labeled and unlabeled images both need a view
+    called "weak", because class centers average its features.
     """
 
     labeled: Mapping[str, str] = {"weak": "weak"}
@@ -65,18 +65,18 @@ class Layout(NamedTuple):
 
     @property
     def drawn(self) -> "Layout":
-        """The layout of the views that are drawn from the images: all but those of kind MADE."""
+        """The layout of the views that augmentation makes from images: all except kind MADE."""
         drawn = {name: kind for name, kind in self.views.unlabeled.items() if kind != MADE}
         return Layout(Views(self.views.labeled, drawn), self.mu)
 
     @property
     def size(self) -> int:
-        """V, the number of a row's views."""
+        """V, the number of views in a row."""
         return len(self.views.labeled) + self.mu * len(self.views.unlabeled)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """How each of the V views is made, in a layout of drawn ones."""
+        """How each of the V views is made; only for a layout without MADE views (`drawn`)."""
         labeled = [KINDS[kind] for kind in self.views.labeled.values()]
         unlabeled = [KINDS[kind] for kind in self.views.unlabeled.values() for _ in range(self.mu)]
         return (*labeled, *unlabeled)
@@ -120,7 +120,7 @@ class Layout(NamedTuple):
         return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]
 
     def split(self, x: Shaped[Array, "B V ..."]) -> ByView:
-        """Takes the views of a batch apart, each in row order."""
+        """Splits a batch into its views, each in row order."""
         rest = x.shape[2:]
         return ByView(
             {name: x[:, self.labeled(name)] for name in self.views.labeled},
