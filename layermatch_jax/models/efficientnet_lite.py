@@ -56,7 +56,7 @@ class ConvNorm(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, ⌈h / stride⌉, ⌈w / stride⌉, channels]."""
         one = {"conv_general_dilated": pointwise} if self.kernel_size == 1 else {}
         x = self.layers.conv(
