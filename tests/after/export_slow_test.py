@@ -1,4 +1,7 @@
-"""Exports of all backbones (of vit_b…, only its smaller form vit_s…), run by their runtimes alone; and the programs of docs/predict.md."""
+"""Exports of all backbones, run by their runtimes alone; and the programs of docs/predict.md.
+
+vit_b… is vit_s… with more features, and left out for its size.
+"""
 
 import importlib.util
 import json
@@ -51,7 +54,9 @@ def initialized(backbone):
     variables = {**model.variables, "backbone": initial["params"]}
     variables["batch_stats"] = initial.get("batch_stats", {})
     model = model._replace(variables=jax.device_get(variables))
-    features, _ = jax.jit(model_lib.predictor(model))(model.variables, writing._images(side))
+    features, _ = jax.jit(model_lib.predictor(model).__call__)(
+        model.variables, writing._images(side)
+    )
     norm = np.sqrt(np.mean(np.sum(np.square(features), axis=-1)))
     classifier = {**model.variables["classifier"]}
     classifier["kernel"] = classifier["kernel"] / norm
