@@ -68,7 +68,14 @@ def initialized(backbone):
 def test_all_backbones(backbone, form, tmp_path, monkeypatch):
     difference, found = writing._difference, []
     monkeypatch.setattr(writing, "_difference", lambda *a: found.append(difference(*a)) or found[0])
-    WRITE[form](initialized(backbone), str(tmp_path / f"model.{form}"))
+    path = tmp_path / f"model.{form}"
+    with jax.numpy_rank_promotion("allow"):  # as for users; jax2onnx relies on it
+        if (backbone, form) == ("resnet50", "onnx"):  # jax2onnx 0.17 cannot pad its max_pool
+            with pytest.raises(InputError, match=r"this model \(resnet50, float32\) cannot be exp"):
+                WRITE[form](initialized(backbone), str(path))
+            assert list(tmp_path.iterdir()) == []
+            return
+        WRITE[form](initialized(backbone), str(path))
     print(f"{backbone} {form}: {found[0]:.1e}")
     assert found[0] < 1e-5
 
