@@ -74,7 +74,9 @@ def comparison(
     left.set_yticks(positions, list(scores))
     left.invert_yaxis()
     left.set_xlabel(f"{quantity}\npoints: seeds; bar: mean ± standard deviation")
-    right.set_xlabel(f"difference to {baseline}, points\nof each seed; bar: mean ± standard error")
+    right.set_xlabel(
+        f"difference to {baseline}, percentage points\npoints: seeds; bar: mean ± standard error"
+    )
     right.axvline(0, color=GRAY, linewidth=1)
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")

@@ -195,7 +195,7 @@ def several(sampler=SAMPLER):
 
 
 def make_batch(data, draws, layout):
-    """Compiled for a layout, as a feed does it: the program's arguments are arrays alone."""
+    """Compiles make_batch for a layout as a feed does: all arguments are arrays."""
     return jax.jit(lambda data, draws: device.make_batch(data, draws, layout, 2, SIZE))(data, draws)
 
 

@@ -109,7 +109,7 @@ def test_each_kind_of_view_has_its_own_draws(flip):
 
 
 def test_the_classic_views_keep_their_draws():
-    """Numbers of commit 49b359c, whose sampler knew 1 + 2μ views only."""
+    """Compares with numbers of commit 49b359c, which only supported 1 + 2μ views."""
     draws = SAMPLER.draw(5)
     assert draws.labeled.tolist() == [8, 7, 2, 4, 5, 0, 9, 3]
     assert draws.unlabeled[7].tolist() == [46, 37, 5]
