@@ -1,9 +1,9 @@
-"""Handwritten digits: the demo. 1,797 real 8x8 digits that come inside scikit-learn, at 16 pixels.
+"""Handwritten digits, the demo: the 1,797 8x8 images of scikit-learn, enlarged to 16 pixels.
 
 Command:  python -m layermatch_jax.main --config=digits
           ...:labels=10,method=fixmatch --config.policy.threshold=0.6
 Cost:     half a minute on two CPU cores, start-up included.
-Expected: about 96 % with 40 labels, 80 % with 10 (docs/results.md). Nobody has published a number.
+Expected: about 96 % with 40 labels, 80 % with 10 (docs/results.md). There are no published numbers.
 """
 
 import ml_collections

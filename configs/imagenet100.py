@@ -2,11 +2,11 @@
 
 Command:   python -m layermatch_jax.main --config=imagenet100:labels=10% \
                --config.dataset.data_dir=/data/imagenet --config.dataset.class_list=classes.txt
-Data:      data_dir/train/<class>/*.JPEG and data_dir/val/<class>/*.JPEG; the class list has one
-           class folder a line (the field uses several lists of 100: say which is yours).
+Data:      data_dir/train/<class>/*.JPEG and data_dir/val/<class>/*.JPEG; the class list has
+           one class folder on each line. Papers use several lists of 100 classes: report yours.
 Labels:    1% or 10% (default) of each class.
-Cost:      2^20 steps of 960 images, 4.09 GMAC each: about 25 EFLOP a run. Ours: not measured.
-Published: LayerMatch claims results on ImageNet-100; its numbers were not available to us.
+Cost:      2^20 steps of 960 images, 4.09 GMAC each: about 25 EFLOP a run. Not measured here.
+Published: LayerMatch reports results on ImageNet-100; its numbers were not available.
 """
 
 import ml_collections

@@ -1,13 +1,13 @@
-"""STL-10 at 96 pixels, with its 100,000 unlabeled images: WRN of four stages.
+"""STL-10 at 96 pixels, with its 100,000 unlabeled images: a WRN with four stages.
 
 Command:   python -m layermatch_jax.main --config=stl10
 Labels:    40, 250 or 1000 (default).
 Cost:      2^20 steps of 960 images, 646 MMAC each: about 3.9 EFLOP a run; 3 GB of host memory for
-           the images. Published: 0.55 s a step on one GPU (ShrinkMatch's logs). Ours: not measured.
+           the images. Published: 0.55 s a step on one GPU (ShrinkMatch's logs). Not measured here.
 Published: error %, best on test, 3 seeds: FixMatch 35.97 (40) / 6.25 (1000), FlexMatch 29.15 / 5.77
-           (TorchSSL), FreeMatch 15.56 (40), SoftMatch 5.73 (1000). Best and last differ by up to 33
-           points here. A public report lists most test images as duplicates of unlabeled ones; see
-           --config.dataset.drop_test_duplicates.
+           (TorchSSL), FreeMatch 15.56 (40), SoftMatch 5.73 (1000). Best and last accuracy differ
+           by up to 33 points here. A public report found duplicates of most test images among the
+           unlabeled ones; see --config.dataset.drop_test_duplicates.
 """
 
 import ml_collections

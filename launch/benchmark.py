@@ -1,11 +1,11 @@
-"""Times all networks in both precisions and with all inputs, and puts them into one table.
+"""Times all networks with both precisions and all inputs, and makes a table of the results.
 
     python launch/benchmark.py --workdir=runs/benchmark --torch=/envs/torch/bin/python
 
-On made-up images of each data set's size, so that nothing has to be downloaded. Each row is a
-process of its own, `layermatch_jax.main --mode=benchmark`; with --torch, an interpreter that has
-PyTorch, launch/torch_step.py times the same FixMatch step there, right after it. Flags not the
-runner's own (--config.FIELD=VALUE) go to every run of ours. The table is also written to table.md.
+The images are made up and have each data set's size, so nothing has to be downloaded. Each row runs
+`layermatch_jax.main --mode=benchmark` in its own process. With --torch=PYTHON, launch/torch_step.py
+then times FixMatch's step of the same network in PyTorch. Other flags (--config.FIELD=VALUE) are
+passed to every run of layermatch_jax. The table is also written to table.md in the workdir.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# The config that a network is in, and what it lacks when the images are made up.
+# The config of each network, and the settings that it needs for made-up images.
 NETWORKS = {
     "WRN-28-2": ["cifar10.py:labels=40"],
     "WRN-28-8": ["cifar100.py:labels=400", "--config.dataset.num_classes=100"],
@@ -34,23 +34,23 @@ INPUTS = {
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0; 1 if a run failed (the others are finished first)."""
+    """Runs the benchmarks; returns 0, or 1 if a run failed (after all others have run)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for all results")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help="comma-separated")
-    parser.add_argument("--inputs", default=",".join(INPUTS), help="comma-separated")
-    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all results")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="networks, comma-separated")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="precisions, comma-separated")
+    parser.add_argument("--inputs", default=",".join(INPUTS), help="inputs, comma-separated")
+    parser.add_argument("--torch", metavar="PYTHON", help="Python interpreter with PyTorch")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     options, extra = parser.parse_known_args(argv)
     networks, dtypes, inputs = (
         x.split(",") for x in (options.networks, options.dtypes, options.inputs)
     )
     for chosen, known in ((networks, NETWORKS), (dtypes, DTYPES), (inputs, INPUTS)):
         if unknown := set(chosen) - set(known):
-            parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(known)}")
+            parser.error(f"unknown: {', '.join(unknown)}; allowed are: {', '.join(known)}")
 
     rows, failed = [], False
     for network, dtype in itertools.product(networks, dtypes):
@@ -81,13 +81,13 @@ def main(argv: list[str]) -> int:
 
 
 def run(command: list[str], dry: bool) -> bool:
-    """Runs a command, or prints it; whether it worked."""
+    """Prints a command and, unless `dry`, runs it; returns whether it succeeded."""
     print(shlex.join(command), flush=True)
     return dry or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def torch_step(python: str, config: dict, out: pathlib.Path) -> float | None:
-    """Steps a second of PyTorch with the settings of a run of ours; None if it has no such net."""
+    """Returns PyTorch's steps/s with a run's settings; None if torch_step.py lacks its network."""
     if config["model.name"] != "wide_resnet":
         return None
     flags = {
@@ -102,7 +102,7 @@ def torch_step(python: str, config: dict, out: pathlib.Path) -> float | None:
 
 
 def table(rows: list[tuple]) -> str:
-    """Markdown, a line for each row: (network, dtype, input, benchmark.json, PyTorch's rate)."""
+    """Formats rows (network, dtype, input, benchmark.json, PyTorch's steps/s) as Markdown."""
     head = (
         "network", "precision", "input", "step alone, steps/s", "whole loop (to the step)",
         "images/s", "of the peak", "LayerMatch / FixMatch", "input alone, steps/s", "compiling, s",
@@ -113,7 +113,7 @@ def table(rows: list[tuple]) -> str:
         parts, program = report["parts"], report["program"]
         step, loop, share = parts["train step"], parts["whole loop"], program["peak_share"]
         other = next(part for part in parts if part.endswith(("fixmatch", "layermatch")))
-        # Times of the two, whichever of them the config is of.
+        # LayerMatch's time over FixMatch's; `other` is the one that the config does not train.
         ratio = parts[other]["relative_speed"]
         ratio = ratio if other.endswith("fixmatch") else 1 / ratio
         cells = [
@@ -129,7 +129,7 @@ def table(rows: list[tuple]) -> str:
     lines.append(
         f"\n{device['count']} x {device['kind']}, jax {versions['jax']}, commit "
         f"{report['git_commit']}. Steps of {report['config']['batch_size']} labeled images and "
-        f"{report['config']['unlabeled_ratio']} unlabeled ones for each."
+        f"{report['config']['unlabeled_ratio']} unlabeled ones for each of them."
     )
     return "\n".join(lines) + "\n"
 

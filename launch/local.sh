@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a run on this machine: one process on all its accelerators, or several that share its CPU.
+# Starts a run on this machine: one process on all accelerators, or several processes on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,14 +8,14 @@ usage() {
 usage: launch/local.sh [--processes=N] [--port=PORT] [--dry-run] FLAGS...
 
 Starts python -m layermatch_jax.main FLAGS... One process (the default) uses all GPUs or TPU chips of
-the machine. With N processes, which find each other at localhost:PORT (default 8476), a run of
-several hosts can be tried out on a CPU. Ctrl-C and SIGTERM reach all of them: they save a checkpoint
-and leave, and the same command goes on. Paths are relative to the checkout.
+the machine. Use N processes to try out a run of several hosts on a CPU; they connect to each other at
+localhost:PORT. Ctrl-C and SIGTERM are passed to all processes: they save a checkpoint and exit. Run
+the same command again to resume. Paths are relative to the checkout.
 
-  --processes=N  how many (default 1)
-  --port=PORT    of the first process, where there are several (default 8476)
-  --dry-run      print the commands, run nothing
-  -h, --help     this text
+  --processes=N  number of processes (default 1)
+  --port=PORT    port of the first process, if there are several (default 8476)
+  --dry-run      print the commands and run nothing
+  -h, --help     print this text
 
 example: launch/local.sh --processes=2 --config=digits --workdir=runs/two
 EOF
@@ -35,8 +35,8 @@ for argument in "$@"; do
     *) fail "unexpected argument '$argument': flags are written --name=value" ;;
   esac
 done
-[[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "--processes=$processes is no number above 0"
-[[ "$port" =~ ^[1-9][0-9]*$ ]] || fail "--port=$port is no port"
+[[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "--processes=$processes must be a whole number above 0"
+[[ "$port" =~ ^[1-9][0-9]*$ ]] || fail "--port=$port must be the number of a port"
 
 main=("${PYTHON:-python}" -m layermatch_jax.main "${flags[@]}")
 pids=()
@@ -59,10 +59,10 @@ done
 status=0
 for pid in "${pids[@]}"; do
   told=true
-  while "$told"; do # a signal ends the wait, not the process
+  while "$told"; do # a signal ends `wait`, but not the process
     told=false ended=0
     wait "$pid" || ended=$?
   done
-  ((ended == 0 || status != 0)) || status="$ended" # the first that failed
+  ((ended == 0 || status != 0)) || status="$ended" # the status of the first process that failed
 done
 exit "$status"

@@ -1,4 +1,4 @@
-"""The sweep runner, from a checkout: layermatch_jax/sweep/command.py says what it does.
+"""Starts layermatch_jax/sweep/command.py from a checkout; --help explains it.
 
 python launch/sweep.py --help
 """

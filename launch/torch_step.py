@@ -1,11 +1,11 @@
-"""The yardstick of the train step: FixMatch's, with the same network, in PyTorch.
+"""Times FixMatch's train step with the same network in PyTorch, for comparison.
 
     python launch/torch_step.py --dtype=bfloat16 --side=32 --widen=2
 
-Needs PyTorch and nothing of this package. As one writes it for speed: images in device memory,
-channels_last (on GPUs: on CPUs it is slower) and torch.compile there, autocast for bfloat16,
-nothing fetched between steps. One backbone pass over all views, SGD with Nesterov momentum and an
-EMA of the parameters, as in ours.
+It needs PyTorch, but not layermatch_jax. It is written for speed: the images are in device memory,
+bfloat16 uses autocast, and nothing is fetched between steps. On GPUs it uses torch.compile and
+channels_last, which is slower on CPUs. As in layermatch_jax, all views pass through the backbone
+once, SGD has Nesterov momentum, and the parameters have an EMA.
 """
 
 import argparse
@@ -23,14 +23,14 @@ ROUNDS, SECONDS = 5, 2.0
 
 
 def convolution(channels_in: int, channels: int, side: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias, padded as in ours, He normal (fan-out)."""
+    """Makes a convolution as in models/layers.py: no bias, same padding, He normal (fan-out)."""
     layer = nn.Conv2d(channels_in, channels, side, stride, side // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out")
     return layer
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm with the decay and the epsilon of ours."""
+    """Makes a BatchNorm with the decay and the epsilon of layermatch_jax."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3)
 
 
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """With its linear classifier: images [n, 3, H, W] -> logits [n, classes]."""
+    """WideResNet with a linear classifier: images [n, 3, H, W] -> logits [n, classes]."""
 
     def __init__(self, depth, widen, stages, stride, classes):
         super().__init__()
@@ -69,12 +69,12 @@ class WideResNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x):
-        """Logits."""
+        """[n, 3, H, W] -> logits [n, classes]."""
         return self.classifier(self.body(x).mean((2, 3)))
 
 
 def main() -> None:
-    """Prints, and writes to --out, the steps and images a second."""
+    """Prints steps and images per second as JSON, and writes them to --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (
         ("side", 32), ("depth", 28), ("widen", 2), ("stages", 3), ("stride", 1), ("classes", 10),
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     c = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # As JAX multiplies float32 on GPUs by default.
+    # By default, JAX also multiplies float32 in TF32 on GPUs.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU pod slice, from its creation to its deletion, by its name.
+# Creates a Cloud TPU pod slice, runs training on it, and deletes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,22 +11,22 @@ usage: launch/tpu_pod.sh ACTION NAME --zone=ZONE [OPTIONS] [-- FLAGS...]
   setup    copy this checkout's last commit to all its workers and install the project there
   run      start python -m layermatch_jax.main FLAGS... on all workers, in the background
   logs     follow the output of the first worker
-  status   the state of the slice, and of the run on it
-  stop     ask the run to save a checkpoint and leave
+  status   print the state of the slice and of the run on it
+  stop     tell the run to save a checkpoint and exit
   delete   delete the slice
-  keep     all of it: create, setup and run; look every minute, begin again where the slice was
-           preempted, and delete it when the run is finished. A run that fails ends it, and the
-           slice stays; to stop, end this first
+  keep     create, setup and run, then check every minute: if the slice was preempted, start again;
+           if the run is finished, delete the slice; if the run failed, exit and keep the slice.
+           To stop the run, end this command first
 
-  --zone=ZONE        such as us-central2-b
-  --project=PROJECT  where it is not the one that gcloud is set to
-  --type=TYPE        such as v4-32: what create makes
-  --version=VERSION  of its software, such as tpu-ubuntu2204-base
-  --spot             create it from spare capacity: cheaper, and preempted at any time
-  --dry-run          print the commands, run nothing
-  -h, --help         this text
+  --zone=ZONE        zone of the slice, such as us-central2-b
+  --project=PROJECT  Google Cloud project (default: that of gcloud's configuration)
+  --type=TYPE        type of the slice that create makes, such as v4-32
+  --version=VERSION  version of its software, such as tpu-ubuntu2204-base
+  --spot             create it from spare capacity: cheaper, but it may be preempted at any time
+  --dry-run          print the commands and run nothing
+  -h, --help         print this text
 
-FLAGS must have --workdir=gs://BUCKET/FOLDER: the workers share no other file system.
+FLAGS must contain --workdir=gs://BUCKET/FOLDER, because the workers share no other file system.
 
 example: launch/tpu_pod.sh keep pod1 --zone=us-central2-b --type=v4-32 --version=tpu-ubuntu2204-base \
     --spot -- --config=cifar100 --workdir=gs://bucket/cifar100
@@ -42,7 +42,7 @@ case "$action" in
   *) fail "unknown action '$action'" ;;
 esac
 [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail "NAME '$name': small letters, digits and '-', beginning with a letter"
+  fail "NAME '$name' must have lowercase letters, digits and '-', and begin with a letter"
 shift 2
 
 zone='' type='' version='' spot=false dry_run=false
@@ -57,7 +57,7 @@ while (($# > 0)); do
     --dry-run) dry_run=true ;;
     -h | --help) usage; exit 0 ;;
     --) shift; flags=("$@"); break ;;
-    *) fail "unknown option '$1'; flags of the run stand behind --" ;;
+    *) fail "unknown option '$1': write the flags of the run after --" ;;
   esac
   shift
 done
@@ -108,7 +108,7 @@ setup() {
   on_workers all setup
 }
 
-state() { # READY, PREEMPTED, ...; ABSENT where there is no such slice; UNKNOWN where gcloud fails
+state() { # READY, PREEMPTED, ...; ABSENT if there is no such slice; UNKNOWN if gcloud fails
   local said
   if said="$(gcloud compute tpus tpu-vm describe "$name" --format='value(state)' "${options[@]}" 2>"$errors")"; then
     tail -n 1 <<<"$said"
@@ -128,7 +128,7 @@ keep() {
     echo "# every minute, until 'finished':"
     tpu describe "$name" --format='value(state)'
     on_workers 0 status
-    echo "# where it is preempted: delete, and from the top; at the end:"
+    echo "# if it is preempted: delete, and start again; at the end:"
     tpu delete "$name" --quiet
     return
   fi
@@ -140,13 +140,13 @@ keep() {
     [[ "$now" == UNKNOWN ]] && unknown=$((unknown + 1)) || unknown=0
     case "$now" in
       READY)
-        # The connection may break when the slice does: then it is looked at again.
+        # The connection may break when the slice is preempted: then check again.
         outcome="$(on_workers 0 status || echo unknown)"
         case "$outcome" in
           *running* | *unknown*) sleep 60 ;;
           *finished*) tpu delete "$name" --quiet; return ;;
           *failed*)
-            echo "the run $outcome; the slice is kept: see its logs, and delete it" >&2
+            echo "the run $outcome; the slice is kept: look at its logs, then delete it" >&2
             return 1
             ;;
           *) { setup && on_workers all start "${flags[@]}"; } || sleep 60 ;;

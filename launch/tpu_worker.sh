@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh has every worker of a TPU pod slice do; it runs there, in the checkout.
+# Runs on the workers of a TPU pod slice, in the checkout; launch/tpu_pod.sh calls it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,13 +7,13 @@ usage() {
   cat <<'EOF'
 usage: launch/tpu_worker.sh [--dry-run] setup | start FLAGS... | stop | status | logs
 
-  setup           make .venv and install the project and JAX for TPU there
-  start FLAGS...  run python -m layermatch_jax.main FLAGS... in the background, if it does not run yet
-  stop            ask it to save a checkpoint and leave
+  setup           make .venv, and install the project and JAX for TPU there
+  start FLAGS...  run python -m layermatch_jax.main FLAGS... in the background, unless a run is active
+  stop            tell the run to save a checkpoint and exit
   status          print: none | running | finished | stopped | failed STATUS
-  logs            print its output and follow it
-  --dry-run       print the commands, run nothing
-  -h, --help      this text
+  logs            print the output of the run and follow it
+  --dry-run       print the commands and run nothing
+  -h, --help      print this text
 EOF
 }
 
@@ -34,11 +34,11 @@ do_it() {
 }
 
 readonly log=run.log pid=run.pid ended=run.status
-# After a reboot another process may have the number: ours works in this folder.
+# After a reboot another process may have this process id, but only ours works in this folder.
 running() { [[ -e "$pid" && "/proc/$(cat "$pid")/cwd" -ef . ]]; }
 
-# In the background: runs main, and writes its exit status when it has ended. run.pid has the number
-# of the shell that does this; main is its only child.
+# Runs main, and writes its exit status to run.status. `start` calls this in a background shell; the
+# process id of that shell is in run.pid, and main is its only child.
 work() {
   local status=0
   .venv/bin/python -m layermatch_jax.main "$@" || status=$?
@@ -58,7 +58,7 @@ case "$action" in
       echo "runs already"
     else
       rm -f "$ended"
-      [[ ! -e "$log" ]] || mv "$log" "$log.before" # status reads what the last start said
+      [[ ! -e "$log" ]] || mv "$log" "$log.before" # `status` reads the log of the last start only
       work "$@" >>"$log" 2>&1 </dev/null &
       echo "$!" >"$pid"
       disown

@@ -1,4 +1,4 @@
-"""The settings that a config leaves open, computed from its others."""
+"""Computes the settings that a config leaves open from its other settings."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from layermatch_jax.setting import CLASSIC_DECAY, memory
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fills in what a config leaves open: every program below the command line reads the result.
+    """Fills in the settings that a config leaves open; the rest of the program reads the result.
 
-    Each setting that is None gets its value, if the run reads it: decays of averages, so that they
+    Each setting that is None gets a value if the run reads it: decays of averages, such that they
     remember at most a tenth of the run, and the defaults of the run's policy. Settings of other
-    policies become None; `unread` names those that had a value. `method` becomes the one name of
-    what the run does. To resolve twice changes nothing.
+    policies become None; `unread` names those that had a value. `method` becomes the canonical
+    name (`presets.method_name`). Resolving a second time changes nothing.
 
     Args:
-      config: a whole config; left as it is.
+      config: a whole config; not changed.
 
     Returns:
       A new config.
@@ -51,7 +51,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def unread(config: ml_collections.ConfigDict) -> list[str]:
-    """The settings of other policies than the run's that have a value: nothing reads them."""
+    """Names the settings of other policies that have a value: the run does not read them."""
     policy = POLICIES.get(config.policy.name)
     own = {"name", *(policy.SETTINGS if policy else ())}
     return [
@@ -60,7 +60,7 @@ def unread(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def ignored(config: ml_collections.ConfigDict) -> list[str]:
-    """Sentences for the user on settings that have a value and that nothing reads.
+    """Tells the user which settings have a value that the run does not read; a list of sentences.
 
     Args:
       config: not yet resolved.
@@ -74,10 +74,10 @@ def ignored(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def explained(config: ml_collections.ConfigDict) -> list[str]:
-    """Sentences for the user on automatic values other than the classic ones.
+    """Tells the user which automatic values are not the classic ones; a list of sentences.
 
     Args:
-      config: of `resolve`.
+      config: resolved.
     """
     tenth = memory(config.train_steps)
     read = {"ema_decay", "model.bn_decay", "policy.momentum"}
@@ -93,8 +93,8 @@ def explained(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The automatic value of every setting that has one."""
-    policy = POLICIES.get(config.policy.name)  # an unknown one is refused by rules.py
+    """Returns {dotted name: automatic value} of every setting that has one."""
+    policy = POLICIES.get(config.policy.name)  # rules.py refuses an unknown policy
     own = {f"policy.{name}": x for name, x in (policy.SETTINGS if policy else {}).items()}
     values = {
         name: setting.default(config.train_steps) if callable(setting.default) else setting.default
@@ -107,6 +107,6 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "avg_clustering.momentum": {
             "classifier": memory(config.train_steps),
             "features": memory(config.train_steps, 0.99),
-            "outputs": 0.6,  # per visit of an image
+            "outputs": 0.6,  # for each visit of an image
         }.get(config.avg_clustering.centers),
     }

@@ -1,4 +1,4 @@
-"""What travels from the data to the steps."""
+"""The batches that the data pipeline passes to the train and evaluation steps."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ class TrainBatch(NamedTuple):
     labels: Int32[Array, " B"]
     labeled_indices: Int32[Array, " B"]  # positions in the labeled set
     unlabeled_indices: Int32[Array, "B μ"]  # positions in the unlabeled set
-    true_labels: Int32[Array, "B μ"]  # for diagnostics; -1 = unknown, or a labeled image
+    # For diagnostics alone; -1 = unknown, or the image is one of the labeled ones
+    true_labels: Int32[Array, "B μ"]
     draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 
 

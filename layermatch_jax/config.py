@@ -1,8 +1,8 @@
-"""Every setting of a run, with its default, its meaning and its bounds, and nothing else.
+"""The table of all settings of a run: default, meaning and bounds.
 
-Named methods and masks are in presets.py, what cannot go together in rules.py. A setting without a
-number here is automatic: automatic.py computes it. The settings of a policy are in the policy's
-file, those of the backbones in models/settings.py.
+presets.py has the named methods and gradient masks, rules.py the settings that exclude each other.
+A setting without a value here is automatic: automatic.py computes it. The settings of a policy are
+in the policy's file, those of the backbones in models/settings.py.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from layermatch_jax.setting import Setting, decay
 
 
 def _of_policies() -> dict[str, Setting]:
-    """The settings of all policies, {'policy.NAME': Setting}; each stands in its policy's file."""
+    """Collects the settings of all policies: {'policy.NAME': Setting}."""
     readers = {}
     for policy, module in POLICIES.items():
         for name, setting in module.SETTINGS.items():
@@ -247,11 +247,11 @@ RESULT_NEUTRAL = tuple(name for name, setting in SETTINGS.items() if setting.neu
 
 
 def base() -> ml_collections.ConfigDict:
-    """The field's classic setting: FixMatch with WRN-28-2 on 32-pixel images.
+    """Creates the field's classic config: FixMatch with WRN-28-2 on 32-pixel images.
 
     Returns:
-      A locked ConfigDict with every setting: to assign an unknown one is an error. What is None in
-      it is automatic. A field's name of earlier versions is the same field.
+      A ConfigDict with every setting. It is locked: assigning an unknown field is an error. A
+      setting that is None is automatic. Names of earlier versions are aliases of today's fields.
     """
     config = ml_collections.ConfigDict()
     for name, setting in SETTINGS.items():
@@ -267,7 +267,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 def _group(config: ml_collections.ConfigDict, name: str) -> tuple[ml_collections.ConfigDict, str]:
-    """The part of a config that holds a field, made if it is not there, and its name in there."""
+    """Finds a field: (the group that holds it, its name in the group). Creates missing groups."""
     *groups, field = name.split(".")
     for key in groups:
         if key not in config:
@@ -277,15 +277,16 @@ def _group(config: ml_collections.ConfigDict, name: str) -> tuple[ml_collections
 
 
 def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Every setting by its dotted name, {'optimizer.momentum': 0.9, …}, as plain Python values."""
+    """Flattens a config to plain Python values by dotted name: {'optimizer.momentum': 0.9, …}."""
     values = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {name: value for name, value in values.items() if name not in renamed.FIELDS}
 
 
 def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config that `fields` was made of, also where JSON has made its tuples lists.
+    """Creates the config with these settings; the inverse of `fields`.
 
-    Names and values of earlier versions (renamed.py) become today's.
+    Lists become tuples, because JSON turns tuples into lists. Names and values of earlier versions
+    (renamed.py) become today's.
 
     Raises:
       InputError: an unknown setting.
@@ -303,13 +304,13 @@ def from_fields(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 
 def check_field(name: str) -> None:
-    """Raises InputError, naming the nearest one, unless `name` is a setting's dotted name."""
+    """Raises InputError, naming the nearest setting, unless `name` is a setting's dotted name."""
     if name not in SETTINGS and name not in renamed.FIELDS:
         raise unknown("config field", name, sorted(SETTINGS))
 
 
 def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
-    """`presets.apply_arg`, where config files of earlier versions look for it."""
+    """Calls `presets.apply_arg`; config files of earlier versions find it under this name."""
     from layermatch_jax import presets
 
     return presets.apply_arg(config, arg)

@@ -1,4 +1,4 @@
-"""A config file and its argument, as --config=NAME:ARGUMENT names them."""
+"""Finds and runs the config file that --config=NAME:ARGUMENT names."""
 
 import importlib.util
 import pathlib
@@ -14,22 +14,21 @@ from layermatch_jax.errors import InputError
 FOLDER = pathlib.Path(__file__).parent / "configs"
 if not FOLDER.is_dir():
     FOLDER = FOLDER.parent.parent / "configs"
-_LONG = 300  # characters that a person reads
+_LONG = 300  # characters; a longer text in a message is cut
 
 
 def load(written: str) -> ml_collections.ConfigDict:
     """Runs a config file.
 
     Args:
-      written: NAME or NAME:ARGUMENT, where NAME is what `find` takes; the argument is passed to the
-        file's `get_config`.
+      written: NAME or NAME:ARGUMENT. `find` explains NAME; the file's `get_config` gets ARGUMENT.
 
     Returns:
       The config, locked.
 
     Raises:
-      InputError: there is no such file, it fails (says in which line), it ends the program, or it
-        does not return a config with the fields of config.base().
+      InputError: there is no such file, it fails (the message names the line), it calls sys.exit,
+        or it does not return a config with the fields of config.base().
     """
     name, *arg = written.split(":", 1)
     path = find(name)
@@ -48,26 +47,26 @@ def load(written: str) -> ml_collections.ConfigDict:
         raise InputError(f"{_place(error, path)}: {_shortened(said)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
-            f"{path}: get_config returned {config!r}, no config. It must end with "
+            f"{path}: get_config returned {config!r}, which is not a config. It must end with "
             "`return presets.apply_arg(config, arg)`"
         )
     known, own = config_lib.fields(config_lib.base()), config_lib.fields(config)
     if wrong := known.keys() ^ own.keys():
         raise InputError(
-            f"{path}: get_config must return a config that started as config_lib.base(). Its "
-            f"fields differ: {_shortened(', '.join(sorted(wrong)))}"
+            f"{path}: get_config must return a config that was made by config_lib.base(). These "
+            f"fields are missing or unknown: {_shortened(', '.join(sorted(wrong)))}"
         )
     return config.lock()
 
 
 def find(name: str) -> pathlib.Path:
-    """The config file that --config=NAME means.
+    """Returns the path of the config file that --config=NAME means.
 
     Args:
-      name: of a shipped config (`digits`), or the path of a Python file.
+      name: the name of a shipped config (`digits`), or the path of a Python file.
 
     Raises:
-      InputError: there is no such file; lists the shipped configs.
+      InputError: there is no such file; the message lists the shipped configs.
     """
     shipped = sorted(path.stem for path in FOLDER.glob("*.py"))
     path = pathlib.Path(name)
@@ -96,7 +95,10 @@ def _shortened(text: str) -> str:
 
 
 def _place(error: BaseException, path: pathlib.Path) -> str:
-    """'FILE, line 12', where the file's own code failed or called what failed."""
+    """Returns 'FILE, line 12': the line of the config file in which the error arose.
+
+    That line failed itself, or called the code that failed.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     places = [(frame.filename, frame.lineno) for frame in frames]
     if isinstance(error, SyntaxError):

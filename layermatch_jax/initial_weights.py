@@ -1,4 +1,4 @@
-"""The weights that a run starts from, in place of random ones: `config.model.pretrained`."""
+"""Starts a run from the weights that `config.model.pretrained` names."""
 
 import hashlib
 from typing import Any
@@ -21,16 +21,16 @@ FILE = workdir_lib.WEIGHTS
 
 
 def read(config: ml_collections.ConfigDict) -> pretrained.Weights | None:
-    """The weights that a config names: of a package, of a file or of another run.
+    """Reads the weights that a config names: from a package, a file or another run.
 
     Args:
-      config: the whole config, resolved. Read: model.
+      config: the whole config, resolved; only config.model is read.
 
     Returns:
-      None if the run starts from random weights.
+      The weights; None if the run starts from random ones.
 
     Raises:
-      InputError: there are no such weights, or they are not of this network.
+      InputError: there are no such weights, or they belong to another network.
     """
     source = config.model.pretrained
     if not source:
@@ -43,18 +43,18 @@ def read(config: ml_collections.ConfigDict) -> pretrained.Weights | None:
     else:
         raise InputError(
             f"--config.model.pretrained={source} is a folder, but holds no run: there is no "
-            f"{workdir_lib.CONFIG}. Give the file itself if weights are in it"
+            f"{workdir_lib.CONFIG}. If the weights are in a file of this folder, give that file"
         )
     if weights.bn_epsilon not in (None, config.model.bn_epsilon):
         raise InputError(
             f"--config.model.bn_epsilon={config.model.bn_epsilon}: the weights of {weights.source} "
-            f"need {weights.bn_epsilon}, with which they were trained. Set it to that"
+            f"were trained with {weights.bn_epsilon} and need it. Set it to that value"
         )
     return weights
 
 
 def _of_run(folder: epath.Path) -> pretrained.Weights:
-    """The averaged parameters of a run, which may be under way, with its classifier."""
+    """Reads the averaged parameters and the classifier of a run, which may still be training."""
     model = workdir_lib.read_config(folder).model
     saved = checkpoint.read_state(folder, None)
     backbone, batch_stats = (
@@ -64,7 +64,7 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
     classifier = saved["ema_params"]["classifier"]
     data, before = description.read(folder), read_record(folder)
     if data is None:
-        raise InputError(f"{folder} has no {description.FILE}: it is of an earlier version")
+        raise InputError(f"{folder} has no {description.FILE}, because an earlier version wrote it")
     mean, std = description.statistics(data)
     digest = hashlib.sha256()
     for _, x in sorted((backbone | batch_stats | classifier).items()):
@@ -91,19 +91,20 @@ def begin(
     class_names: tuple[str, ...],
     num_unlabeled: int,
 ) -> state.TrainState:
-    """The state before the first step, with the weights in place of random ones.
+    """Replaces the random weights of the initial state.
 
-    The classifier is theirs for the classes that they know by name, and random for others.
+    The classifier gets the weights of the classes that have the same name; it stays random for the
+    others.
 
     Args:
-      initial: of `state.create`.
+      initial: from `state.create`.
       config: the whole config, resolved.
-      weights: of `read`.
-      class_names: of the run's data.
+      weights: from `read`.
+      class_names: the classes of the run's data.
       num_unlabeled: size of the unlabeled set.
 
     Raises:
-      InputError: a weight is missing, left over or of another shape.
+      InputError: a weight is missing, is not used or has another shape.
     """
     backbone, batch_stats = pretrained.fit(weights, initial.params["backbone"], initial.batch_stats)
     classifier = jax.tree.map(np.array, initial.params["classifier"])
@@ -114,15 +115,16 @@ def begin(
 
 
 def _same_classes(weights: pretrained.Weights, class_names) -> list[tuple[int, int]]:
-    """(number here, number there) of the classes that have one name."""
+    """Returns (class of the run, class of the weights) for the classes with the same name."""
     theirs = {name: j for j, name in enumerate(weights.class_names or ())}
     return [(k, theirs[name]) for k, name in enumerate(class_names) if name in theirs]
 
 
 def kept_normalization(workdir: epath.Path, config: ml_collections.ConfigDict) -> tuple | None:
-    """The (mean, deviation) that a run with weights of others goes on with; else None.
+    """Returns the (mean, deviation) that a run with pretrained weights has saved; else None.
 
-    All processes call it; the first one reads. Such a run does not need the weights' file again.
+    With them, a resumed run does not need the file of the weights again. All processes must call
+    this function; the first one reads.
     """
     if not config.model.pretrained:
         return None
@@ -142,7 +144,7 @@ def write(workdir: epath.Path, weights: pretrained.Weights | None) -> None:
 
 
 def told(workdir: epath.Path) -> list[str]:
-    """What the user is told at the start of a run with weights of others."""
+    """Tells the user which pretrained weights a run starts from; a list of sentences."""
     record = read_record(workdir)
     if not record:
         return []
@@ -152,7 +154,7 @@ def told(workdir: epath.Path) -> list[str]:
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:
-    """What weights.json holds; {} for a run that started from random weights.
+    """Reads weights.json; {} for a run that started from random weights.
 
     Raises:
       InputError: the file is damaged.

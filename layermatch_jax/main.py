@@ -16,7 +16,7 @@ from layermatch_jax import config as config_lib
 from layermatch_jax.errors import EarlyEnd, InputError, explained, unknown
 from layermatch_jax.runtime import terminal
 
-# Data sets that the default config, the digits' demo, does not fit, and the configs that do.
+# Data sets for which the default config (the digits' demo) is wrong, and the configs to use.
 CONFIGS_FOR = {
     "cifar10": "--config=cifar10",
     "cifar100": "--config=cifar100",
@@ -29,10 +29,10 @@ CONFIGS_FOR = {
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-    """Returns the exit status.
+    """Runs the mode; returns the exit status.
 
-    0 done or stopped, 1 failed, 2 asked for what cannot be done, 3 done but for broken images, 130
-    interrupted.
+    0: done, or told to stop. 1: failed. 2: the settings, flags or data cannot be used. 3: done, but
+    some images are broken. 130: interrupted.
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every file at INFO
@@ -46,13 +46,13 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
             raise unknown("--mode", flag_values.mode, modes.MODES)
         present = [name for name in flag_values if flag_values[name].present]
         own = {name: flag_values[name].value for name in modes.own_flags(flag_values.mode, present)}
-        from layermatch_jax.runtime import hosts, parallel, workdir  # JAX: not for a wrong flag
+        from layermatch_jax.runtime import hosts, parallel, workdir  # after the flags: JAX is slow
 
         parallel.use_all_cores()
         hosts.connect(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
         folder = os.path.expanduser(flag_values.workdir or workdir.default(config))
         if "://" in folder and not folder.startswith("gs://"):
-            raise InputError(f"--workdir={folder}: a local folder, or a bucket as gs://NAME/PATH")
+            raise InputError(f"--workdir={folder}: give a local folder, or gs://BUCKET/PATH")
         given = config_flags.get_override_values(flag_values["config"])
         if said := modes.MODES[flag_values.mode](config, folder, given, **own):
             print(said)
@@ -61,7 +61,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         return end.status
     except Exception as error:
         said = explained(error)
-        if not said:  # a mistake of ours: its traceback is needed
+        if not said:  # a bug: its traceback is needed
             raise
         print(said, file=sys.stderr)
         logging.debug("Its traceback:", exc_info=True)  # --verbosity=1
@@ -73,21 +73,22 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Defines and parses the flags; returns what is left of `argv`.
+    """Defines and parses the flags; returns the remaining arguments of `argv`.
 
     Raises:
-      SystemExit: 2 after a line that says what is wrong, where absl and ml_collections would end
-        with a traceback or status 1; 0 after --help.
+      SystemExit: status 2 after a line that says what is wrong (absl and ml_collections would print
+        a traceback or exit with status 1); status 0 after --help.
     """
     for kind, parser in ((float, flags.FloatParser()), (str, flags.ArgumentParser())):
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     try:
         _check(argv)
-        config_flags.DEFINE_config_file(  # here, not above: it reads the file and the fields given
+        config_flags.DEFINE_config_file(  # not at import, because it runs the config file
             "config",
             str(config_file.FOLDER / "digits.py"),
-            "Settings, as NAME:labels=250,method=fixmatch. NAME is a shipped config, as in "
-            "--config=digits, or the path of a file. --config.FIELD=VALUE changes one setting.",
+            "Settings, for example cifar10:labels=250,method=fixmatch. Before the colon stands the "
+            "name of a shipped config or the path of a config file. --config.FIELD=VALUE changes "
+            "one setting.",
             flag_values=flag_values,
             sys_argv=argv,
         )
@@ -96,23 +97,31 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
             (
                 "workdir",
                 None,
-                "Folder of the run; default runs/DATASET-LABELS-METHOD-lSEED-sSEED. "
-                "predict and export also take a bundle. For --mode=report also several, "
-                "comma-separated, or a folder of such folders; a "
-                "comma in the name of an existing folder does not separate.",
+                "Folder of the run (default: runs/DATASET-LABELS-METHOD-lSEED-sSEED). predict and "
+                "export: a folder or a bundle. report: one or several folders, comma-separated, or "
+                "a folder of such folders; a comma in the name of an existing folder is no "
+                "separator.",
             ),
             ("mode", "train", f"What to do: {', '.join(modes.MODES)}."),
-            ("images", None, "predict: a folder, a list of paths (.txt), or FILE,FILE,…"),
-            ("out", None, "predict: the table to write, .csv or .jsonl; export: the file."),
-            ("features", None, "predict: a file for the features, .npy; default none."),
-            ("format", None, "export: bundle (one file that --workdir takes)."),
-            ("coordinator", None, "HOST:PORT of the first process, for several processes."),
+            (
+                "images",
+                None,
+                "predict: a folder, a file with a list of paths (.txt), or FILE,FILE,…",
+            ),
+            (
+                "out",
+                None,
+                "predict: the table to write, .csv or .jsonl. export: the file to write.",
+            ),
+            ("features", None, "predict: the file to write the features to, .npy (default: none)."),
+            ("format", None, "export: bundle (a file that can be given as --workdir)."),
+            ("coordinator", None, "HOST:PORT of the first process, if there are several."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)
         for name, text in (
-            ("top", "predict: how many classes of an image to tell; default 1."),
-            ("num_processes", "Of how many processes the run is made."),
-            ("process_id", "Which of them this is, from 0."),
+            ("top", "predict: number of classes in the table for each image (default: 1)."),
+            ("num_processes", "Number of processes of the run."),
+            ("process_id", "Number of this process, from 0."),
         ):
             flags.DEFINE_integer(name, None, text, flag_values=flag_values)
         left = flag_values(argv)
@@ -131,7 +140,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 class _OrNone(flags.ArgumentParser):
-    """A field's own parser, for which 'None' is the value None: automatic, where a field can be."""
+    """Parses 'None' as the value None (automatic), and all else with the field's own parser."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -150,14 +159,14 @@ def _check(argv: list[str]) -> None:
 
 
 def _check_default(flag_values: flags.FlagValues) -> None:
-    """Refuses to train other images with the settings of the digits' demo, unless asked to."""
+    """Refuses to train on another data set with the default config, the digits' demo."""
     name = flag_values.config.dataset.name
     own_config = flag_values["config"].present or flag_values.mode not in ("train", "benchmark")
     if not own_config and name in CONFIGS_FOR:
         raise InputError(
             f"--config.dataset.name={name} without --config would train with the settings of the "
             f"digits' demo (16 pixels, a small network). Give a config, too: {CONFIGS_FOR[name]}. "
-            "To take the demo's settings all the same, write --config=digits"
+            "To use the demo's settings on purpose, write --config=digits"
         )
 
 

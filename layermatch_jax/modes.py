@@ -1,10 +1,10 @@
-"""What the command line can be asked for, --mode=…: (config, workdir, given) -> what is printed.
+"""The modes of the command line (--mode=…): functions (config, workdir, given) -> printed text.
 
 `given` names the fields that the command line sets by --config.FIELD=VALUE. A mode that looks at a
-saved run needs it: any other field of `config` is a default, and the run's own value counts. Flags
-that only some modes read (FLAGS) follow by name.
+saved run uses only these fields of `config` and takes all others from the run. The flags that only
+some modes read (FLAGS) follow as keyword arguments.
 
-JAX and what else takes seconds to import is imported when a mode is entered, not for a wrong flag.
+JAX and other slow modules are imported inside the modes: a wrong flag is refused at once.
 """
 
 import sys
@@ -16,7 +16,7 @@ from layermatch_jax.errors import EarlyEnd, InputError, unknown
 
 
 def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
-    """Trains, or goes on; a summary of the result."""
+    """Trains, or resumes a run; returns a summary of the result."""
     from etils import epath
 
     from layermatch_jax import train
@@ -31,7 +31,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
     try:
         with hosts.signals() as told_to_stop:
             result = train.train_and_evaluate(config, folder, told_to_stop)
-    except InputError:  # the folder may be another run's
+    except InputError:  # then the folder may belong to another run
         raise
     except EarlyEnd:
         draw_reports()
@@ -41,7 +41,7 @@ def run_train(config: ConfigDict, folder: str, given: Collection[str]) -> str | 
 
 
 def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> str | None:
-    """Times the parts of a run; a table."""
+    """Times the parts of a run; returns a table."""
     from layermatch_jax.benchmark import measure, summary
 
     report = measure.run_benchmark(config, folder)
@@ -49,9 +49,9 @@ def run_benchmark(config: ConfigDict, folder: str, given: Collection[str]) -> st
 
 
 def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) -> str:
-    """Compares the gradients of the run in a folder, layer by layer; a table.
+    """Compares the gradients of the run in a folder, layer by layer; returns a table.
 
-    Over as many batches as --config.layer_report.batches says, or else as the run's config says.
+    The number of batches is --config.layer_report.batches if given, else that of the run's config.
     """
     from etils import epath
 
@@ -71,11 +71,11 @@ def run_layer_report(config: ConfigDict, folder: str, given: Collection[str]) ->
 
 
 def run_report(config: ConfigDict, folders: str, given: Collection[str]) -> str:
-    """Draws the runs in folders, comma-separated; where the pictures are."""
+    """Draws a report of the runs in comma-separated folders; returns where it is."""
     from layermatch_jax.after import report
 
     _alone("report")
-    # Each run has its own config; where its data are may have changed since.
+    # Each run has its own config, but its data may have moved since.
     return f"report: {report.write(folders, config.dataset.data_dir)}"
 
 
@@ -89,7 +89,7 @@ def run_predict(
     top: int | None,
     features: str | None,
 ) -> str:
-    """Predicts image files by the model in a run's folder or bundle; a table of the classes."""
+    """Predicts image files with the model of a run or bundle; returns a table of the classes."""
     from layermatch_jax.after import predict
     from layermatch_jax.runtime import parallel
 
@@ -105,7 +105,7 @@ def run_predict(
 def run_export(
     config: ConfigDict, workdir: str, given: Collection[str], *, format: str | None, out: str | None
 ) -> str:
-    """Writes the model in a run's folder or bundle in another form; where it is."""
+    """Exports the model of a run or bundle to a file; returns where it is."""
     from layermatch_jax.after import bundle, trained
 
     formats = {"bundle": bundle.write}  # (model, path) -> None
@@ -116,7 +116,7 @@ def run_export(
     if format not in formats:
         raise unknown("--format", format, formats)
     if not out:
-        raise InputError(f"--out is needed: the file to write, as model{bundle.ENDING}")
+        raise InputError(f"--out is needed: the file to write, for example model{bundle.ENDING}")
     model = trained.read(workdir, config.dataset.data_dir)
     print(trained.introduced(model), file=sys.stderr)
     formats[format](model, out)
@@ -127,7 +127,7 @@ def _check_given(mode: str, given: Collection[str], read: Collection[str]) -> No
     if unread := [name for name in given if name not in read]:
         raise InputError(
             f"--mode={mode} takes its settings from the run: --config.{unread[0]} is not read. "
-            f"Leave it out; what can be given is --config.{', --config.'.join(sorted(read))}"
+            f"Leave it out. Allowed are --config.{', --config.'.join(sorted(read))}"
         )
 
 
@@ -135,10 +135,12 @@ def _alone(mode: str) -> None:
     import jax
 
     if jax.process_count() > 1:
-        raise InputError(f"--mode={mode} is for one process, not {jax.process_count()}")
+        raise InputError(
+            f"--mode={mode} runs in one process, but {jax.process_count()} were started. Start one"
+        )
 
 
-# By name. None is printed by all processes but the first.
+# A mode returns None in all processes except the first; then nothing is printed.
 MODES = {
     "train": run_train,
     "benchmark": run_benchmark,
@@ -147,19 +149,20 @@ MODES = {
     "predict": run_predict,
     "export": run_export,
 }
-# The flags that only these modes read. All read --config, --workdir and those of several processes.
+# The flags that only these modes read. All modes read --config, --workdir and the flags of several
+# processes.
 FLAGS = {"predict": ("images", "out", "top", "features"), "export": ("format", "out")}
 
 
 def own_flags(mode: str, given: Collection[str]) -> tuple[str, ...]:
-    """The names of the flags that a mode reads beside those that all read.
+    """Returns the names of the flags that this mode reads, but not all modes.
 
     Args:
       mode: a key of MODES.
-      given: the flags on the command line.
+      given: names of the flags on the command line.
 
     Raises:
-      InputError: one of them is another mode's.
+      InputError: only other modes read one of the given flags.
     """
     own = FLAGS.get(mode, ())
     for name in given:
@@ -167,6 +170,6 @@ def own_flags(mode: str, given: Collection[str]) -> tuple[str, ...]:
         if readers and name not in own:
             raise InputError(
                 f"--{name} is not read by --mode={mode}, but by --mode={' and '.join(readers)}. "
-                "Leave it out, or give that mode"
+                "Leave it out, or change --mode"
             )
     return own

@@ -1,7 +1,7 @@
-"""Names for sets of choices: methods, gradient masks, and what stands behind --config=FILE:….
+"""Named methods and gradient masks, and the argument after the colon of --config=FILE:ARGUMENT.
 
 A config file starts from `config.base()`, sets what its data set needs, and ends with `apply_arg`,
-so that `--config=cifar10:labels=250,method=fixmatch` works everywhere.
+so that arguments such as `labels=250,method=fixmatch` work with every config file.
 """
 
 import hashlib
@@ -16,12 +16,13 @@ from layermatch_jax.method.policies import POLICIES
 
 GRAD_RELU = (("classifier/.*", 0.0),)
 
-# Named gradient masks, for ablations. A name says what pseudo-labels do not train: from stage 3 on
-# is stage 3 and all that follows, the classifier included; to stage 1 is the stem and stage 1. One
-# list serves every backbone, for their paths are alike (models/__init__.py). A stage that a network
-# does not have is refused: with three, from_stage3 is its last stage, to_stage1 its first half;
-# with four (all networks that others trained), from_stage4 and to_stage2.
-_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # of WideResNet and transformers
+# Named gradient masks, for ablations. A name says which layers pseudo-labels do not train:
+# from_stage3 means stage 3 and all later layers, with the classifier; to_stage1 means the stem and
+# stage 1. All backbones name their layers alike (models/__init__.py), so one list serves them all.
+# A mask with a stage that the network does not have is refused. With three stages, from_stage3 is
+# the last stage and to_stage1 the first half; with four (as in all pretrained networks),
+# from_stage4 and to_stage2.
+_LAST = ("(backbone/final_norm|classifier)/.*", 0.0)  # WideResNet and transformers have final_norm
 MASKS = {
     "none": (),  # FixMatch
     "half_classifier": (("classifier/.*", 0.5),),
@@ -35,8 +36,8 @@ MASKS = {
     "backbone": (("backbone/.*", 0.0),),  # the reverse of Grad-ReLU
 }
 
-# A method is a set of choices; what it does not name is as in base(). Each policy has a method of
-# its name, but for FixMatch's, fixed_threshold.
+# A method is a set of settings; the others keep the values of base(). Each policy has a method of
+# the same name, except fixed_threshold, whose method is fixmatch.
 METHODS = {
     "supervised": {"unsupervised_weight": 0.0},  # no unlabeled image is loaded then
     "fixmatch": {},
@@ -53,7 +54,7 @@ METHODS = {
     },
 }
 
-# What `METHOD+ADDITION` adds to a method's choices.
+# The settings that `METHOD+ADDITION` adds to a method.
 ADDITIONS = {
     "layerwise": METHODS["layermatch"],
     "grad_relu": METHODS["grad_relu"],
@@ -62,14 +63,14 @@ ADDITIONS = {
 
 
 def method_choices(method: str) -> dict[str, Any]:
-    """What a method sets, by dotted field name.
+    """Returns the settings of a method: {dotted name: value}.
 
     Args:
-      method: a key of METHODS, or one with "+" and a key of ADDITIONS behind it: "+grad_relu",
+      method: a key of METHODS, optionally followed by "+" and a key of ADDITIONS: "+grad_relu",
         "+avg_clustering", or "+layerwise" for both.
 
     Raises:
-      InputError: no such method (names the nearest), or nothing can be added to it.
+      InputError: no such method (names the nearest) or addition, or an addition to supervised.
     """
     _, plus, addition = method.partition("+")
     choices = METHODS[base_method(method)]
@@ -82,12 +83,15 @@ def method_choices(method: str) -> dict[str, Any]:
             "--config.avg_clustering.centers=NAME"
         )
     if base_method(method) == "supervised":
-        raise InputError(f"{method}: without an unsupervised gradient, +{addition} means nothing")
+        raise InputError(
+            f"{method}: supervised has no unsupervised gradient that +{addition} could change. "
+            "Leave it out"
+        )
     return choices | ADDITIONS[addition]
 
 
 def base_method(method: str) -> str:
-    """'freematch' of 'freematch+grad_relu'.
+    """Returns the part before "+": 'freematch' for 'freematch+grad_relu'.
 
     Raises:
       InputError: no such method; names the nearest.
@@ -99,18 +103,18 @@ def base_method(method: str) -> str:
 
 
 def method_name(method: str, gradient_mask: tuple, centers: str) -> str:
-    """The one name of what a run does, however its settings were written.
+    """Returns the canonical name of a run's method, however its settings were written.
 
     Args:
-      method: any name of it, as METHOD or METHOD+...: METHOD tells the policy.
+      method: any name of the method, METHOD or METHOD+...; METHOD determines the policy.
       gradient_mask: layerwise.gradient_mask of the run.
       centers: avg_clustering.centers of the run.
 
     Returns:
-      A key of METHODS, where one means just this. Else METHOD with what is added to it:
+      A key of METHODS, if one has exactly these settings. Otherwise METHOD with its additions:
       "+grad_relu", "+avg_clustering", or "+layerwise" for both; other masks and centers as in
-      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centers=features". All characters of it
-      are safe in a path.
+      "fixmatch+mask=from_stage3" or "freematch+grad_relu+centers=features". All characters are safe
+      in a path.
 
     Raises:
       InputError: no such method.
@@ -134,27 +138,27 @@ def method_name(method: str, gradient_mask: tuple, centers: str) -> str:
 
 
 def mask_name(gradient_mask: tuple) -> str:
-    """The key of MASKS that a gradient mask has; else 'custom-' and six digits of its SHA-256."""
+    """Returns a gradient mask's key in MASKS, or 'custom-' and six hex digits of its SHA-256."""
     for name, mask in MASKS.items():
         if gradient_mask == mask:
             return name
-    # 0 and 0.0 are one multiplier.
+    # The multipliers 0 and 0.0 must give the same name.
     numbers = json.loads(json.dumps(gradient_mask), parse_int=float)
     return f"custom-{hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:6]}"
 
 
 def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
-    """Fills in a method's choices.
+    """Applies the settings of a method.
 
     Args:
-      config: one that no method was applied to yet; changed in place.
-      method: as of `method_choices`.
+      config: a config to which no method was applied yet; changed in place.
+      method: as in `method_choices`.
 
     Returns:
       The same config.
 
     Raises:
-      InputError: as `method_choices`.
+      InputError: as in `method_choices`.
     """
     names = {"method": method, "applied_method": method}
     config.update_from_flattened_dict(names | method_choices(method))
@@ -162,12 +166,12 @@ def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collectio
 
 
 def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
-    """A copy of a config with another method's choices in place of its own.
+    """Copies a config and replaces the settings of its method by those of another method.
 
     Raises:
-      InputError: as `method_choices`.
+      InputError: as in `method_choices`.
     """
-    # Its own method's choices alone: what other methods choose, such as μ, is the user's here.
+    # Resets only what its own method sets. What other methods set, such as μ, the user chose here.
     chosen = {"policy.name", *METHODS[base_method(config.method)], *METHODS["layermatch"]}
     if method_choices(method).get("policy.name", base().policy.name) != config.policy.name:
         chosen |= {f"policy.{name}" for name in config.policy}  # each policy has its own defaults
@@ -178,20 +182,20 @@ def exchange_method(config: ml_collections.ConfigDict, method: str) -> ml_collec
 
 
 def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.ConfigDict:
-    """Applies what stands behind the colon of --config=file.py:labels=…,method=…,mask=….
+    """Applies the argument of --config=FILE:ARGUMENT, such as labels=250,method=fixmatch.
 
     Args:
       config: a data set's config, changed in place.
       arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
         percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
-        `layerwise` (True puts "+layerwise" behind the method), `mask` (a key of MASKS, in place of
-        the method's gradient mask).
+        `layerwise` (True appends "+layerwise" to the method), `mask` (a key of MASKS, which
+        replaces the method's gradient mask).
 
     Returns:
       The same config.
 
     Raises:
-      InputError: an unknown key or a value that is none.
+      InputError: an unknown key, or a value that is not allowed.
     """
     given = parse_arg(arg, ("labels", "method", "layerwise", "mask"))
     if (labels := given.get("labels")) is not None:
@@ -232,7 +236,7 @@ def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
     """Parses 'a=1,b=x' into {'a': '1', 'b': 'x'}.
 
     Raises:
-      InputError: a part without '=', a key that is not in `keys`, or one that is there twice.
+      InputError: a part without '=', a key that is not in `keys`, or a key that is given twice.
     """
     given = {}
     for part in filter(None, arg.split(",")):
@@ -242,6 +246,6 @@ def parse_arg(arg: str, keys: tuple[str, ...]) -> dict[str, str]:
         if key not in keys:
             raise unknown("config argument", key, keys)
         if key in given:
-            raise InputError(f"config argument {key!r} is there twice: {given[key]!r}, {value!r}")
+            raise InputError(f"config argument {key!r} is given twice: {given[key]!r}, {value!r}")
         given[key] = value
     return given

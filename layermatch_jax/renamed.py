@@ -1,7 +1,7 @@
-"""What earlier versions called by other names: the one table of old and new names.
+"""The table of names that changed since earlier versions, and functions that apply it.
 
-Config files, flags, and the files and checkpoints of runs go on being read through it. Everything
-that is written has the new names.
+Config files, flags, and the files and checkpoints of earlier runs are read through this table.
+Files are written with the new names only.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ SUMS = {"regulariser": "loss_fairness"}
 
 
 def fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Config fields {dotted name: value} under today's names and with today's values."""
+    """Translates config fields {dotted name: value} to today's names and values."""
     today = {FIELDS.get(name, name): value for name, value in values.items()}
     for name, words in VALUES.items():
         if name in today:
@@ -30,25 +30,25 @@ def fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_result(content: dict[str, Any]) -> dict[str, Any]:
-    """What result.json holds, under today's names."""
+    """Translates the content of result.json to today's names."""
     today = {RESULTS.get(key, key): value for key, value in content.items()}
     return today | {"method": method_name(today["method"])} if "method" in today else today
 
 
 def method_name(name: str, back: bool = False) -> str:
-    """A method's name as it is today; `back`: as it was in earlier versions."""
+    """Translates a method's name to today's; with `back`, to that of earlier versions."""
     for old, new in IN_METHODS.items():
         name = name.replace(*((new, old) if back else (old, new)))
     return name
 
 
 def tree(state: Any, names: dict[str, str]) -> Any:
-    """A tree of dictionaries with other keys, where `names` has a key; the rest stays as it is."""
+    """Renames the keys of nested dictionaries by `names`, {old: new}; other keys stay."""
     if not isinstance(state, dict):
         return state
     return {names.get(key, key): tree(part, names) for key, part in state.items()}
 
 
 def backwards(names: dict[str, str]) -> dict[str, str]:
-    """{new name: old name}."""
+    """Inverts a table: {new name: old name}."""
     return {new: old for old, new in names.items()}

@@ -1,6 +1,6 @@
-"""What is refused before a run begins, because it cannot be run or cannot be meant.
+"""Rules that refuse a config that cannot run, or that its user cannot have meant.
 
-A rule looks at a whole config and returns what is wrong and how to mend it, or None.
+A rule gets the whole config and returns what is wrong and how to mend it, or None.
 """
 
 import math
@@ -13,16 +13,16 @@ from layermatch_jax import presets
 from layermatch_jax.errors import InputError
 from layermatch_jax.method.policies import POLICIES
 
-# Between them lie whole calls of the train program.
+# Multiples of input.steps_per_call, because a call of the train program is not interrupted.
 _PERIODS = ("train_steps", "log_every", "eval_every", "checkpoint_every")
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
-    """Refuses what cannot be run, before anything is loaded or written.
+    """Refuses a config that cannot run, before anything is loaded or written.
 
     Args:
-      config: the whole config, of automatic.resolve.
-      num_devices: all devices of all hosts, which share every batch.
+      config: the whole config, resolved (automatic.resolve).
+      num_devices: number of devices of all hosts together; they share each batch.
 
     Raises:
       InputError: says what was wrong, what is allowed and how to mend it.
@@ -79,14 +79,14 @@ def _target_head(config) -> str | None:
 
 
 def _policy_of_the_method(config) -> str | None:
-    # A run is called by its method: what makes another method of it is refused.
+    # A run is named after its method, so settings that make it another method are refused.
     method = presets.base_method(config.method)
     policy = presets.METHODS[method].get("policy.name", "fixed_threshold")
     if config.policy.name != policy:
         name = {"fixed_threshold": "fixmatch"}.get(config.policy.name, config.policy.name)
         return (
             f"--config.policy.name={config.policy.name} is not the policy of {config.method} "
-            f"({policy}). Write --config=FILE:method={name}, which brings its other settings, too"
+            f"({policy}). Write --config=FILE:method={name}, which sets its other settings, too"
         )
     return None
 
@@ -96,7 +96,7 @@ def _weight_of_the_method(config) -> str | None:
     if (config.unsupervised_weight == 0) != supervised:
         return (
             f"--config.unsupervised_weight={config.unsupervised_weight} with method "
-            f"{config.method}: :method=supervised has the weight 0, all others one above it"
+            f"{config.method}: the weight is 0 for :method=supervised and above 0 for all others"
         )
     return None
 
@@ -106,11 +106,14 @@ def _supervised(config) -> str | None:
         return None
     if config.layerwise.gradient_mask or config.avg_clustering.centers != "none":
         return (
-            "supervised has no unsupervised gradient: --config.layerwise.gradient_mask and "
-            "--config.avg_clustering.centers mean nothing to it"
+            "supervised has no unsupervised gradient, so --config.layerwise.gradient_mask and "
+            "--config.avg_clustering.centers have no effect. Leave them out"
         )
     if config.layer_report.at_steps:
-        return "--config.layer_report.at_steps: supervised has no pseudo-labels"
+        return (
+            "--config.layer_report.at_steps: supervised has no pseudo-labels whose gradients a "
+            "report could compare. Leave it out"
+        )
     return None
 
 
@@ -119,9 +122,9 @@ def _teacher(config) -> str | None:
     brings = settings.centers == "outputs" or settings.target_head == "centers"
     if config.policy.name == "mean_teacher" and brings:
         return (
-            "--config.policy.name=mean_teacher brings its own targets, the EMA model's: averaged "
-            "ones would never be used. Take --config.avg_clustering.centers=classifier, features "
-            "or none, and --config.avg_clustering.target_head=classifier"
+            "--config.policy.name=mean_teacher takes its targets from the EMA model, so averaged "
+            "ones would never be used. Set --config.avg_clustering.centers to classifier, features "
+            "or none, and --config.avg_clustering.target_head to classifier"
         )
     return None
 
@@ -131,8 +134,8 @@ def _centers_of_the_policy(config) -> str | None:
     if allowed and config.avg_clustering.centers not in allowed:
         return (
             f"--config.avg_clustering.centers={config.avg_clustering.centers} has no meaning for "
-            f"{config.policy.name}, whose targets are no pseudo-labels of single images. Take one "
-            f"of {', '.join(allowed)}"
+            f"{config.policy.name}, whose targets are not pseudo-labels of single images. Set it "
+            f"to one of {', '.join(allowed)}"
         )
     return None
 
@@ -142,15 +145,15 @@ def _steps_per_call(config) -> str | None:
     K, periods = config.input.steps_per_call, [values[name] for name in _PERIODS]
     if K > 1 and config.input.backend != "device":
         return (
-            f"--config.input.steps_per_call={K} needs --config.input.backend=device: a call of "
-            "several steps makes its batches itself"
+            f"--config.input.steps_per_call={K} needs --config.input.backend=device, which makes "
+            "the batches inside the train program"
         )
     if math.gcd(K, *periods) != K:
         common = math.gcd(*periods)
         allowed = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
         return (
             f"--config.input.steps_per_call={K} does not divide {', '.join(_PERIODS)} = "
-            f"{', '.join(map(str, periods))}. Take one of {allowed}, or other periods"
+            f"{', '.join(map(str, periods))}. Use one of {allowed}, or change these settings"
         )
     return None
 
@@ -160,8 +163,8 @@ def _steps_of_layer_reports(config) -> str | None:
     for step in config.layer_report.at_steps:
         if not (isinstance(step, int) and 1 <= step <= config.train_steps and step % K == 0):
             return (
-                f"--config.layer_report.at_steps: {step!r} is none. Give whole numbers from 1 to "
-                f"train_steps = {config.train_steps}"
+                f"--config.layer_report.at_steps: {step!r} is not allowed. Give whole numbers from "
+                f"1 to train_steps = {config.train_steps}"
                 + (f", multiples of input.steps_per_call = {K}" if K > 1 else "")
             )
     return None
@@ -172,15 +175,15 @@ def _gradient_mask(config) -> str | None:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
             return (
                 f"gradient mask entry {pair!r}: write (regular expression, multiplier), as in "
-                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\", or take a named "
-                f"one, --config=FILE:mask=NAME: {', '.join(presets.MASKS)}"
+                "--config.layerwise.gradient_mask=\"(('classifier/.*', 0.0),)\", or choose a named "
+                f"one by --config=FILE:mask=NAME: {', '.join(presets.MASKS)}"
             )
         if not (isinstance(pair[1], (int, float)) and 0 <= pair[1] <= 1):
             return f"gradient mask {pair[0]!r}: multiplier {pair[1]!r} is not in [0, 1]"
         try:
             re.compile(pair[0])
         except re.error as error:
-            return f"gradient mask {pair[0]!r} is no expression: {error}"
+            return f"gradient mask {pair[0]!r} is not a regular expression: {error}"
     return None
 
 

@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 from layermatch_jax.errors import InputError, unknown
 
-CLASSIC_DECAY = 0.999  # of averages over the steps of the field's runs, of 2^20 steps as a rule
+CLASSIC_DECAY = 0.999  # the field's decay of averages over steps, in runs of mostly 2^20 steps
 
 
 class Setting(NamedTuple):
-    """One setting. Bounds are None where there are none; they hold for numbers."""
+    """One setting. A bound that is None does not apply; only numbers have bounds."""
 
-    default: Any  # a value; or a function of train_steps, for an automatic one
-    meaning: str  # what it sets, with its unit; whole words, for people
+    default: Any  # a value; for an automatic setting a function of train_steps, or None
+    meaning: str  # text for users: what it sets, with its unit
     low: float | None = None  # the least value
     high: float | None = None  # the largest value
-    above: float | None = None  # every value is larger than that
-    below: float | None = None  # every value is smaller than that
-    choices: Sequence[str] = ()  # all values there are
-    kind: type | None = None  # of a value; None = that of the default
-    neutral: bool = False  # may change between two starts of a run: its result stays the same
+    above: float | None = None  # every value must be larger than this
+    below: float | None = None  # every value must be smaller than this
+    choices: Sequence[str] = ()  # the allowed values; () = no such list
+    kind: type | None = None  # type of a value; None = type of the default
+    neutral: bool = False  # does not change the result, so a resumed run may change it
 
     @property
     def type(self) -> type:
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
         return self.kind or type(self.default)
 
     def check(self, name: str, value: Any) -> None:
-        """Raises InputError unless the setting `name` may have this value; None always may."""
+        """Raises InputError if this value of the setting `name` is not allowed; None always is."""
         if value is None:
             return
         if self.choices and value not in self.choices:
@@ -48,15 +48,15 @@ class Setting(NamedTuple):
 
 
 def memory(train_steps: int, classic: float = CLASSIC_DECAY) -> float:
-    """The classic decay of an average, lowered so that it remembers at most a tenth of the run.
+    """Returns a decay such that an average remembers at most a tenth of the run.
 
-    An average with decay d remembers about 1 / (1 - d) steps.
+    An average with decay d remembers about 1 / (1 - d) steps. Long runs get the `classic` decay.
     """
     return min(classic, max(0.0, 1 - 10 / max(train_steps, 1)))
 
 
 def decay(of_what: str) -> Setting:
-    """An automatic setting: how much of an average's old value each step keeps."""
+    """Makes an automatic setting: the decay of an average per step."""
     return Setting(
         memory,
         f"Decay of {of_what}: the share of the old average that each step keeps. Automatic: "

@@ -1,4 +1,4 @@
-"""From a config to what a run is made of: its data, its initial state, its programs."""
+"""Builds the parts of a run from its config: data, initial state and programs."""
 
 import functools
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from layermatch_jax.runtime import hosts, parallel
 
 
 class Data(NamedTuple):
-    """The images of a run, on the host, and the weights that it starts from."""
+    """The data of a run on the host, and the weights that it starts from."""
 
-    # Of sources.channel_statistics, or what pretrained weights expect: (means, deviations)
+    # (means, deviations) from sources.channel_statistics, or as the pretrained weights expect
     statistics: tuple
-    weights: Weights | None  # None: random ones, or the run goes on
+    weights: Weights | None  # None = random weights, or a run that is resumed
     partition: splits.Partition
     feed: feed_lib.Feed
     images_per_step: int  # views through the backbone
-    notes: tuple[str, ...]  # of the source: what the user is told at the start
-    description: dict  # of description.describe
+    notes: tuple[str, ...]  # of the source; printed when the run starts
+    description: dict  # from description.describe
 
 
 class Prepared(NamedTuple):
-    """A run that could begin: its data, its initial state, its programs."""
+    """All that a run needs before its first step: data, initial state and programs."""
 
     data: Data
     resident: Any  # what the feed keeps on the devices
@@ -40,17 +40,17 @@ class Prepared(NamedTuple):
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed chunk) -> (state, window of its steps)
     eval_step: Callable  # (state, placed EvalBatch) -> metrics
-    layer_gradients: Callable  # of layer_report
+    layer_gradients: Callable  # from measuring.compile_gradients
     empty_window: dict
 
 
 def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
-    """Source -> split -> the draws of every step -> a feed of the steps.
+    """Loads the data set, splits it, and builds the sampler and the feed of the train steps.
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
-      statistics: what a run that is opened again kept, which needs no other weights then; None =
-        those that config.model.pretrained comes with, or else those of the training images.
+      statistics: (means, deviations) that the run saved; then config.model.pretrained is not read.
+        None = those of config.model.pretrained, or of the training images if there is none.
 
     Raises:
       InputError: the data or the weights cannot be used.
@@ -62,14 +62,14 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
         if hosts.is_first():
             source = sources.load(config.dataset)
     with hosts.all_or_none():
-        # The others after the first: it may have had to download the set to a folder they share.
+        # The first process loads first, because it may download the set to a shared folder.
         source = source or sources.load(config.dataset)
     with hosts.all_or_none():
         mine = sources.digest(source)
         if (hosts.from_first(mine) != mine).any():
             raise InputError(
-                "this process found other images or classes than the first one. Give all processes "
-                "the same files; an image that only one of them cannot read is a difference, too"
+                "the images or classes of this process differ from those of the first one. Give "
+                "all processes the same files, which all of them can read"
             )
         partition = splits.partition(source, config.dataset)
         if weights:
@@ -86,7 +86,7 @@ def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> 
 
 
 def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
-    """The same images, fed as another config asks for: its views of them, its policy's draws."""
+    """Replaces the feed by that of another config, with its views and its policy's draws."""
     return data._replace(**_feed(config, data.partition))
 
 
@@ -100,23 +100,23 @@ def _feed(config: ml_collections.ConfigDict, partition: splits.Partition) -> dic
 
 
 def create_sampler(config: ml_collections.ConfigDict, partition: splits.Partition) -> Sampler:
-    """The draws of a run: of the views that its policy wants, and of the policy's own."""
+    """Creates the sampler of a run: draws for the policy's views, and the policy's own draws."""
     policy = policies.create(config)
     layout = assembly.create_layout(config, policy)
     return pipeline.create_sampler(config, partition, layout.drawn, policy.draws)
 
 
 def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None) -> Prepared:
-    """Places what the devices keep, and makes the state and the programs of a run.
+    """Makes the initial state and the programs of a run, and places its resident images.
 
     Args:
       config: the whole config, resolved (automatic.resolve) and validated.
-      data: of `load`.
-      resident: another run's, of the same data on the same devices; None = placed here.
+      data: from `load`.
+      resident: that of another run with the same data on the same devices; None = placed here.
 
     Raises:
-      InputError: the images do not fit where they are to be kept, or cannot be read; the gradient
-        mask fits no parameter.
+      InputError: the images do not fit into the devices' memory or cannot be read, or an entry of
+        the gradient mask fits no parameter.
     """
     feed, partition = data.feed, data.partition
     if config.compilation_cache:

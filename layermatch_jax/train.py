@@ -1,4 +1,4 @@
-"""A run from beginning to end. Read it from top to bottom: it is the protocol."""
+"""A run from beginning to end; read this file from top to bottom."""
 
 import collections
 import contextlib
@@ -30,29 +30,30 @@ def train_and_evaluate(
     told_to_stop: Callable[[], str | None] = lambda: None,
     prepared: setup.Prepared | None = None,
 ) -> dict | None:
-    """Trains, evaluates and writes everything down; goes on where an earlier start left off.
+    """Trains, evaluates and writes the results; resumes from the newest checkpoint if there is one.
 
-    If that start saved no checkpoint, its files are moved aside (`workdir.set_aside`). With several
-    processes (`hosts.connect`) all of them call it, with the same config.
+    If the workdir holds a run without a checkpoint, the files of that run are moved aside
+    (`workdir.set_aside`). In a run of several processes (`hosts.connect`), each process calls this
+    function, with the same config.
 
     Args:
       config: the whole config.
-      workdir: folder of the run (local or gs://), made if it is not there. The first process alone
+      workdir: folder of the run (local or gs://); created if it is missing. Only the first process
         reads and writes it.
-      told_to_stop: of `hosts.signals`, the name of the signal that asked the run to stop.
-      prepared: of `prepare`, by the same config (resolved) but for periods and the like; None =
-        made here.
+      told_to_stop: from `hosts.signals`; returns the name of the signal that told the run to stop.
+      prepared: from `setup.prepare`, with the same resolved config; only settings that do not
+        change the programs, such as periods, may differ. None = prepared here.
 
     Returns:
-      What result.json holds; None in all processes but the first.
+      The content of result.json; None in all processes except the first.
 
     Raises:
       InputError: the config, the data or the workdir cannot be used; nothing was changed.
       NonFiniteLossError: training diverged; the last good checkpoint is kept.
-      StorageError: a checkpoint could not be written; earlier ones are kept.
-      Stopped: a process was told to stop; there is a checkpoint of the last step.
+      StorageError: a checkpoint could not be written or read; earlier ones are kept.
+      Stopped: a process was told to stop; the last step has a checkpoint.
     """
-    # --- Can this run be made? Until all of it is known, nothing is written ----------------------
+    # --- Check the config and the workdir; nothing is written before all checks have passed ------
     workdir, first, result = epath.Path(workdir).expanduser(), hosts.is_first(), None
     with hosts.all_or_none():
         config = automatic.resolve(config)
@@ -62,7 +63,7 @@ def train_and_evaluate(
             result = result_lib.read_result(workdir)
     if hosts.from_first(result is not None):
         if first:
-            done = f"{workdir} holds this run, and it is finished: nothing to do.\n"
+            done = f"The run in {workdir} is already finished: nothing to do.\n"
             print(done, file=sys.stderr)
         return result
 
@@ -85,13 +86,13 @@ def train_and_evaluate(
     }
 
     with contextlib.ExitStack() as to_the_end:
-        # --- Begin, or go on ---------------------------------------------------------------------
+        # --- Begin, or resume --------------------------------------------------------------------
         with hosts.all_or_none():
             if first:
                 workdir.mkdir(parents=True, exist_ok=True)
                 to_the_end.enter_context(workdir_lib.lock(workdir))
                 workdir_lib.set_aside(workdir)
-                workdir_lib.check(workdir, config)  # again: another run may have been here since
+                workdir_lib.check(workdir, config)  # again: another process may have run here
                 description.check(workdir, prepared.data.description)
                 workdir_lib.check_split(workdir, partition.record)
                 checkpoints = to_the_end.enter_context(
@@ -120,18 +121,18 @@ def train_and_evaluate(
             introduce(config, prepared.data, current, workdir)
             told = progress.Progress(config, start, clock)
 
-        # --- The loop: a chunk is the input of one step, or of K ----------------------------------
-        pending = collections.deque()  # full windows that the devices may still be working on
+        # --- The loop: one chunk is the input of K steps (input.steps_per_call) -------------------
+        pending = collections.deque()  # complete windows whose steps the devices may still compute
         before, previous, vote = start, window, False
         try:
             for step, chunk in feed.chunks(range(start, config.train_steps)):
                 current, of_chunk = prepared.train_program(current, prepared.resident, place(chunk))
                 window = windows.join(window, of_chunk)
-                # Wait for the call before this one: the device is never idle, nor far behind. All
-                # processes learn at the same step that one of them was told to stop.
+                # Wait for the call before this one, so that the device is never idle and the host
+                # is at most one call ahead. The vote reaches all processes at the same step.
                 jax.block_until_ready(previous)
                 stop, vote = bool(vote), hosts.vote(told_to_stop() is not None)
-                # Several CPU devices make the host wait for this call, too.
+                # With several CPU devices the host has waited for this call as well.
                 done = step if window["nonfinite_step"].is_ready() else before
                 clock.done(done)
                 before, previous = step, window
@@ -162,7 +163,7 @@ def train_and_evaluate(
                             report = report_layers(current)
                             if first:
                                 record.add(workdir, report)
-                        if save_now:  # before the next call is taken: state and step agree
+                        if save_now:  # before the next call, so that the state is that of `step`
                             windows.check_finite(window, current)
                             if first:
                                 log.to_disk()
@@ -173,13 +174,14 @@ def train_and_evaluate(
                                     "lines": np.int32(log.lines),
                                 }
                                 checkpoint.save(checkpoints, step, saved)
-                            hosts.from_first(step)  # nobody goes on, or leaves, before
+                            hosts.from_first(step)  # the other processes wait until it is saved
                 if first:
                     told.update(step, log.latest)
                 if stop and not last:
                     raise Stopped(
                         f"by {told_to_stop() or 'another process'} at step {step} of "
-                        f"{config.train_steps}, and saved in {workdir}: the same command goes on"
+                        f"{config.train_steps}. A checkpoint is saved in {workdir}. Run the same "
+                        "command again to resume"
                     )
         except NonFiniteLossError as error:
             if not first:
@@ -203,7 +205,7 @@ def introduce(
     current: state.TrainState,
     workdir: epath.Path,
 ) -> None:
-    """Says what is about to be trained, on what, and from which step."""
+    """Prints what is trained, on which data and devices, and from which step."""
     partition = data.partition
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
@@ -225,7 +227,7 @@ def introduce(
 
 
 def unmeasured(config: ml_collections.ConfigDict, partition: splits.Partition) -> list[str]:
-    """Says so where the run cannot know how many of its pseudo-labels are right."""
+    """Tells the user if the accuracy of pseudo-labels cannot be measured; a list of sentences."""
     if config.unsupervised_weight == 0 or np.any(partition.unlabeled.labels >= 0):
         return []
     return [f"accuracy of pseudo-labels: not measured, because {metrics.TRUTH_UNKNOWN}"]

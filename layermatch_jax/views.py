@@ -1,7 +1,7 @@
-"""Views: the augmented copies of a batch's images that a method looks at, by name.
+"""Views: the augmented copies of a batch's images that a method uses, by name.
 
 A method names the views that it wants of each labeled and of each unlabeled image. The sampler, the
-augmentation and the train step all read that list, so a method may have as many as it likes.
+augmentation and the train step all read that list, so a method may have any number of views.
 """
 
 import itertools
@@ -16,10 +16,11 @@ from layermatch_jax.arrays import Array
 
 
 class Kind(NamedTuple):
-    """How a view is made of an image."""
+    """How a view is made from an image."""
 
-    moved: bool  # by a random crop and, if the data set allows it, a random flip; else the center
-    # Of RandAugment, after the crop, with Cutout behind them; None = as many as the config says
+    moved: bool  # True: random crop, and random flip if dataset.flip; False: center crop
+    # Number of RandAugment operations after the crop, followed by Cutout. None: as the config
+    # says; 0: neither RandAugment nor Cutout
     operations: int | None
 
 
@@ -29,15 +30,15 @@ KINDS = {
     "medium": Kind(moved=True, operations=1),
     "strong": Kind(moved=True, operations=None),
 }
-# The kind of an unlabeled view that the policy makes of others inside the step (Policy.prepare).
+# The kind of an unlabeled view that the policy makes from other views in the step (Policy.prepare).
 MADE = "made"
 
 
 class Views(NamedTuple):
     """The views that a method wants: {name: key of KINDS}, of every image of a kind.
 
-    An unlabeled view may also be of kind MADE. Both have a view called "weak": class centers
-    average its features.
+    An unlabeled view may also have the kind MADE. Labeled and unlabeled images both need a view
+    called "weak", because class centers average its features.
     """
 
     labeled: Mapping[str, str] = {"weak": "weak"}
@@ -64,18 +65,18 @@ class Layout(NamedTuple):
 
     @property
     def drawn(self) -> "Layout":
-        """The layout of the views that are drawn from the images: all but those of kind MADE."""
+        """The layout of the views that augmentation makes from images: all except kind MADE."""
         drawn = {name: kind for name, kind in self.views.unlabeled.items() if kind != MADE}
         return Layout(Views(self.views.labeled, drawn), self.mu)
 
     @property
     def size(self) -> int:
-        """V, the number of a row's views."""
+        """V, the number of views in a row."""
         return len(self.views.labeled) + self.mu * len(self.views.unlabeled)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """How each of the V views is made, in a layout of drawn ones."""
+        """How each of the V views is made; only for a layout without MADE views (`drawn`)."""
         labeled = [KINDS[kind] for kind in self.views.labeled.values()]
         unlabeled = [KINDS[kind] for kind in self.views.unlabeled.values() for _ in range(self.mu)]
         return (*labeled, *unlabeled)
@@ -95,15 +96,15 @@ class Layout(NamedTuple):
         return slice(start, start + self.mu)
 
     def only_augmented(self, images) -> list:
-        """The augmented ones among views [B, V, ...], in pieces to be concatenated on axis 1."""
+        """Selects the augmented views of [B, V, ...], in pieces to be concatenated on axis 1."""
         return [images[:, start:stop] for start, stop, augmented in self._runs() if augmented]
 
     def with_augmented(self, images, augmented) -> list:
-        """Views [B, V, ...] with those at `augmented` replaced, in pieces as `only_augmented`.
+        """Replaces the augmented views of [B, V, ...]; returns pieces as `only_augmented` does.
 
         Args:
           images: [B, V, ...], of any array library.
-          augmented: [B, A, ...], what takes the place of the augmented views.
+          augmented: [B, A, ...], the replacements.
         """
         pieces, done = [], 0
         for start, stop, replaced in self._runs():
@@ -113,13 +114,13 @@ class Layout(NamedTuple):
         return pieces
 
     def _runs(self) -> list[tuple[int, int, bool]]:
-        """The V views cut into (start, stop, whether augmented): neighbors that are alike."""
+        """Groups neighboring views that are alike: (start, stop, whether they are augmented)."""
         alike = [kind.operations != 0 for kind in self.kinds]
         starts = [v for v in range(len(alike)) if v == 0 or alike[v] != alike[v - 1]]
         return [(a, b, alike[a]) for a, b in itertools.pairwise([*starts, len(alike)])]
 
     def split(self, x: Shaped[Array, "B V ..."]) -> ByView:
-        """Takes the views of a batch apart, each in row order."""
+        """Splits a batch into its views, each in row order."""
         rest = x.shape[2:]
         return ByView(
             {name: x[:, self.labeled(name)] for name in self.views.labeled},

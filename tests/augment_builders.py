@@ -1,4 +1,4 @@
-"""What the tests of both augmentations share: images, magnitudes, draws, and Pillow's results."""
+"""Images, magnitudes, draws and Pillow's results for the tests of both augmentations."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from layermatch_jax.data.augment.operations import NAMES
 
 
 def pillow(image, name, value):
-    """The reference: one operation on one array [S, S, 3], as TorchSSL and USB call Pillow."""
+    """Applies an operation to an array [S, S, 3] as TorchSSL and USB call Pillow: the reference."""
     image, value = Image.fromarray(image), float(value)
     enhancers = {
         "brightness": ImageEnhance.Brightness,
@@ -47,7 +47,7 @@ def pillow(image, name, value):
 
 
 def pillow_chain(image, op, value, cutout):
-    """Operations [n] in order, then the gray box, with Pillow."""
+    """Applies operations [n] in order, then the gray box, with Pillow."""
     for k, v in zip(op, value, strict=True):
         image = pillow(image, NAMES[k], v)
     image = Image.fromarray(image)
@@ -88,13 +88,13 @@ def degenerate(size):
 
 
 def cifar(size, count):
-    """CIFAR-10 training images, where they are prepared already."""
+    """CIFAR-10 training images, if they are prepared already."""
     if not os.environ.get("TFDS_DATA_DIR"):
         pytest.skip("set TFDS_DATA_DIR to a folder where tfds has prepared cifar10")
     tfds = pytest.importorskip("tensorflow_datasets")
     try:
         data = tfds.load("cifar10", split=f"train[:{count}]", download=False, batch_size=-1)
-    except AssertionError:  # tfds's way of saying that it is not there
+    except AssertionError:  # tfds raises this if the set is missing
         pytest.skip("TFDS_DATA_DIR holds no prepared cifar10")
     images = data["image"].numpy()
     assert images.shape == (count, size, size, 3)
@@ -110,7 +110,7 @@ SETS = {
 
 
 def magnitudes(name, count):
-    """Both ends, just inside them, the middle (0 for signed ranges), and uniform ones."""
+    """Magnitudes: both ends, just inside them, the middle (0 for signed ranges), uniform ones."""
     low, high = {name: limits for name, *limits in operations.RANDAUGMENT}[name]
     fixed = [low, high, np.nextafter(np.float32(high), np.float32(low)), (low + high) / 2]
     rng = np.random.default_rng(len(name))

@@ -1,4 +1,4 @@
-"""What a config leaves open, and the one name of what a run does."""
+"""Automatic settings, and the canonical names of methods."""
 
 import hashlib
 
@@ -38,7 +38,7 @@ def resolved(arg="method=fixmatch", **fields):
 def test_averages_remember_at_most_a_tenth_of_the_run(train_steps, decay):
     values = config_lib.fields(resolved("method=freematch,layerwise=True", train_steps=train_steps))
     for name in (*DECAYS, "avg_clustering.momentum"):
-        assert values[name] == decay  # to the bit: README's numbers were made with these
+        assert values[name] == decay  # exactly: README's numbers were made with these
 
 
 def test_what_the_user_says_counts():

@@ -16,7 +16,7 @@ B, MU, K, D = 4, 3, 3, 4
 SIDE = 2
 NUM_UNLABELED = 20
 THRESHOLD = 0.6
-RATE = 0.1  # of `recording`
+RATE = 0.1  # learning rate of `recording`
 
 
 def backbone(variables, images, train, mutable=()):
@@ -33,7 +33,7 @@ def backbone(variables, images, train, mutable=()):
 
 
 def recording():
-    """Plain gradient descent whose state is the gradient it was given last."""
+    """Plain gradient descent whose state is the last gradient."""
     return optax.GradientTransformation(
         init=lambda params: jax.tree.map(jnp.zeros_like, params),
         update=lambda grads, state, params: (jax.tree.map(lambda g: -RATE * g, grads), grads),
@@ -52,7 +52,7 @@ def make_params(seed=0):
 
 
 def make_classifier(seed):
-    """Scaled so that a third to two thirds of the rows are confident."""
+    """Parameters, scaled so that a third to two thirds of the rows are confident."""
     rng = np.random.RandomState(seed)
     return {"kernel": jnp.array(0.6 * rng.randn(D, K)), "bias": jnp.array(0.2 * rng.randn(K))}
 
@@ -69,7 +69,7 @@ def make_batch(seed=0, mu=MU):
 
 
 def make_config(method="fixmatch", **fields):
-    """`fields`: dotted names with '__' for the dot."""
+    """A config; `fields` are dotted names with '__' for the dot."""
     config = presets.apply_method(config_lib.base(), method)
     config.policy.threshold = THRESHOLD
     config.batch_size, config.unlabeled_ratio = B, MU
@@ -91,7 +91,7 @@ def make_spec(num_classes=K, num_unlabeled=NUM_UNLABELED):
 
 
 def make_inputs(weak, strong, labeled, labels, indices, teacher=None):
-    """What a policy of one weak and one strong view is asked; logits by view."""
+    """Inputs of a policy with one weak and one strong view, from their logits."""
     return policies.Inputs(
         target_logits={"weak": weak, "strong": strong},
         outputs=policies.Outputs({"weak": weak, "strong": strong}, {}),
@@ -104,7 +104,7 @@ def make_inputs(weak, strong, labeled, labels, indices, teacher=None):
 
 
 def make_inputs_of(policy, num_labeled=B, mu=MU, num_classes=K, seed=0):
-    """Random inputs of a policy with whatever views and heads."""
+    """Random inputs of a policy with any views and heads."""
     rng = np.random.RandomState(seed)
     rows = {"labeled": num_labeled, "unlabeled": mu * num_labeled}
 
@@ -161,10 +161,10 @@ def make_state(params, method, tx=None, apply_fn=backbone):
 
 
 def gradients(method, params, batch, centers=None):
-    """What one step hands to the optimizer."""
+    """The gradients that one step passes to the optimizer."""
     state = make_state(params, method)
     state = state if centers is None else state.replace(centers=centers)
-    # Not compiled: the operations are, one by one, and all tests share them.
+    # Not compiled as a whole: the compiled single operations are shared by all tests.
     new, _ = steps.train_step(state, batch, method=method)
     return new.opt_state
 
@@ -184,7 +184,7 @@ def logits_of(classifier, features):
 
 
 def assert_informative(probabilities, threshold=THRESHOLD):
-    """On a batch where (almost) every or no row is accepted, most tests would prove nothing."""
+    """Asserts that some rows are accepted and some are not; otherwise tests would prove nothing."""
     probabilities = np.asarray(probabilities)
     confidence = probabilities.max(axis=-1)
     assert 0.2 <= np.mean(confidence >= threshold) <= 0.8

@@ -1,4 +1,4 @@
-"""The command line as tests call it: its arguments, its process, and how it refuses."""
+"""Calls of the command line for tests: arguments, processes, and refusals."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ SUPERVISED = [f"--config={DIGITS}:labels=20,method=supervised", *TINY]
 
 
 def started(*args, cwd=ROOT, devices=1, **environment):
-    """`python -m layermatch_jax.main …` in a process of its own, as a user starts it."""
+    """Runs `python -m layermatch_jax.main …` in its own process, as a user starts it."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -41,7 +41,7 @@ def parsed(*args):
 
 
 def assert_refused(done, message, workdir=None, lines=1):
-    """Status 2, an error a person can read, and nothing written."""
+    """Asserts status 2, a message without a traceback, and that nothing was written."""
     status, out, err = done
     assert status == 2
     assert out == ""

@@ -1,4 +1,4 @@
-"""A config file: where it is found, and what is said of one that fails."""
+"""Config files: where they are found, and the messages if they fail."""
 
 import pytest
 
@@ -46,12 +46,12 @@ def test_config_of_a_file_with_and_without_an_argument(tmp_path):
         ("def get_config(arg=''):\n    open('/no/such')\n", ", line 2: FileNotFoundError: "),
         ("import no_such_module\n", ", line 1: ModuleNotFoundError: No module named"),
         ("x = 1\n", " has no function get_config(arg)"),
-        ("def get_config():\n    pass\n", ": get_config returned None, no config"),
+        ("def get_config():\n    pass\n", ": get_config returned None, which is not a config"),
         (
             WHOLE.replace(RETURN, "    c = config_lib.base()\n    c.sede = 1\n    return c\n"),
             ', line 4: AttributeError: \'Key "sede" does not exist and cannot be added since',
         ),
-        # The file is right, its argument is not.
+        # The file is right, but its argument is wrong.
         (WHOLE.replace("(), arg", "(), 'method=fixmach'"), "unknown method 'fixmach'. Did you"),
     ],
 )
@@ -67,8 +67,8 @@ def test_file_that_fails_is_told_with_its_line(text, said, tmp_path):
 def test_config_of_other_fields_is_refused(tmp_path):
     own = "import ml_collections\ndef get_config():\n"
     file = written(tmp_path, own + "    return ml_collections.ConfigDict({'a': 1})\n")
-    assert "must return a config that started as config_lib.base()" in refused(file)
-    assert "differ: a, applied_method, augment.randaugment_ops" in refused(file)
+    assert "must return a config that was made by config_lib.base()" in refused(file)
+    assert "missing or unknown: a, applied_method, augment.randaugment_ops" in refused(file)
 
 
 NONE = ["", "no", "no.py", "configs", "pyproject.toml", "configs/digit.py", "configs/digits"]
@@ -95,5 +95,5 @@ def test_shipped_configs_have_names_and_a_path_is_a_path(tmp_path, monkeypatch):
             name
         )
         (tmp_path / name).write_text(WHOLE)
-        assert config_file.load(name).dataset.name == "cifar10"  # of the user's own file
+        assert config_file.load(name).dataset.name == "cifar10"  # the user's own file
     assert config_file.find("digits") == config_file.FOLDER / "digits.py"

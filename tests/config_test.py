@@ -43,7 +43,7 @@ def test_fields_are_dotted_names_of_plain_values():
 
 
 def test_names_that_stand_elsewhere_are_fields():
-    # A field that was renamed in base() alone would silently lose its meaning here.
+    # A field that is renamed only in base() would silently have no effect here.
     known = config_lib.fields(config_lib.base())
     assert set(config_lib.RESULT_NEUTRAL) <= known.keys()
     for choices in presets.METHODS.values():
@@ -87,9 +87,9 @@ def test_layerwise_adds_both_parts_and_changes_nothing_else(method):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("supervised+layerwise", "without an unsupervised gradient, [+]layerwise means nothing"),
+        ("supervised+layerwise", "no unsupervised gradient that [+]layerwise could change"),
         ("freemach+layerwise", "unknown method 'freemach'. Did you mean 'freematch'?"),
-        ("supervised+grad_relu", "without an unsupervised gradient, [+]grad_relu means nothing"),
+        ("supervised+grad_relu", "no unsupervised gradient that [+]grad_relu could change"),
         ("freematch+adamatch", "only [+]layerwise, [+]grad_relu, [+]avg_clustering can be added"),
         ("freematch+", "only [+]layerwise, "),
         ("fixmatch+mask=from_stage3", "A gradient mask is set by :mask=NAME"),
@@ -106,7 +106,7 @@ def test_unknown_method_names_the_nearest(written):
         presets.apply_method(config_lib.base(), written)
 
 
-# ---- What stands behind the colon ----
+# ---- The argument after the colon ----
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in config_file.FOLDER.glob("*.py")))
@@ -130,7 +130,7 @@ def test_shipped_configs_take_labels_and_method(file):
 )
 def test_labels_as_a_number_or_a_percentage(labels, number, fraction):
     dataset = shipped("digits.py", f"labels={labels}").dataset
-    assert dataset.num_labels == number  # how many there may be, splits.partition knows
+    assert dataset.num_labels == number  # splits.partition checks the limit
     assert dataset.label_fraction == pytest.approx(fraction)
 
 
@@ -143,7 +143,7 @@ def test_number_replaces_a_fraction():
 
 @pytest.mark.parametrize("labels", ["", "ten", "2.5", "%", "x%", "0%", "-1%", "101%", "nan%"])
 def test_labels_that_are_none(labels):
-    # 0% above all: a fraction of 0 would quietly mean the default number.
+    # Above all 0%, because a fraction of 0 would silently mean the default number.
     with pytest.raises(InputError, match=r"give a whole number .*\(labels=250\).*\(labels=10%\)"):
         shipped("digits.py", f"labels={labels}")
 
@@ -157,7 +157,7 @@ def test_labels_that_are_none(labels):
         ("method=fixmach", "unknown method 'fixmach'. Did you mean 'fixmatch'?"),
         ("250", "'250': write key=value, keys: labels, method, layerwise, mask"),
         ("mask=clasifier", "unknown gradient mask 'clasifier'. Did you mean 'classifier'?"),
-        ("labels=10,labels=20", "'labels' is there twice: '10', '20'"),
+        ("labels=10,labels=20", "'labels' is given twice: '10', '20'"),
         ("layerwise=yes", "layerwise=yes: give True or False"),
     ],
 )
@@ -184,7 +184,7 @@ def test_parse_arg():
         ("learning_rate", "'optimizer.learning_rate'"),
         ("optimizer.nestorov", "'optimizer.nesterov'"),
         ("model.momentum", "'avg_clustering.momentum', 'optimizer.momentum' or 'policy.momentum'"),
-        ("dataset", "'dataset.name'"),  # a group is no field
+        ("dataset", "'dataset.name'"),  # a group is not a field
     ],
 )
 def test_unknown_field_names_the_nearest(field, nearest):
@@ -217,7 +217,7 @@ def test_few_names_are_all_listed():
         ("unlabeled_ratio", (-1,), (1,)),
         ("seed", (-1, 2**32), (0, 2**32 - 1)),
         ("dataset.stored_size", (0,), (32,)),
-        ("dataset.padding", (-1, 32), (0, 31)),  # a reflection is shorter than the image
+        ("dataset.padding", (-1, 32), (0, 31)),  # a reflected border is narrower than the image
         ("dataset.label_fraction", (-0.1, 1.1), (0.0, 1.0)),
         ("model.width", (0,), (1,)),
         ("eval_every", (0,), (1,)),
@@ -328,12 +328,12 @@ def test_settings_that_contradict_each_other():
     message = refused(configured("uda", policy__name="fixed_threshold"))
     assert "Write --config=FILE:method=fixmatch" in message
     for field in ({"avg_clustering__centers": "outputs"}, {"layerwise__gradient_mask": MASK}):
-        assert "mean nothing to it" in refused(configured("supervised", **field))
+        assert "have no effect. Leave them out" in refused(configured("supervised", **field))
     for field in ({"centers": "outputs"}, {"centers": "classifier", "target_head": "centers"}):
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
-        assert "brings its own targets" in refused(configured("mean_teacher", **field))
+        assert "its targets from the EMA model" in refused(configured("mean_teacher", **field))
     rules.validate(configured("mean_teacher", avg_clustering__centers="features"))
-    # 32 pixels and 4 on both sides are 40.
+    # 32 pixels and 4 on each side are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
         configured(dataset__image_size=41)
     )
@@ -345,7 +345,7 @@ def test_settings_that_contradict_each_other():
     [
         (64, 512, 3, ["batch_size=64 (use 63 or 66)", "eval_batch_size=512 (use 510 or 513)"]),
         (66, 512, 3, ["eval_batch_size=512 (use 510 or 513)"]),
-        (4, 512, 8, ["batch_size=4 (use 8)"]),  # no images at all is no batch
+        (4, 512, 8, ["batch_size=4 (use 8)"]),  # a batch has at least one image
         (64, 512, 8, None),
         (1, 1, 1, None),
     ],
@@ -363,8 +363,11 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
     ("mask", "message"),
     [
         (("classifier",), "entry 'classifier': write (regular expression, multiplier), as in"),
-        (("classifier",), "or take a named one, --config=FILE:mask=NAME: none, half_classifier,"),
-        # What --config.layerwise.gradient_mask="(('classifier/.*', 0.0))" gives: a comma short.
+        (
+            ("classifier",),
+            "or choose a named one by --config=FILE:mask=NAME: none, half_classifier,",
+        ),
+        # The value of --config.layerwise.gradient_mask="(('classifier/.*', 0.0))": a comma short.
         (("classifier/.*", 0.0), "gradient_mask=\"(('classifier/.*', 0.0),)\""),
         ((("classifier/.*", 0.0, 1.0),), "write (regular expression, multiplier)"),
         (((0.0, "classifier/.*"),), "write (regular expression, multiplier)"),
@@ -372,7 +375,7 @@ def test_batches_are_shared_by_devices(batch, evaluation, devices, told):
         ((("classifier/.*", -0.5),), "multiplier -0.5 is not in [0, 1]"),
         ((("classifier/.*", float("nan")),), "multiplier nan is not in [0, 1]"),
         ((("classifier/.*", "0"),), "multiplier '0' is not in [0, 1]"),
-        ((("ok", 0.0), ("classifier/(", 0.0)), "'classifier/(' is no expression: missing )"),
+        ((("ok", 0.0), ("classifier/(", 0.0)), "'classifier/(' is not a regular expression"),
     ],
 )
 def test_mask_that_is_none(mask, message):
@@ -422,11 +425,11 @@ def test_steps_of_a_call_divide_the_periods(K):
 def test_steps_of_a_call_that_do_not(K):
     assert refused(several(K)) == (
         f"--config.input.steps_per_call={K} does not divide train_steps, log_every, eval_every, "
-        "checkpoint_every = 48, 8, 24, 24. Take one of 1, 2, 4, 8, or other periods"
+        "checkpoint_every = 48, 8, 24, 24. Use one of 1, 2, 4, 8, or change these settings"
     )
     rules.validate(several(3, log_every=3))
     for name in ("train_steps", "log_every", "eval_every", "checkpoint_every"):
-        assert "Take one of 1, or" in refused(several(2, **{name: 25}))
+        assert "Use one of 1, or" in refused(several(2, **{name: 25}))
 
 
 def test_steps_of_a_call_are_the_device_backends():

@@ -1,8 +1,8 @@
 import os
 
-# Before JAX starts: eight devices on one CPU, for the tests of what several devices do.
+# Before JAX starts: eight devices on one CPU, for the tests of several devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# Tests compile much and compute little. Processes that tests start inherit it.
+# Tests compile much and compute little. Processes that tests start inherit this setting.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jaxtyping
@@ -19,26 +19,26 @@ from absl import flags, logging
 
 from layermatch_jax import main
 
-# Helper modules whose failed assertions show values, as those of the tests do.
+# In these helper modules, failed assertions show values, too.
 pytest.register_assert_rewrite(
     "command_line", "objectives", "oracles", "report_pages", "runs_of_tests"
 )
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # With more devices than cores, programs that were dispatched ahead wait for each other's threads.
-# (The speed tests run with XLA_FLAGS= : one device, and dispatch as a user has it.)
+# (The speed tests run with XLA_FLAGS= : one device, and asynchronous dispatch as for users.)
 jax.config.update("jax_cpu_enable_async_dispatch", not os.environ["XLA_FLAGS"])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Programs that tests of one worker have in common are compiled once (if it takes a second)."""
+    """Compiles programs that several tests of a worker use only once (if it takes a second)."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
 
 
 @pytest.fixture
 def call(capfd):
-    """The command line in this process, which has JAX already: (status, stdout, stderr)."""
+    """Calls the command line in this process, where JAX is loaded: (status, stdout, stderr)."""
     verbosity = logging.get_verbosity()
 
     def run(*args):

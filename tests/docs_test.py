@@ -1,4 +1,4 @@
-"""README.md and docs/: short, in step with the code, no dead links, no wrong commands."""
+"""README.md and docs/ are short and up to date, without dead links or wrong commands."""
 
 import functools
 import importlib.util
@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def load(path):
-    """A script as a module."""
+    """Imports a script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -78,7 +78,7 @@ def test_reference_tells_what_is_allowed(field, words):
 
 
 def anchors(path):
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Returns the anchors of a page's headings, as GitHub and the site make them."""
     prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", x.lower()).strip().replace(" ", "-") for x in headings}
@@ -101,7 +101,7 @@ def test_links_lead_somewhere(page):
 
 
 def commands(page):
-    """The commands of a page's shell blocks, each as a list of words."""
+    """Returns the commands of a page's shell blocks, each as a list of words."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
@@ -112,7 +112,7 @@ COMMANDS = [(page.name, words) for page in PAGES for words in commands(page) if 
 
 
 def of_program(*program):
-    """The arguments of all commands that begin with these words."""
+    """Returns the arguments of all commands that begin with these words."""
     found = [words[len(program) :] for _, words in COMMANDS if words[: len(program)] == [*program]]
     assert found, program
     return found
@@ -150,11 +150,11 @@ def test_files_in_commands_exist(page, words):
 
 
 # ---------------------------------------------------------------------------------------------
-# The worked examples of docs/extending.md, each run as the file that the page says it is.
+# The examples of docs/extending.md, each run as the file that the page names.
 
 
 def example(heading, tmp_path):
-    """The Python block of a section of docs/extending.md, as a module."""
+    """Imports the Python block of a section of docs/extending.md as a module."""
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
@@ -166,7 +166,7 @@ def example(heading, tmp_path):
 def test_the_new_method_trains(tmp_path, monkeypatch):
     module = example("Add a method", tmp_path)
     monkeypatch.setitem(policies.POLICIES, "top_share", module)
-    # What the import of config.py and presets.py makes of the dict.
+    # The entries that config.py and presets.py make from POLICIES at their import.
     monkeypatch.setitem(presets.METHODS, "top_share", {"policy.name": "top_share"})
     monkeypatch.setitem(
         config_lib.SETTINGS, "policy.share", config_lib._of_policies()["policy.share"]
@@ -212,7 +212,7 @@ def test_the_new_backbone_trains(tmp_path, monkeypatch):
     assert count == 216 + 16 + 1152 + 32
     assert state.params["classifier"]["kernel"].shape == (16, 3)
 
-    # With a classifier of zeros all three classes are as likely, so the loss is log 3, and the
+    # With a classifier of zeros all three classes are equally likely, so the loss is log 3, and the
     # bias of class c moves by -0.03 · 1.9 · (1/3 - share of c): Nesterov's first step is 1 + 0.9.
     params = {
         **state.params,

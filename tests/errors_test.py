@@ -1,4 +1,4 @@
-"""Which errors are told in a sentence, and which are mistakes of ours."""
+"""Which errors are explained in a sentence, and which are bugs."""
 
 import errno
 
@@ -16,25 +16,28 @@ from layermatch_jax import errors
         (errno.ENOSPC, "Make room"),
         (
             errno.EACCES,
-            "Give yourself the right to read and write it, or take another place for it",
+            "Give yourself permission to read and write it, or choose another place for it",
         ),
-        (errno.EROFS, "Make its file system writable, or take another place for it"),
-        (errno.ENAMETOOLONG, "Take a shorter name"),
-        (errno.ENOTDIR, "A file is in the place of a folder. Move it away"),
-        (errno.EISDIR, "A folder is in the place of a file. Move it away"),
-        (errno.EIO, "The disk, or the connection to it, failed. Mend that"),
-        (errno.ELOOP, "Mend it"),
+        (errno.EROFS, "Make its file system writable, or choose another place for it"),
+        (errno.ENAMETOOLONG, "Use a shorter name"),
+        (errno.ENOTDIR, "A file has the name that a folder needs. Move the file away"),
+        (errno.EISDIR, "A folder has the name that a file needs. Move the folder away"),
+        (errno.EIO, "The disk, or the connection to it, failed. Repair it"),
+        (errno.ELOOP, "Mend this"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(number, mend):
     said = errors.explained(OSError(number, "No luck", "/runs/a/metrics.jsonl"))
     assert said.startswith(f"StorageError: /runs/a/metrics.jsonl: No luck. {mend}")
-    assert said.endswith("; the same command goes on")
+    assert said.endswith("; then run the same command again to resume")
 
 
 def test_writing_names_no_file():
     said = errors.explained(OSError(errno.ENOSPC, "No space left on device"))
-    assert said == "StorageError: No space left on device. Make room; the same command goes on"
+    assert said == (
+        "StorageError: No space left on device. Make room; "
+        "then run the same command again to resume"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Imports run down only, the method needs no more than JAX, and training draws nothing."""
+"""Modules import only from lower parts, the method needs only JAX, and training does not plot."""
 
 import ast
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "layermatch_jax"
 
-# From the ground up. A room imports its own modules and those of the floors below it.
+# From the bottom up. A part imports its own modules and those of the parts below it.
 FLOORS = (
     {"errors", "renamed", "arrays"},
     {"setting", "views", "batches"},
@@ -39,7 +39,7 @@ NAMES = {name for _, name in modules()}
 
 
 def imported(path, inside_functions=True):
-    """Dotted names of the package's modules that a file imports."""
+    """Returns the dotted names of the package's modules that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if inside_functions else tree.body
     for node in nodes:
@@ -108,7 +108,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def libraries(path):
-    """The top-level names of what a file imports."""
+    """Returns the top-level names of all modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -150,7 +150,7 @@ def test_the_method_needs_no_more_than_jax():
 @pytest.mark.parametrize(
     ("module", "blocked"),
     [
-        # The method and what is below it.
+        # The method and the parts below it.
         (
             "layermatch_jax.method.program",
             "clu tensorflow tensorboard sklearn PIL matplotlib beartype",

@@ -1,4 +1,4 @@
-"""Images, settings and files that the tests of the data sources share."""
+"""Images, settings and files for the tests of the data sources."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def settings(name, data_dir="", stored_size=8, **changed):
 
 
 def fake_run(config, **fields):
-    """A small run on made-up images: its config (changed in place), source, partition, sampler."""
+    """Makes a small run on fake images: config (changed in place), source, partition, sampler."""
     config.update_from_flattened_dict(
         {
             "dataset.name": "fake",

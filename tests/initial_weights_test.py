@@ -129,7 +129,7 @@ def test_to_go_on_needs_no_weights_again(first, tmp_path, monkeypatch):
             r"do not fit.*stage1_block0/conv/kernel is \[3, 3, 4, 8\], not \[3, 3, 8",
         ),
         ({"model.name": "linear"}, r"missing: stem/kernel; left over: .*They look like conv4"),
-        ({"model.bn_epsilon": 1e-5}, r"bn_epsilon=1e-05: .* need 0.001"),
+        ({"model.bn_epsilon": 1e-5}, r"bn_epsilon=1e-05: .* trained with 0.001"),
     ],
 )
 def test_a_run_of_another_network_is_refused(first, fields, message):

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, told to stop or damaged, and go on."""
+"""Runs that are interrupted, told to stop or damaged, and resumed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from layermatch_jax.method import windows
 from layermatch_jax.runtime import checkpoint, clock, hosts, metrics
 
 
-# State of all kinds (by sample, of the classifier, of batches' statistics), and both backends.
+# These have all kinds of state (of samples, classifier and batch statistics), and both backends.
 @pytest.mark.parametrize(
     ("method", "centers", "backend"),
     [
@@ -65,7 +65,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
 
 
 def test_a_run_that_died_before_its_first_checkpoint_gives_way(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))  # of a Python caller, ~ is a folder, too
+    monkeypatch.setenv("HOME", str(tmp_path))  # ~ works from Python, too
     c = tiny("supervised", **{"model.name": "linear"})
     with monkeypatch.context() as patch:
         before_step(patch, 4, die)
@@ -88,7 +88,7 @@ def test_missing_lines_and_a_damaged_result_are_told_and_mended(tmp_path, monkey
         before_step(patch, 8, die)
         with pytest.raises(KilledError):
             train.train_and_evaluate(c, tmp_path)
-    # The checkpoint of step 4 knows of the lines of steps 3 and 4.
+    # The checkpoint of step 4 counts the lines of steps 3 and 4.
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[1:2]))
@@ -111,7 +111,7 @@ def test_missing_lines_and_a_damaged_result_are_told_and_mended(tmp_path, monkey
     assert train.train_and_evaluate(c, tmp_path) == result
 
 
-# Several steps a call: it stops between two calls.
+# With several steps a call, the run stops between two calls.
 @pytest.mark.parametrize(
     ("number", "K"),
     [
@@ -133,8 +133,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monke
     assert 5 <= step <= 5 + 5
     assert step % K == 0
     assert str(caught.value) == (
-        f"by {number.name} at step {step} of 18, and saved in {tmp_path / 'cut'}: the same command "
-        "goes on"
+        f"by {number.name} at step {step} of 18. A checkpoint is saved in {tmp_path / 'cut'}. "
+        "Run the same command again to resume"
     )
     assert not (tmp_path / "cut" / "result.json").exists()
 
@@ -145,7 +145,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, K, tmp_path, monke
 
 @pytest.mark.parametrize("with_clock", [True, False])
 def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, monkeypatch):
-    """Each step takes a second by this clock; evaluations and checkpoints take 1,000."""
+    """By this clock each step takes a second; evaluations and checkpoints take 1,000."""
     now = [0.0]
     for module in (clock, train):
         monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -159,12 +159,13 @@ def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, mo
 
     monkeypatch.setattr(evaluate, "evaluate", taking(1000, evaluate.evaluate))
     save = taking(1000, checkpoint.save)
-    # Without it, the devices may be a step behind when step 10 is logged: its second counts later.
+    # Waits, because the devices may be a step behind when step 10 is logged: then its second
+    # would count later.
     join = windows.join
     monkeypatch.setattr(windows, "join", lambda *both: jax.block_until_ready(join(*both)))
     for step in range(1, 21):
         before_step(monkeypatch, step, taking(1, lambda: None))
-    # An evaluation lies within a log window, a checkpoint too, and the stop.
+    # An evaluation, a checkpoint and the stop lie inside log windows.
     periods = {"log_every": 5, "eval_every": 8, "checkpoint_every": 9, "train_steps": 20}
     c = tiny("supervised", **{"model.name": "linear"}, **periods)
 
@@ -189,11 +190,11 @@ def test_seconds_are_of_training_alone_and_none_is_lost(with_clock, tmp_path, mo
     assert sum(line["seconds"] for line in trained) == 20 - lost
     assert result["wall_seconds"] == 3020 - lost
     for line in trained:
-        # When the loop looks at the devices, they may be done with the step or be a step behind:
-        # by this clock, a second more or less.
+        # When the loop checks the devices, they may be done with the step or a step behind, which
+        # is a second more or less by this clock.
         assert 4 - lost <= line["seconds"] <= 6
         if line["step"] == 15 and line["steps_per_second"] is None:
-            continue  # of steps 14 and 15 the first compiles, and the last may not be timed yet
+            continue  # step 14 compiles, and step 15 may not be timed yet
         assert 1 / 2 <= line["steps_per_second"] <= 2
         assert line["images_per_second"] == c.batch_size * line["steps_per_second"]
 
@@ -244,7 +245,7 @@ def test_a_run_of_another_version_is_refused_and_left_as_it_was(tmp_path):
         checkpoint.save(manager, 2, {"state": {"params": np.ones(3, np.float32)}})
     with pytest.raises(InputError, match=r"run/state/params: float32\[3\] in the checkpoint, none"):
         train.train_and_evaluate(c, tmp_path)
-    # So that the version that wrote it can go on.
+    # So that the version that wrote it can resume it.
     assert json.loads((tmp_path / "config.json").read_text()) == older
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 

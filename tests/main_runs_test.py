@@ -1,4 +1,4 @@
-"""What a user sees of whole runs: messages, exit statuses, and what is left behind."""
+"""Whole runs by the command line: messages, exit statuses, and the files that remain."""
 
 import errno
 import json
@@ -50,8 +50,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
     assert again == out
     assert (
         err.strip()
-        == f"{workdir.relative_to(tmp_path)} holds this run, and it is finished: "
-        + ("nothing to do.")
+        == f"The run in {workdir.relative_to(tmp_path)} is already finished: nothing to do."
     )
     assert_refused(
         call(*SUPERVISED, *steps, "--config.optimizer.momentum=0.5", f"--workdir={workdir}"),
@@ -65,7 +64,7 @@ def test_run_is_made_once(tmp_path, call, monkeypatch):
 
 
 def numpy_loss(params, batch, statistics):
-    """The mean cross-entropy of the labeled images under the linear model, in float32."""
+    """Returns the mean cross-entropy of the labeled images under the linear model, in float32."""
     images = (batch.images[:, 0] / np.float32(255) - np.float32(statistics[0])) / np.float32(
         statistics[1]
     )
@@ -77,7 +76,7 @@ def numpy_loss(params, batch, statistics):
 
 
 def signals_before_step(monkeypatch, step, *numbers):
-    """The process sends itself these signals when it asks for the batch of a step (1-based)."""
+    """Makes the process send itself these signals before the batch of a step (1-based)."""
 
     def signalling():
         for number in numbers:
@@ -94,8 +93,8 @@ def test_told_to_stop_it_says_how_to_go_on(call, tmp_path, monkeypatch):
         status, out, err = call(*args)
     assert (status, out) == (0, "")
     stopped = re.fullmatch(
-        rf"Stopped: by SIGINT at step (\d) of 9, and saved in {re.escape(str(workdir))}: the same "
-        "command goes on",
+        rf"Stopped: by SIGINT at step (\d) of 9\. A checkpoint is saved in "
+        rf"{re.escape(str(workdir))}\. Run the same command again to resume",
         err.splitlines()[-1],
     )
     assert 3 <= int(stopped[1]) <= 3 + 5
@@ -120,11 +119,11 @@ def test_a_folder_in_use_is_refused(call, tmp_path):
         assert (status, out) == (2, "")
         assert err.endswith(
             f"InputError: {tmp_path} is in use by process {other.pid} on {socket.gethostname()}. "
-            "Wait until it is done, stop it, or take another --workdir.\n"
+            "Wait until it is done, stop it, or use another --workdir.\n"
         )
         assert not (tmp_path / "config.json").exists()
         other.kill()
-    status, _, err = call(*args)  # SIGKILL has freed it
+    status, _, err = call(*args)  # SIGKILL has released the lock
     assert status == 0, err
 
 
@@ -136,8 +135,8 @@ def test_a_full_disk_is_no_traceback(call, tmp_path, monkeypatch):
     status, out, err = call(*SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=2")
     assert (status, out) == (1, "")
     assert err.splitlines()[-1] == (
-        f"StorageError: {tmp_path}/metrics.jsonl: No space left on device. Make room; the same "
-        "command goes on"
+        f"StorageError: {tmp_path}/metrics.jsonl: No space left on device. Make room; "
+        "then run the same command again to resume"
     )
     assert "Traceback" not in err
 
@@ -146,7 +145,7 @@ def test_no_memory_says_what_to_turn_and_the_mended_command_begins_anew(
     call, tmp_path, monkeypatch
 ):
     def no_memory():
-        # As a GPU says it.
+        # A GPU's message.
         said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 21474836480 bytes."
         raise jax.errors.JaxRuntimeError(said)
 
@@ -160,7 +159,7 @@ def test_no_memory_says_what_to_turn_and_the_mended_command_begins_anew(
     assert "Traceback" not in err
     status, out, err = call(*args)
     assert status == 0, err
-    assert f"its files are now in {tmp_path}/before-1, and this run begins anew.\n" in err
+    assert f"its files are now in {tmp_path}/before-1, and this run starts at step 0.\n" in err
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8
 
 
@@ -174,7 +173,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     status, out, err = call(*args)
     assert (status, out) == (1, "")
 
-    # In NumPy: the loss of every step, from the checkpoint of the step before.
+    # The loss of every step in NumPy, from the checkpoint of the step before.
     config = parsed(*args[:-1])
     source = sources.load(config.dataset)
     partition = splits.partition(source, config.dataset)
@@ -183,7 +182,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     manager = ocp.CheckpointManager(tmp_path / "checkpoints")
     written = {line["step"]: line["loss"] for line in metrics.read(tmp_path)}
     kept = sorted(manager.all_steps())
-    assert len(kept) >= 3  # it was a run before it diverged
+    assert len(kept) >= 3  # some steps were fine before it diverged
     for step in kept:
         tree = manager.restore(step, args=ocp.args.StandardRestore())["run"]
         state = jax.tree.map(np.asarray, tree["state"])
@@ -203,7 +202,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     assert "Traceback" not in err
     assert not (tmp_path / "result.json").exists()
 
-    # It loads, and to go on from it leads to the same end.
+    # It can be loaded, and resuming from it diverges again.
     status, _, err = call(*args)
     assert status == 1
     assert f"step {kept[-1]} of 20" in err
@@ -211,7 +210,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
 
 
 def test_update_that_is_not_finite_is_no_checkpoint(call, tmp_path):
-    # A rate beyond float32: the loss of the first step is finite, and nothing is after it.
+    # A learning rate beyond float32: only the first step has a finite loss.
     status, out, err = call(
         *SUPERVISED, f"--workdir={tmp_path}", "--config.train_steps=3",
         "--config.checkpoint_every=1", "--config.optimizer.learning_rate=1e39",
@@ -237,7 +236,7 @@ def image_folder(root):
 
 
 def damage(path):
-    """Cuts a file off; returns what mends it."""
+    """Truncates a file; returns a function that restores it."""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     return lambda: path.write_bytes(whole)
@@ -255,7 +254,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
         "--config.checkpoint_every=2", "--config.input.backend=tf_data",
     ]  # fmt: skip
 
-    # At the start all are found, those for the evaluation, too; nothing has been written yet.
+    # All are found at the start, also those for the evaluation, before anything is written.
     broken = [data / "train/b/3.png", data / "test/b/3.png", extra[7]]
     mend = [damage(path) for path in broken]
     done = call(*args)
@@ -266,7 +265,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
 
     # From here on images break after they were checked.
     monkeypatch.setattr(checking, "check", lambda *_: checking.Findings({}, ()))
-    # An unlabeled image that is needed in the fourth step for the first time.
+    # An unlabeled image that the fourth step is the first to need.
     config = parsed(*args[:2], *args[3:])
     partition = splits.partition(sources.load(config.dataset), config.dataset)
     sampler = setup.create_sampler(config, partition)
@@ -275,26 +274,26 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
         for index in sampler.draw(step).unlabeled.ravel():
             first.setdefault(int(index), step + 1)
     index = next(i for i, step in first.items() if step == 4 and i >= 16)
-    mend = damage(extra[index - 16])  # behind the 16 training images
+    mend = damage(extra[index - 16])  # after the 16 training images
     status, out, err = call(*args)
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(
         f"InputError: Cannot decode the image {extra[index - 16]} ("
     )
     assert "Traceback" not in err
-    # What is there is whole, and enough to go on.
+    # All files are intact, and sufficient to resume.
     assert {p.name for p in workdir.iterdir()} == {
         ".lock", ".lock.holder", "checkpoints", "config.json", "data.json",
         "labeled_split.json", "metrics.jsonl",
     }  # fmt: skip
-    # A line is written when the step after it is under way: the third may be missing.
+    # A line is written while the next step runs, so the third may be missing.
     assert [line["step"] for line in metrics.read(workdir)] in ([1, 2], [1, 2, 3])
     assert json.loads((workdir / "config.json").read_text())["train_steps"] == 8
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
     mend()
-    (workdir / "data.json").unlink()  # of the data set with the broken image
+    (workdir / "data.json").unlink()  # it describes the data set with the broken image
 
-    # Removed instead of mended, it makes another data set.
+    # Without this image, the data set is another one.
     image = extra[index - 16].read_bytes()
     extra[index - 16].unlink()
     before = (workdir / "labeled_split.json").read_text()
@@ -303,7 +302,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
     assert (workdir / "labeled_split.json").read_text() == before
     extra[index - 16].write_bytes(image)
 
-    # A test image: met in the evaluation.
+    # A test image, which is read in the evaluation.
     mend = damage(data / "test/b/3.png")
     status, out, err = call(*args)
     assert (status, out) == (2, "")

@@ -1,4 +1,4 @@
-"""What a user sees of the command line: its flags, and what it refuses."""
+"""The command line: its flags, and what it refuses."""
 
 import importlib.util
 import os
@@ -56,7 +56,7 @@ def test_none_is_none(field):
         value = parsed(f"--config={DIGITS}", *form, "--config.seed=3")
         assert config_lib.fields(value)[field] is None
         assert value.seed == 3
-    # What a config file sets can be taken back.
+    # A setting of a config file can be undone.
     assert (
         config_lib.fields(parsed(f"--config.{field}=0.5", f"--config.{field}=None"))[field] is None
     )
@@ -79,7 +79,7 @@ def test_none_is_none(field):
         (["--config"], "Missing value for flag --config"),
         (["--config.dataset.name=folder"], "Give a config, too: --config=imagenet100 for photog"),
         (["--config.dataset.name=npz"], "Give a config, too: --config=cifar10 for images of 32"),
-        (["--config.dataset.name=cifar100"], "Give a config, too: --config=cifar100. To take"),
+        (["--config.dataset.name=cifar100"], "Give a config, too: --config=cifar100. To use"),
         (["--config.dataset.class_list=None"], "class_list=None: this setting is never automatic"),
         (["--config.batch_size=abc"], "--config.batch_size=abc: invalid literal for int()"),
         (["--config.batch_size=2.5"], "--config.batch_size=2.5: invalid literal for int()"),
@@ -88,7 +88,7 @@ def test_none_is_none(field):
         (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config"),
         (
             ["--workdir=http://host/run"],
-            "--workdir=http://host/run: a local folder, or a bucket as gs://NAME/PATH",
+            "--workdir=http://host/run: give a local folder, or gs://BUCKET/PATH",
         ),
         (["train"], "unexpected argument 'train': flags are written --name=value"),
         (["--mode=foo"], "unknown --mode 'foo'. There are: train"),
@@ -133,7 +133,7 @@ def test_statuses_of_the_process(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- What cannot be run ----
+# ---- Settings and data that are refused ----
 
 
 def test_batch_that_three_devices_cannot_share(tmp_path):
@@ -151,7 +151,7 @@ def test_batch_that_three_devices_cannot_share(tmp_path):
         (["--config.policy.threshold=1.5"], "threshold=1.5 must be at least 0 and at most 1"),
         (["--config.train_steps=0"], "train_steps=0 must be at least 1"),
         (["--config.layerwise.gradient_mask=classifier"], "write (regular expression, multiplier)"),
-        (["--config.layerwise.gradient_mask=(('(', 0.0),)"], "'(' is no expression: missing )"),
+        (["--config.layerwise.gradient_mask=(('(', 0.0),)"], "'(' is not a regular expression"),
         (["--config.dataset.num_labels=401"], "Allowed are 10..400 (the number of training images"),
         (["--config.dataset.num_labels=9"], "Allowed are 10..400 "),
         (["--config.dataset.name=cifar11"], "'cifar11'. Did you mean 'cifar10'?"),
@@ -179,7 +179,7 @@ def test_workdir_that_is_a_file(call, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     for name in (tmp_path / "file", tmp_path / "file" / "run", "~/file"):
         done = call(f"--workdir={name}", *TINY)
-        assert_refused(done, f"{tmp_path / 'file'} is no folder that can be written to")
+        assert_refused(done, f"{tmp_path / 'file'} is not a writable folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 

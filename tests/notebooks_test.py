@@ -1,4 +1,4 @@
-"""The notebooks: saved with what a whole run shows, and running from top to bottom."""
+"""The notebooks are saved after a whole run, and run from top to bottom."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
-# What says that the saved run was no shortened one.
+# Outputs that show that the saved run was not a shortened one.
 WHOLE = {"quickstart": "1000 steps", "gradient_masks": "layermatch, 500 steps"}
 KILOBYTES = 400
 
@@ -22,7 +22,7 @@ def code_cells(notebook):
 
 
 def pictures(notebook):
-    """How many each cell shows."""
+    """Counts the pictures of each cell."""
     return [
         sum("image/png" in output.get("data", {}) for output in cell.outputs)
         for cell in code_cells(notebook)
@@ -30,7 +30,7 @@ def pictures(notebook):
 
 
 def text(notebook):
-    """All that its cells have printed or shown in words."""
+    """Returns all text that the cells have printed or shown."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     shown = [output.get("data", {}).get("text/markdown", "") for output in outputs]
     return "\n".join([*shown, *(output.get("text", "") for output in outputs)])
@@ -59,7 +59,7 @@ def test_saved_after_a_whole_run(name):
 
 
 def again_with_own_images(notebook):
-    """Cells as a user changes them, who has a folder and new images without known classes."""
+    """Returns the cells as a user changes them for a folder and new images of unknown classes."""
     folder, _, _, predictions, pictures_of_them = code_cells(notebook)[1:]
     own = folder.source
     for line, changed in (
@@ -68,7 +68,9 @@ def again_with_own_images(notebook):
     ):
         assert line in own
         own = own.replace(line, changed)
-    forget = "del data, seen, path, n, number, c, new_classes"  # what only the digits made
+    forget = (
+        "del data, seen, path, n, number, c, new_classes"  # variables that only the digits need
+    )
     cells = (forget, own, predictions.source, pictures_of_them.source, "assert len(classes) == 3")
     return [nbformat.v4.new_code_cell(source) for source in cells]
 

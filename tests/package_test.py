@@ -15,7 +15,7 @@ from layermatch_jax import config_file
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
-# The names of modules whose distribution is called otherwise.
+# Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -41,7 +41,7 @@ def names(lines):
 
 
 def imported(file, *, lazily):
-    """The distributions that a module imports: anywhere in it, or only when it is imported."""
+    """Returns the distributions that a module imports, anywhere in it or only at its import."""
     todo, modules = [ast.parse(file.read_text())], set()
     while todo:
         node = todo.pop()
@@ -101,7 +101,7 @@ def test_only_the_core_is_imported_outside_functions():
 )
 def test_the_command_is_the_module(argument, status, said, tmp_path):
     def outcome(*program):
-        """(status, stdout, stderr), from a folder in which nothing is."""
+        """Returns (status, stdout, stderr), called from an empty folder."""
         done = subprocess.run(
             [sys.executable, *program, argument],
             cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Old names of fields, values and results mean what they meant."""
+"""Old names of fields, values and results still work."""
 
 import json
 
@@ -17,7 +17,7 @@ def test_a_config_file_may_use_the_old_field(old, new):
     config.update_from_flattened_dict({old: "features"})
     assert config_lib.fields(config)[new] == "features"
     assert old not in config_lib.fields(config)
-    config_lib.check_field(old)  # of a flag
+    config_lib.check_field(old)  # as in a flag
 
 
 def test_the_field_may_be_written_by_both_names():
@@ -39,7 +39,7 @@ def test_old_values_are_todays():
 
 
 def begun_before(folder, **changed):
-    """config.json as the version before the renaming wrote it."""
+    """A folder with config.json as the version before the renaming wrote it."""
     values = config_lib.fields(automatic.resolve(presets.apply_method(config_lib.base(), "dash")))
     values["avg_clustering.centres"] = values.pop("avg_clustering.centers")
     folder.mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_a_run_of_before_is_read(tmp_path):
     config = workdir.read_config(folder)
     assert config.avg_clustering.centers == "features"
     assert config.method == config.applied_method == "dash+centers=features"
-    workdir.check(folder, config)  # it goes on
+    workdir.check(folder, config)  # it can be resumed
     config.avg_clustering.centers = "outputs"
     with pytest.raises(InputError, match=r"avg_clustering\.centers: 'features' before, 'outputs'"):
         workdir.check(folder, automatic.resolve(config))

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run_main(config_arg, workdir, *flags, **environment):
-    """`python -m layermatch_jax.main` in a process of its own, as a user starts it."""
+    """Runs `python -m layermatch_jax.main` in its own process, as a user starts it."""
     environment = os.environ | {
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
@@ -45,13 +45,13 @@ def tiny(method="layermatch", **fields):
             "unlabeled_ratio": 2,
             "train_steps": 8,
             "policy.threshold": 0.15,
-            "log_every": 3,  # does not divide checkpoint_every: a window is cut by the restart
+            "log_every": 3,  # does not divide checkpoint_every, so the restart cuts a window
             "eval_every": 4,
             "checkpoint_every": 4,
             "eval_batch_size": 64,
             "input.backend": "device",
             "tensorboard": False,
-            # A long memory: averages differ from what they are of.
+            # A long memory, so that averages differ from the averaged values.
             "ema_decay": 0.999,
             "model.bn_decay": 0.999,
             "policy.momentum": 0.999,
@@ -67,7 +67,7 @@ class KilledError(Exception):
 
 
 def before_step(monkeypatch, step, action):
-    """The next runs do this when they ask for what a step (1-based) needs."""
+    """Makes the next runs call `action` before the chunk with this step (1-based)."""
     original = feed.create
 
     def create(*args):
@@ -91,7 +91,7 @@ def die():
 
 
 def final_state(workdir):
-    """The newest checkpoint as {path: array}, without what depends on the machine."""
+    """Reads the newest checkpoint as {path: array}, without the clock."""
     with checkpoint.open_manager(epath.Path(workdir), kept=2) as manager:
         tree = manager.restore(manager.latest_step())["run"]
     del tree["clock"]
@@ -102,7 +102,7 @@ def final_state(workdir):
 
 
 def lines(workdir):
-    """metrics.jsonl without what depends on the machine."""
+    """Reads metrics.jsonl without times and speeds."""
     return [
         {name: value for name, value in line.items() if name not in metrics.TIME_FIELDS}
         for line in metrics.read(epath.Path(workdir))
@@ -110,7 +110,7 @@ def lines(workdir):
 
 
 def assert_same(whole, other):
-    """Parameters and all other state bit for bit, metrics.jsonl but for the times."""
+    """Asserts that the whole state is equal bit for bit, and metrics.jsonl except for times."""
     assert lines(other) == lines(whole)
     expected, actual = final_state(whole), final_state(other)
     assert expected.keys() == actual.keys()

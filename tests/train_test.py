@@ -1,4 +1,4 @@
-"""The loop, end to end: the shipped configs shrunk, on several devices, without waste."""
+"""Whole runs: shrunk versions of the shipped configs, several devices, and no wasted work."""
 
 import gc
 import json
@@ -21,7 +21,7 @@ DATA = os.environ.get("TFDS_DATA_DIR", "")
 
 @pytest.fixture
 def without_tensorflow(tmp_path):
-    """A folder for PYTHONPATH in which importing TensorFlow leaves a trace, and fails."""
+    """A folder for PYTHONPATH that makes the import of TensorFlow fail and leave a trace."""
     folder = tmp_path / "blocked"
     folder.mkdir()
     code = f"open({str(folder / 'imported')!r}, 'w').close()\nraise ImportError('not here')\n"
@@ -89,7 +89,7 @@ def test_a_shipped_config_runs(shipped, tmp_path, without_tensorflow):
     assert list((tmp_path / "tensorboard").glob("events*"))
     kept = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
     assert max(kept) > 100_000, "the train step's program is kept"
-    # Accuracies are shares of the whole test set, whatever the batches it was cut into.
+    # Accuracies are shares of the whole test set, independent of the batches.
     images = split["num_evaluation"]
     for line in tests:
         assert abs(line["accuracy"] * images - round(line["accuracy"] * images)) < 1e-4
@@ -108,7 +108,7 @@ def test_between_log_lines_nothing_is_compiled_and_nothing_fetched(
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
     )
-    for name in ("_value", "__array__"):  # all that looks at an array goes through one of them
+    for name in ("_value", "__array__"):  # every read of an array uses one of these
         original = getattr(ArrayImpl, name)
         look = original.fget if name == "_value" else original
 
@@ -139,7 +139,7 @@ def test_between_log_lines_nothing_is_compiled_and_nothing_fetched(
     assert compilations[K] > 0, "nothing was counted"
     assert compilations[2 * K] > compilations[K], "the first step is compiled when it is made"
     assert compilations[12] == compilations[3 * K]  # up to the first log line
-    assert compilations[36] == compilations[12 + 2 * K]  # all after what came with it
+    assert compilations[36] == compilations[12 + 2 * K]  # nothing new is compiled after that
     fetches = {last: count for last, _, count in by_call}
     assert fetches[12 + 2 * K] > fetches[12], "nothing was counted"
     assert fetches[24] == fetches[12 + 2 * K]
@@ -206,7 +206,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_labels", [20, 400])
 def test_a_run_that_cannot_test_its_pseudo_labels_says_so(num_labels):
-    """All 400 training images are labeled, so the truth of none tests a pseudo-label."""
+    """All 400 training images are labeled, so no true label can test a pseudo-label."""
     c = tiny(**{"dataset.num_labels": num_labels})
     told = train.unmeasured(c, setup.load(c).partition)
     assert bool(told) == (num_labels == 400)

@@ -1,1 +1,1 @@
-"""How fast a run is, part by part."""
+"""Measures how fast the parts of a run are."""

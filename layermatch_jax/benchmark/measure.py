@@ -1,7 +1,8 @@
-"""What a run of a config is made of, timed: --mode=benchmark.
+"""Times the parts of a run: --mode=benchmark.
 
-All parts take turns in one process, so that a machine that is slower for a while is so for all of
-them; a speed is the median over the rounds, and so is a ratio of two speeds of one round.
+All parts take turns in one process, so that a temporary slowdown of the machine affects all of
+them. A speed is the median over the rounds. Two parts are compared by the ratio of their speeds in
+each round; the result is the median of these ratios.
 """
 
 import collections
@@ -30,32 +31,33 @@ from layermatch_jax.runtime import files, hosts, metrics, parallel
 from layermatch_jax.views import Views
 
 ROUNDS = 5
-SECONDS = 2.0  # about, for each part in each round
-_MOST = 1000  # times that a part is done in a round
-_WINDOWS = 4  # of the whole loop; the first one, with its start, is not counted
+SECONDS = 2.0  # approximate time of each part in each round
+_MOST = 1000  # repetitions of a part in a round
+_WINDOWS = 4  # log windows of the whole loop; the first one, which has the start, is not counted
 
 
 class Part(NamedTuple):
-    """Something to time."""
+    """A part of a run to be timed."""
 
-    run: Callable[[int], float]  # how often to do it -> seconds for each, the devices done with all
-    steps: int  # train steps in each; 0 for none
-    images: int  # in each
+    run: Callable[[int], float]  # number of repetitions -> seconds for each, devices included
+    steps: int  # train steps in one repetition; 0 = none
+    images: int  # images in one repetition
 
 
 def run_benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
     """Times the train step, the input, the whole loop and the evaluation.
 
-    Nothing that is trained is kept. With config.profile, a trace of the whole loop (jax.profiler)
-    goes to workdir/profile, for TensorBoard's profiler or ui.perfetto.dev.
+    The trained parameters are discarded. With config.profile, a trace of the whole loop
+    (jax.profiler) is written to workdir/profile, for TensorBoard's profiler or ui.perfetto.dev.
 
     Args:
       config: the whole config.
-      workdir: where benchmark.json goes (see `_report`); made if it is not there. With several
-        processes all call this, and the first one writes.
+      workdir: folder for benchmark.json; created if it is missing. If there are several processes,
+        all of them call this function, and the first one writes.
 
     Returns:
-      What benchmark.json holds; None in all processes but the first.
+      The content of benchmark.json (see `summary.make_report`); None in all processes except the
+      first.
 
     Raises:
       InputError: the config or the data cannot be used.
@@ -67,11 +69,11 @@ def run_benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, 
     main = setup.prepare(config, data)
     program = _analyze(main, config)
     parts = {"train step": _step(main, config)}
-    parts["train step"].run(1)  # before others take memory, too
+    parts["train step"].run(1)  # before other parts use memory
     memory = jax.local_devices()[0].memory_stats() or {}
     program["peak_bytes_per_device"] = memory.get("peak_bytes_in_use")
     for name, other in _others(config).items():
-        # The images are on the devices only once where both programs can use them.
+        # Both programs share the resident images if their sharding is the same.
         same = parallel.replicated(other.parallelism) == parallel.replicated(config.parallelism)
         resident = main.resident if same else None
         prepared = setup.prepare(other, setup.with_feed_of(other, data), resident)
@@ -96,7 +98,7 @@ def run_benchmark(config: ml_collections.ConfigDict, workdir: str) -> dict[str, 
 
 
 def _others(config) -> dict[str, ml_collections.ConfigDict]:
-    """What the train step is compared with: the other parallelism, and FixMatch."""
+    """Returns configs to compare the train step with: other parallelism, FixMatch or LayerMatch."""
     parallelism = "jit" if config.parallelism == "pmap" else "pmap"
     others = {f"train step, {parallelism}": config.copy_and_resolve_references()}
     others[f"train step, {parallelism}"].parallelism = parallelism
@@ -111,7 +113,7 @@ def _others(config) -> dict[str, ml_collections.ConfigDict]:
 
 
 def _step(prepared: setup.Prepared, config) -> Part:
-    """The train program on chunks that wait on the devices."""
+    """The train program, on chunks that are already on the devices."""
     feed = prepared.data.feed
     K = config.input.steps_per_call
     chunks = [
@@ -131,11 +133,11 @@ def _step(prepared: setup.Prepared, config) -> Part:
 
 
 def _input(prepared: setup.Prepared, config) -> Part:
-    """Making batches, and bringing them to the devices, without training on them."""
+    """The input: makes batches and copies them to the devices, without training."""
     feed, K = prepared.data.feed, config.input.steps_per_call
     chunks = feed.chunks(range(2**31))
 
-    def sum_of_pixels(state, resident, chunk, *, axis_name):  # or XLA would not make them
+    def sum_of_pixels(state, resident, chunk, *, axis_name):  # or XLA would skip the images
         def one_step(total, rows):
             images = feed.batch(resident, rows).images
             return total + jnp.sum(images, dtype=jnp.int32), None
@@ -155,14 +157,14 @@ def _input(prepared: setup.Prepared, config) -> Part:
             jax.block_until_ready(program(state, prepared.resident, placed))
 
     def run(count: int) -> float:
-        make(config.input.prefetch + 2)  # those that were made while other parts were timed
+        make(config.input.prefetch + 2)  # chunks that were made while other parts were timed
         return _seconds(lambda: make(count)) / count
 
     return Part(run, K, K * config.batch_size * prepared.method.layout.drawn.size)
 
 
 def _input_per_image(prepared: setup.Prepared, config) -> Part:
-    """The same views by tf.data as it is usually written: image by image."""
+    """The same views with tf.data as it is usually written: image by image."""
     from layermatch_jax.data import per_image  # TensorFlow
 
     partition, size = prepared.data.partition, config.batch_size * config.unlabeled_ratio
@@ -170,14 +172,14 @@ def _input_per_image(prepared: setup.Prepared, config) -> Part:
     batches = per_image.view_batches(partition.unlabeled, sampler, config.dataset.padding)
 
     def run(count: int) -> float:
-        next(batches), next(batches), next(batches)  # made while other parts were timed
+        next(batches), next(batches), next(batches)  # were made while other parts were timed
         return _seconds(lambda: collections.deque(itertools.islice(batches, count), 0)) / count
 
     return Part(run, 1, 2 * size)
 
 
 def _loop(prepared: setup.Prepared, config, scratch: str) -> Part:
-    """train_and_evaluate as it is, but for a short evaluation and its one checkpoint at the end."""
+    """train_and_evaluate, but it evaluates a single image and saves one checkpoint at the end."""
     K, data = config.input.steps_per_call, prepared.data
     few = take(data.partition.evaluation, np.arange(1))
     data = data._replace(partition=data.partition._replace(evaluation=few))
@@ -191,14 +193,14 @@ def _loop(prepared: setup.Prepared, config, scratch: str) -> Part:
         with contextlib.redirect_stderr(io.StringIO()):
             train.train_and_evaluate(short, folder, prepared=prepared)
         lines = [x for x in metrics.read(epath.Path(folder)) if x["split"] == "train"]
-        seconds = sum(x["seconds"] for x in lines[1:])  # 0 where no log is written
+        seconds = sum(x["seconds"] for x in lines[1:])  # 0 in processes that write no log
         return float(hosts.from_first(np.float32(seconds))) / (window * (_WINDOWS - 1))
 
     return Part(run, K, K * data.images_per_step)
 
 
 def _evaluation(prepared: setup.Prepared, config) -> Part:
-    """Of the whole split, with the raw and the EMA parameters."""
+    """The evaluation of the whole split, with the raw and the EMA parameters."""
     state = parallel.replicate(prepared.initial, config.parallelism)
     images = prepared.data.partition.evaluation
 
@@ -219,13 +221,13 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
-    """Seconds for each part, once a round, in an order that changes."""
+    """Times each part once in each round, in random order: {part: [seconds by round]}."""
     counts = {}
     for name, part in parts.items():
-        print(f"{name}: compiles and warms up", file=sys.stderr)
+        print(f"{name}: compiling and warming up", file=sys.stderr)
         part.run(1)
         count = np.int32(np.clip(SECONDS / part.run(1), 1, _MOST))
-        counts[name] = int(hosts.from_first(count))  # all processes make the same programs run
+        counts[name] = int(hosts.from_first(count))  # all processes must run the same programs
     seconds, rng = {name: [] for name in parts}, random.Random(0)
     for turn in range(1, ROUNDS + 1):
         print(f"round {turn} of {ROUNDS}", file=sys.stderr)
@@ -235,11 +237,11 @@ def _take_turns(parts: dict[str, Part]) -> dict[str, list[float]]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What is told.
+# The report.
 
 
 def _analyze(prepared: setup.Prepared, config) -> dict[str, Any]:
-    """What the compiler says of the train program."""
+    """Returns the compiler's analysis of the train program: time, FLOP and memory."""
     state = parallel.replicate(prepared.initial, config.parallelism)
     chunk = parallel.place_batch(prepared.data.feed.example, config.parallelism)
     lowered = prepared.train_program.lower(state, prepared.resident, chunk)
@@ -259,7 +261,7 @@ def _analyze(prepared: setup.Prepared, config) -> dict[str, Any]:
 
 
 def _flops(prepared: setup.Prepared, state, config) -> float:
-    """Of a train step without its input, on all devices, by XLA's count."""
+    """Returns XLA's count of the FLOP of a train step on all devices, without the input."""
     feed = prepared.data.feed
     one_step = jax.tree.map(lambda x: x[:, 0], feed.example)
     batch = jax.eval_shape(feed.batch, prepared.resident, one_step)
@@ -268,7 +270,7 @@ def _flops(prepared: setup.Prepared, state, config) -> float:
         functools.partial(steps.train_step, method=prepared.method), config.parallelism
     )
     lowered = step.lower(state, parallel.place_batch(batch, config.parallelism))
-    # A pmapped program is one device's.
+    # XLA counts a pmapped program for one device.
     return lowered.cost_analysis()["flops"] * (
         jax.device_count() if config.parallelism == "pmap" else 1
     )

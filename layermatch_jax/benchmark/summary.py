@@ -1,4 +1,4 @@
-"""What a benchmark writes down, and its table."""
+"""The content of benchmark.json, and its table for the terminal."""
 
 import statistics
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from layermatch_jax.runtime import result as result_lib
 
 FILE, PROFILE = "benchmark.json", "profile"
 
-# FLOP/s of dense bfloat16 (float16 where there is none) by device kind, from the makers' tables.
+# Peak FLOP/s in dense bfloat16 (float16 if the device lacks it), from the makers' data sheets.
 PEAK = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -28,13 +28,15 @@ PEAK = {
 
 
 def make_report(config, data, program, parts: Mapping, seconds) -> dict[str, Any]:
-    """What benchmark.json holds.
+    """Makes the content of benchmark.json.
 
-    {'parts': {name: {'steps_per_second' (None for evaluation), 'images_per_second' (views),
-    'relative_speed' (to the train step's; None for evaluation), 'seconds' [rounds]}}, 'program':
-    of `_analyze` with 'peak_bytes_per_device' (None where the device does not tell),
-    'flops_per_second' and 'peak_share' of all devices (None where the peak is not known), 'config':
-    by field, 'images_per_step', and what it ran on}.
+    Returns:
+      {'parts': {name: {'steps_per_second' (None for evaluation), 'images_per_second' (views),
+      'relative_speed' (steps per second relative to the train step; None for evaluation),
+      'seconds' (one repetition, for each round)}}, 'program': the analysis of the train program
+      with 'peak_bytes_per_device' (None if the device does not report it), 'flops_per_second' and
+      'peak_share' of all devices (None if the peak is not known), 'config': {dotted name: value},
+      'images_per_step', and the device, versions and commit of `result.provenance`}.
     """
     rates = {}
     for name, part in parts.items():
@@ -65,7 +67,7 @@ def make_report(config, data, program, parts: Mapping, seconds) -> dict[str, Any
 
 
 def as_table(report: dict[str, Any], workdir: str) -> str:
-    """A report as a person reads it."""
+    """Formats a report for the terminal."""
     config, program, device = (report[name] for name in ("config", "program", "device"))
     lines = [
         f"{config['method']} on {config['dataset.name']}, {config['model.name']}, "
@@ -83,7 +85,7 @@ def as_table(report: dict[str, Any], workdir: str) -> str:
             row = f"{'':22}{part['images_per_second']:12,.0f}"
         lines.append(f"{name:24}{row}")
     share = program["peak_share"]
-    share = "peak of this device not known" if share is None else f"{share:.1%} of the peak"
+    share = "peak of this device is not known" if share is None else f"{share:.1%} of the peak"
     peak = program["peak_bytes_per_device"]
     peak = "" if peak is None else f", at most {peak / 1e9:.2f} GB in use"
     lines += [

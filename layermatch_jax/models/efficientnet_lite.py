@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+from jaxtyping import Float, Float32
 
+from layermatch_jax.arrays import Array
 from layermatch_jax.models.convolutions import depthwise, pointwise
 from layermatch_jax.models.layers import Layers, global_average
 
@@ -54,7 +56,7 @@ class ConvNorm(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, ⌈h / stride⌉, ⌈w / stride⌉, channels]."""
         one = {"conv_general_dilated": pointwise} if self.kernel_size == 1 else {}
         x = self.layers.conv(
@@ -124,7 +126,7 @@ class EfficientNetLite(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:

@@ -7,6 +7,7 @@ DINOv2, with or without registers (Darcet 2024, arXiv 2309.16588).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from layermatch_jax.arrays import Array
 from layermatch_jax.errors import InputError
@@ -62,7 +63,7 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Array) -> jax.Array:
         """Maps [n, H, W, 3] to [n, tokens, width]: class token, registers, patches."""
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype, name="patches")(images)
@@ -177,7 +178,7 @@ class VisionTransformer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
         """Features of images.
 
         Args:

@@ -1,1 +1,1 @@
-"""What a run needs of the machine: devices, processes, files, checkpoints, the log."""
+"""Devices, processes, checkpoints, the folder of a run, and its log."""

@@ -1,7 +1,7 @@
-"""Orbax checkpoints that do not know how many devices wrote them, and are checked when read.
+"""Orbax checkpoints that do not depend on the number of devices, with a checksum.
 
-Only the run's first process opens them: the state is the same everywhere, so it writes it, and
-tells the others what it read (`hosts.from_first`).
+The state is the same in all processes, so only the first one writes and reads checkpoints. It sends
+what it read to the others (`hosts.from_first`).
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from layermatch_jax.errors import InputError, StorageError, os_error_number, ref
 from layermatch_jax.runtime import earlier_versions
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
-_SHOWN = 10  # leaves that do not fit
-# In a path, Orbax reads these as patterns; a backslash, tensorstore cannot read.
+_SHOWN = 10  # leaves that do not fit, listed in a message
+# Orbax reads *, ? and [ in a path as patterns. Tensorstore cannot read a path with a backslash.
 NO_NAME = re.compile(r"[*?\[\\]")
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class DamagedError(Exception):
-    """What was read is not what was saved."""
+    """The arrays that were read are not those that were saved."""
 
 
 @contextlib.contextmanager
 def open_manager(workdir: epath.Path, kept: int):
-    """The manager of workdir/checkpoints; removes what a process that was killed left half-written.
+    """Opens Orbax's manager of workdir/checkpoints; removes incomplete checkpoints.
 
-    It writes while the run waits, so that what cannot be written is known at its step.
+    The run waits while a checkpoint is written, so that a failure is known at its step.
     """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
@@ -64,11 +64,11 @@ def open_manager(workdir: epath.Path, kept: int):
 
 @contextlib.contextmanager
 def _folder(workdir: epath.Path) -> Iterator[epath.Path]:
-    """workdir/checkpoints by a name that Orbax can use, which holds within the `with` only."""
-    if "://" in str(workdir):  # resolve() would make a local path of it
+    """Yields workdir/checkpoints under a path that Orbax can use, valid inside the `with` only."""
+    if "://" in str(workdir):  # resolve() would turn it into a local path
         yield workdir / FOLDER
         return
-    workdir = workdir.resolve()  # Orbax takes no relative path
+    workdir = workdir.resolve()  # Orbax accepts no relative path
     if not NO_NAME.search(str(workdir)):
         yield workdir / FOLDER
         return
@@ -79,13 +79,13 @@ def _folder(workdir: epath.Path) -> Iterator[epath.Path]:
 
 
 def _name(manager: ocp.CheckpointManager) -> str:
-    """The folder of the checkpoints as the user knows it."""
+    """Returns the real path of the folder of checkpoints, for messages."""
     folder = str(manager.directory)
     return folder if "://" in folder else os.path.realpath(folder)
 
 
 def recorded(workdir: epath.Path) -> bool:
-    """Whether a checkpoint of a run was ever saved, be it damaged now."""
+    """Whether a checkpoint was ever saved in a workdir, even if it is damaged now."""
     folders = [workdir / name for name in (FOLDER, DAMAGED)]
     return any(step.name.isdigit() for f in folders if f.exists() for step in f.iterdir())
 
@@ -103,7 +103,7 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
     if not written:
         raise StorageError(
             f"the checkpoint of step {step} was not written: {_name(manager)} holds a later one "
-            f"({manager.latest_step()}). Move it away; the same command goes on"
+            f"({manager.latest_step()}). Move it away; then run the same command again to resume"
         )
     try:
         with _orbax_silent():
@@ -113,30 +113,31 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
     if lost:
         raise StorageError(
             f"the checkpoint of step {step} was written to {_name(manager)}, but cannot be opened: "
-            f"{lost[0]}. Take another --workdir, on another disk if you can"
+            f"{lost[0]}. Use another --workdir, on another disk if you can"
         )
 
 
 def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
-    """The newest checkpoint that can be read, in the form of `tree`.
+    """Restores the newest checkpoint that is intact, in the structure of `tree`.
 
-    Read through a NumPy template to the host: a template of device arrays would tie the checkpoint
-    to the devices that wrote it. The caller places it on the devices that are there now. Damaged
-    ones that are newer are moved to workdir/checkpoints_damaged, with a warning.
+    The arrays are restored to the host through a NumPy template: a template of device arrays would
+    tie the checkpoint to the devices that wrote it. The caller places them on its own devices.
+    Newer checkpoints that are damaged are moved to workdir/checkpoints_damaged, with a warning.
 
     Returns:
       The tree of NumPy arrays; None if there is no checkpoint.
 
     Raises:
-      InputError: no checkpoint is whole, or the newest whole one is of another form: names what
-        differs.
+      InputError: all checkpoints are damaged, or the newest intact one has another structure (the
+        message lists the differences).
+      StorageError: a checkpoint may be intact, but cannot be read at present.
     """
     template = jax.tree.map(np.asarray, serialization.to_state_dict(tree))
     damaged, misfit = {}, None
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             restored = _restore(manager, step, template)
-        except InputError as error:  # or its description is damaged: then an older one fits
+        except InputError as error:  # if only its metadata are damaged, an older one fits
             misfit = misfit or InputError(f"{workdir / FOLDER / str(step)} {error}")
             damaged[step] = "its state does not fit"
             continue
@@ -144,32 +145,32 @@ def restore_latest(manager: ocp.CheckpointManager, workdir: epath.Path, tree):
             _raise_unless_damage(error, manager, step)
             damaged[step] = _line(error)
             continue
-        _set_aside(manager, workdir, damaged, f"Going on from step {step}.")
+        _set_aside(manager, workdir, damaged, f"Resuming from step {step}.")
         return serialization.from_state_dict(tree, restored)
     if misfit:
         raise misfit
     if damaged:
         listed = "".join(f"\n  step {step}: {reason}" for step, reason in damaged.items())
         raise InputError(
-            f"no checkpoint in {workdir / FOLDER} is whole:{listed}\nBring one back from a backup, "
-            "or take another --workdir to start anew."
+            f"all checkpoints in {workdir / FOLDER} are damaged:{listed}\nBring one back from a "
+            "backup, or use another --workdir to start a new run."
         )
     return None
 
 
 def read_state(workdir: epath.Path, state, step: int | None = None):
-    """The saved state of a run, which may be under way: nothing in its folder is changed.
+    """Reads the saved state of a run, which may still be training; changes nothing in its folder.
 
     Args:
       workdir: the run's folder.
-      state: one of the form that is wanted, or its shapes; None = whatever was saved.
-      step: of which checkpoint; None = of the newest that is whole.
+      state: a state, or shapes, with the wanted structure; None = the structure that was saved.
+      step: the step of the checkpoint; None = the newest that is intact.
 
     Returns:
-      The state, of NumPy arrays; for None, nested dictionaries of them.
+      The state with NumPy arrays; nested dictionaries of them for state=None.
 
     Raises:
-      InputError: there is no such checkpoint, or none that is whole and of this form.
+      InputError: there is no such checkpoint, or none is intact and has this structure.
     """
     if not (workdir / FOLDER).exists():
         raise InputError(f"{workdir} has no checkpoint yet")
@@ -181,7 +182,7 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
     _silence_latecomers()
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(_folder(workdir))
-        with _orbax_silent():  # it warns of everything that read_only means
+        with _orbax_silent():  # Orbax warns about all effects of read_only
             manager = ocp.CheckpointManager(
                 folder,
                 options=ocp.CheckpointManagerOptions(read_only=True),
@@ -210,15 +211,15 @@ def read_state(workdir: epath.Path, state, step: int | None = None):
 
 
 def _raise_unless_damage(error: Exception, manager: ocp.CheckpointManager, step: int) -> None:
-    """Raises where a checkpoint may be whole: it is not allowed, or cannot, be read just now."""
+    """Raises if a checkpoint may be intact, but cannot be read at present (no permission, …)."""
     if isinstance(error, MemoryError) or refusal(error):
         raise error
     number = os_error_number(error)
     if number and number not in _NOT_THERE:
         raise StorageError(
             f"the checkpoint of step {step} in {_name(manager)} cannot be read: "
-            f"{os.strerror(number)}. Mend this, by giving yourself the right to read it for "
-            f"example, and start again. Or move the folder {step} away, to go on from an older one"
+            f"{os.strerror(number)}. Mend this, for example give yourself permission to read it, "
+            f"and start again. Or move the folder {step} away to resume from an older checkpoint"
         ) from error
 
 
@@ -240,16 +241,16 @@ def _restore(manager: ocp.CheckpointManager, step: int, template):
             "is of another version or another model; its state does not fit:\n  "
             + "\n  ".join(differences[:_SHOWN])
             + (f"\n  and {more} more" if more > 0 else "")
-            + "\nGo on with the version that wrote it, or take another --workdir to start anew."
+            + "\nUse the version that wrote it, or another --workdir to start a new run."
         )
     restored = manager.restore(step, args=ocp.args.StandardRestore(expected))
     if int(restored["checksum"]) != _checksum(restored["run"]):
-        raise DamagedError("the checksum is not that of the arrays")
+        raise DamagedError("the checksum does not match the arrays")
     return earlier_versions.as_today(restored["run"], template)
 
 
 def _check_rights(folder: epath.Path) -> None:
-    """Raises PermissionError for a folder below that may not be read: Orbax calls it empty."""
+    """Raises PermissionError if a subfolder may not be read; Orbax would take it for empty."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -260,7 +261,7 @@ def _check_rights(folder: epath.Path) -> None:
 
 
 def _differences(saved, expected) -> list[str]:
-    """A line for each leaf that is not in both trees, or not of one shape and dtype."""
+    """Lists leaves that are missing in one tree or differ in shape or dtype; a line for each."""
     before, now = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -294,7 +295,7 @@ def _checksum(tree) -> int:
 def _set_aside(manager, workdir: epath.Path, damaged: dict[int, str], consequence: str) -> None:
     for step, reason in damaged.items():
         to = workdir / DAMAGED / str(step)
-        logging.warning("Checkpoint of step %d damaged, moved to %s: %s", step, to, reason)
+        logging.warning("Checkpoint of step %d is damaged, moved to %s: %s", step, to, reason)
         if to.exists():
             to.rmtree()
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -306,9 +307,9 @@ def _set_aside(manager, workdir: epath.Path, damaged: dict[int, str], consequenc
 
 @contextlib.contextmanager
 def _explained(manager: ocp.CheckpointManager):
-    """Turns what Orbax's storage reports into a StorageError."""
+    """Turns errors of the storage, as Orbax raises them, into a StorageError."""
     try:
-        with _orbax_silent():  # its threads print pages before they raise
+        with _orbax_silent():  # its threads print long messages before they raise
             yield
     except Exception as error:
         reason = refusal(error)
@@ -318,8 +319,8 @@ def _explained(manager: ocp.CheckpointManager):
         kept = ", ".join(map(str, manager.all_steps())) or "none"
         raise StorageError(
             f"a checkpoint could not be written to {_name(manager)}: {reason}. Earlier ones are "
-            f"kept (steps: {kept}). Mend it, by making room there for example; the same command "
-            "goes on from the last one."
+            f"kept (steps: {kept}). Mend this, for example make room there; then run the same "
+            "command again to resume from the last one."
         ) from error
 
 
@@ -335,7 +336,10 @@ def _orbax_silent():
 
 @functools.cache
 def _silence_latecomers() -> None:
-    """Of many arrays that fail, Orbax raises the first; tensorstore prints a traceback for each."""
+    """Silences the tracebacks that tensorstore prints for arrays that fail after the first one.
+
+    Orbax raises the error of the first one alone.
+    """
     hook = sys.unraisablehook
 
     def told(unraisable):

@@ -1,4 +1,4 @@
-"""The clock of training: seconds, beside the steps that they were spent on."""
+"""Measures how long training takes, in seconds and in timed steps."""
 
 import contextlib
 import time
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Of a log window: `seconds` of training, all of them; `timed_seconds` and `timed_steps` without the
-# first call of each start, which compiles the train step.
+# For each log window: `seconds` is the whole time of training. `timed_seconds` and `timed_steps`
+# leave out the first call of each start, because it compiles the train step.
 EMPTY = dict.fromkeys(("seconds", "timed_seconds", "timed_steps"), np.float32(0))
 
 
 class Clock:
     """Counts seconds and steps of training since the last log line.
 
-    It is told of the steps that the devices are done with, for the host runs ahead of them. A
-    checkpoint carries its window, so that a run that goes on counts on.
+    It counts steps that the devices have finished, because the host runs ahead of them. A
+    checkpoint contains the clock's window, so that a resumed run continues to count.
 
     Attributes:
       first_call: (step, time.monotonic()) when the first call of this start was done; None before.
-      step_seconds: what one step takes, in seconds: mean over this start without its first call;
-        None before the second call is done.
+      step_seconds: mean seconds of a step in this start, without its first call; None before the
+        second call is done.
     """
 
     def __init__(self, step: int, window: dict[str, np.ndarray]):
@@ -30,7 +30,7 @@ class Clock:
         self._done, self._since = step, time.monotonic()
 
     def done(self, step: int) -> None:
-        """Notes that the devices are done with all steps up to `step`, and with none after it."""
+        """Records that the devices have finished all steps up to `step`, and none after it."""
         now = time.monotonic()
         seconds, steps = now - self._since, step - self._done
         self._done, self._since = step, now
@@ -46,22 +46,22 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is no training: it does not count."""
+        """Excludes the block from all timings."""
         yield
         self._since = time.monotonic()
 
     def window(self) -> dict[str, np.ndarray]:
-        """Seconds and steps since the last log line, in the form of EMPTY."""
+        """Returns seconds and steps since the last log line, with the keys of EMPTY."""
         return {name: np.float32(value) for name, value in self._window.items()}
 
     def next_window(self) -> dict[str, float]:
-        """The same as floats; a new window begins."""
+        """Returns the window as floats, and begins a new one."""
         window, self._window = self._window, {name: 0.0 for name in EMPTY}
         return window
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
+    """Formats seconds: 3725 -> '1:02:05'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,21 +1,25 @@
-"""Checkpoints of earlier versions: what they do not hold. renamed.py has what changed its name."""
+"""Reads checkpoints of earlier versions, in which parts are missing or have other names.
+
+The table of names is in renamed.py.
+"""
 
 import numpy as np
 
 from layermatch_jax import renamed
 
-# Parts of a run that were not saved: the run goes on with the template's.
+# Parts of a run that earlier versions did not save; the template's values replace them.
 _ADDED = ("clock", "lines")
-# Parts of the train state that were not there: only an empty one can be read as today's.
+# Parts of the train state that earlier versions did not have. Their checkpoints fit a train state
+# in which these parts are empty.
 _ADDED_TO_STATE = ("head_stats",)
 
 
 def as_saved(template: dict, saved: dict) -> dict:
-    """The template of a run in the form of the version that saved it.
+    """Converts the template of a run to the structure of the version that saved the checkpoint.
 
     Args:
-      template: {part: tree}, the form of today.
-      saved: {part: tree}, the form in the checkpoint.
+      template: {part: tree}, today's structure.
+      saved: {part: tree}, the structure in the checkpoint.
     """
     run = {name: part for name, part in template.items() if name in saved or name not in _ADDED}
     if "state" in run:
@@ -31,7 +35,7 @@ def as_saved(template: dict, saved: dict) -> dict:
 
 
 def as_today(restored: dict, template: dict) -> dict:
-    """What was read in the form of `as_saved`, in the form of the template."""
+    """Converts a run that was restored in the structure of `as_saved` to that of the template."""
     run = {name: template[name] for name in _ADDED if name in template} | restored
     if "state" in run:
         empty = {name: {} for name in _ADDED_TO_STATE if name in template["state"]}
@@ -48,7 +52,10 @@ def _with_sums(run: dict, sums: dict) -> dict:
 
 
 def _earlier_sums(today: dict, saved: dict) -> dict:
-    """Every method had the sums of an earlier name: as zero, where it has none today."""
+    """Puts the sums under their earlier names, as zeros.
+
+    Every method of earlier versions has these sums, even where today's method has none.
+    """
     sums = dict(today)
     for before, now in renamed.SUMS.items():
         if before in saved and before not in today:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written without TensorFlow, whose import takes seconds."""
+"""Writes TensorBoard's event files without TensorFlow, whose import takes seconds."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ class EventFile:
     """One event file in a folder (local or gs://), for one start of a run.
 
     Args:
-      folder: of the event files; made if it is not there.
-      first_step: the first one that this start will write. TensorBoard drops what earlier files
-        hold of this step and later ones, so that it shows each step once.
+      folder: folder of the event files; created if it is missing.
+      first_step: the first step that this start writes. TensorBoard drops this step and later ones
+        from earlier files, so that it shows each step once.
 
     Raises:
       ImportError: TensorBoard is not installed.
@@ -29,16 +29,16 @@ class EventFile:
 
         self._event, self._scalar, self._histogram = event_pb2.Event, scalar_pb, histogram_pb
         folder.mkdir(parents=True, exist_ok=True)
-        # A bucket's object cannot be added to: it would be uploaded anew each time.
+        # An object in a bucket cannot be appended to: each flush would upload all of it again.
         self._flushed = "://" not in str(folder)
         # TensorBoard looks for "tfevents"; the rest keeps the starts of a run apart.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._open = contextlib.ExitStack()
-        # A bucket's file is one within a `with` only.
+        # epath opens a file in a bucket only by `with`.
         file = self._open.enter_context((folder / name).open("wb"))
         self._records = RecordWriter(file)
         self._write(file_version="brain.Event:2")
-        # The first start says it as well: TensorBoard takes only a second one for a restart.
+        # The first start writes this event, too: TensorBoard takes only the second for a restart.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=first_step, session_log=start)
 
@@ -48,12 +48,12 @@ class EventFile:
         scalars: Mapping[str, float],
         histograms: Mapping[str, Sequence[float | None]],
     ) -> None:
-        """Adds a step's values by their tags; readers see them at once, in a bucket at the end.
+        """Writes the values of a step. Readers see them at once; in a bucket, after `close`.
 
         Args:
-          step: of the run.
-          scalars: a number each.
-          histograms: numbers each; None are left out.
+          step: the train step.
+          scalars: {tag: number}.
+          histograms: {tag: numbers}; None among the numbers is left out.
         """
         for tag, value in scalars.items():
             self._write(step=step, summary=self._scalar(tag, value))

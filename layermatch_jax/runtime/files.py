@@ -1,6 +1,6 @@
-"""Small files, written so that a crash or a power cut leaves the old file or the new one.
+"""Small files, written atomically: a crash or a power cut leaves the old file or the new one.
 
-A file that is half-written has the name FILE.part, and nothing reads it.
+An incomplete file has the name FILE.part, and nothing reads it.
 """
 
 import json
@@ -19,14 +19,14 @@ def write_text(path: epath.Path, text: str) -> epath.Path:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> epath.Path:
-    """Writes a file whole or not at all, and returns its path.
+    """Writes a file atomically, and returns its path.
 
-    On a local disk the content has reached the disk before the file takes its name. An object in a
-    bucket (gs://) is whole or not there by itself.
+    On a local disk the content is flushed to the disk before the file gets its name. A bucket
+    (gs://) writes objects atomically by itself.
 
     Args:
       path: local or gs://; its folder exists.
-      content: what the file is to hold.
+      content: the content of the file.
     """
     path = epath.Path(path)
     if "://" in str(path):
@@ -48,22 +48,23 @@ def write_json(path: epath.Path, content: Any) -> epath.Path:
 
 
 def read_json(path: epath.Path, mend: str, kind: type = dict) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Args:
       path: local or gs://.
-      mend: what the user can do if the file is damaged: one or more whole sentences.
-      kind: of what the file holds, dict or list.
+      mend: how the user can mend a damaged file, in whole sentences.
+      kind: the type of the content, dict or list.
 
     Raises:
-      InputError: the file is empty, cut off, no JSON or of another kind; names it and says `mend`.
+      InputError: the file is empty, cut off, not JSON or of another type; the message contains
+        `mend`.
     """
     try:
         content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise InputError(f"{path} is damaged: it is no whole JSON file ({error}). {mend}") from None
+        raise InputError(f"{path} is damaged: it is not complete JSON ({error}). {mend}") from None
     if not isinstance(content, kind):
-        said = f"it holds no {kind.__name__} but {content!r:.40}"
+        said = f"it should hold a {kind.__name__}, not {content!r:.40}"
         raise InputError(f"{path} is damaged: {said}. {mend}")
     return content
 
@@ -72,32 +73,33 @@ def check_place(path: str, flag: str) -> None:
     """Refuses a path at which no local file can be written.
 
     Args:
-      path: of the file.
-      flag: how the user gave it, such as '--out=predictions.csv'.
+      path: path of the file.
+      flag: what the user wrote, such as '--out=predictions.csv'; the message begins with it.
 
     Raises:
-      InputError: says what is in the way.
+      InputError: the message names the obstacle.
     """
     folder = os.path.dirname(path) or "."
     if "://" in path:
-        raise InputError(f"{flag}: this file must be a local one. Copy it to its bucket afterwards")
+        raise InputError(f"{flag}: give a local path, and copy the file to the bucket afterwards")
     if os.path.isdir(path):
         raise InputError(f"{flag} is a folder. Give the name of a file")
     if not os.path.isdir(folder):
-        raise InputError(f"{flag}: there is no folder {folder}. Make it, or take another path")
+        raise InputError(f"{flag}: there is no folder {folder}. Make it, or choose another path")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise InputError(f"{flag} cannot be written: {folder} is read-only. Take another path")
+        raise InputError(f"{flag} cannot be written: {folder} is read-only. Choose another path")
 
 
 def separate(names: str, there: Callable[[str], bool]) -> list[str]:
-    """Cuts a list at its commas, but for those that are part of a name.
+    """Splits a comma-separated list of names in which existing names may contain commas.
 
-    What is there as a whole is not cut. A piece that is not there is joined with those behind it
-    until it is; where it never is, the piece stands alone. Empty pieces are left out.
+    If `names` exists as a whole, it is not split. A piece that does not exist is joined with the
+    following pieces until the result exists; if none exists, the piece stands alone. Empty pieces
+    are left out.
 
     Args:
       names: names of files or folders, comma-separated.
-      there: whether a name is one of something that is there.
+      there: whether a file or folder with this name exists.
     """
     if "," in names and there(names):
         return [names]
@@ -111,7 +113,7 @@ def separate(names: str, there: Callable[[str], bool]) -> list[str]:
 
 
 def _sync_folder(folder: epath.Path) -> None:
-    # Without it, a power cut may undo the renaming. Windows opens no folders.
+    # Otherwise a power cut may undo the renaming. Windows cannot open folders.
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,8 @@
-"""The processes of a run: how they find each other, decide alike, and stop together.
+"""The processes of a run: how they find each other, agree, and stop together.
 
-A run on several hosts is one process on each, all with the same command. Each loads its rows of
-every batch; the first alone reads and writes the workdir, and tells the others what it read.
+A run on several hosts has one process on each host, all started by the same command. Each process
+loads its rows of every batch. Only the first one reads and writes the workdir; it sends to the
+others what it read.
 """
 
 import contextlib
@@ -23,28 +24,28 @@ from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import parallel
 
 T = TypeVar("T")
-# How long a process that fails is held up by the others, which wait for it: JAX's 300 s otherwise.
+# A process that fails waits this long for the others before it exits. JAX's default is 300 s.
 _PATIENCE = {"shutdown_timeout_seconds": 10}
 
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of the run; to be called before JAX is used.
+    """Joins the other processes of the run; call it before JAX is used.
 
-    Without arguments a TPU pod and a Slurm step of several tasks are found out about; anywhere else
-    the run has one process.
+    Without arguments it detects a TPU pod or a Slurm step of several tasks. Anywhere else the run
+    has one process.
 
     Args:
       coordinator: HOST:PORT that the first process listens on.
-      num_processes: of the run.
-      process_id: 0 for the first one, up to num_processes − 1.
+      num_processes: number of processes of the run.
+      process_id: number of this process, from 0 (the first one) to num_processes − 1.
 
     Raises:
-      InputError: some but not all of them are given, or they do not fit together.
+      InputError: only some of the arguments are given, or they do not fit together.
     """
     given = (coordinator, num_processes, process_id)
-    # Stopping is agreed on below; the service's own handler would swallow SIGTERM.
+    # The preemption service would catch SIGTERM, which `signals` below must get.
     jax.config.update("jax_enable_preemption_service", False)
     if given == (None, None, None):
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -56,7 +57,7 @@ def connect(
     if None in given:
         raise InputError(
             "several processes need all of --coordinator=HOST:PORT, --num_processes=N and "
-            "--process_id=0..N-1; on a TPU pod and under Slurm's srun, none of them"
+            "--process_id=0..N-1. On a TPU pod and under Slurm's srun, give none of them"
         )
     if not (coordinator.rpartition(":")[0] and coordinator.rpartition(":")[2].isdigit()):
         raise InputError(f"--coordinator={coordinator}: write HOST:PORT, as in 10.0.0.1:8476")
@@ -74,22 +75,23 @@ def is_first() -> bool:
 
 
 def from_first(tree: T) -> T:
-    """The first process's values, for all of them.
+    """Sends the first process's values to all processes.
 
     Args:
-      tree: of arrays or scalars; of the same structure, shapes and dtypes everywhere.
+      tree: arrays or scalars; structure, shapes and dtypes are the same in all processes.
 
     Returns:
-      The first process's, as NumPy arrays where there are several processes.
+      The first process's values; NumPy arrays if there are several processes.
     """
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """What every process must get through: where one raises, all do (the others an InputError).
+    """Makes all processes raise if the block raises in one of them.
 
-    Otherwise the others would wait for it until a timeout.
+    The other processes raise an InputError. Otherwise they would wait for the failed one until a
+    timeout.
     """
     error = None
     try:
@@ -101,7 +103,7 @@ def all_or_none() -> Iterator[None]:
         if failed.any() and error is None:
             raise InputError(
                 f"process {', '.join(map(str, np.flatnonzero(failed)))} of "
-                f"{jax.process_count()} cannot start; it says why"
+                f"{jax.process_count()} failed to start; its own output says why"
             )
     if error:
         raise error
@@ -116,7 +118,7 @@ def signals() -> Iterator[Callable[[], str | None]]:
     """Catches SIGTERM and the first Ctrl-C; the second Ctrl-C ends the process at once.
 
     Yields:
-      () -> the name of the signal that came to this process first, None before.
+      A function that returns the name of the first signal, or None before a signal has come.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python lets only the main thread catch signals
@@ -126,8 +128,8 @@ def signals() -> Iterator[Callable[[], str | None]]:
         number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    # Python calls these handlers between two of its own instructions: not while the main thread
-    # compiles, for up to a minute. The number of a signal reaches a socket at once.
+    # Python calls these handlers between two bytecode instructions, so not while the main thread
+    # compiles (up to a minute). It writes the number of a signal to this socket at once.
     to_watcher, numbers = socket.socketpair()
     to_watcher.setblocking(False)
     wakeup = signal.set_wakeup_fd(to_watcher.fileno(), warn_on_full_buffer=False)
@@ -145,16 +147,16 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
 
 def _watch(numbers: socket.socket, watched: tuple[int, ...]) -> None:
-    """Answers the first signal, and ends the process at the second Ctrl-C."""
+    """Prints an answer to the first signal, and ends the process at the second Ctrl-C."""
     seen = []
     while byte := numbers.recv(1):
         number = byte[0]
         if number not in watched:
             continue
         if number == signal.SIGINT and number in seen:
-            # Without Python's clean-up, which can crash while XLA compiles. Nothing is lost by
-            # that: a checkpoint, like every small file, is there whole or not at all.
-            _say("Interrupted: what was done since the last checkpoint is lost")
+            # Skips Python's clean-up, which can crash while XLA compiles. No file is damaged by
+            # this, because checkpoints and small files are written atomically.
+            _say("Interrupted: all steps since the last checkpoint are lost")
             os._exit(130)
         if not seen:
             name = signal.Signals(number).name
@@ -166,15 +168,15 @@ def _watch(numbers: socket.socket, watched: tuple[int, ...]) -> None:
 
 
 def _say(text: str) -> None:
-    # Not by print: the main thread may be in the middle of one.
+    # Not print, because the main thread may be inside a print.
     os.write(2, f"{text}\n".encode())
 
 
 def vote(stop: bool) -> bool | jax.Array:
-    """Whether any process wants to stop: bool() of it is the same in all of them.
+    """Whether any process wants to stop; bool() of the result is the same in all processes.
 
-    Every process must call it equally often. The answer is computed on the devices behind the steps
-    that they have been given: asked for a step later, it keeps nobody waiting.
+    All processes must call it equally often. The devices compute the result after the steps that
+    were dispatched before. So bool() does not wait if it is called a step later.
     """
     if jax.process_count() == 1:
         return stop

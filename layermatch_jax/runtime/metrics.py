@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, result.json."""
+"""The log of a run (metrics.jsonl, TensorBoard events), and the summary computed from it."""
 
 import json
 import math
@@ -18,24 +18,24 @@ from layermatch_jax.runtime import clock as clock_lib
 from layermatch_jax.runtime import events, files
 
 FILE = "metrics.jsonl"
-UNKNOWN = -1  # number of lines, in a checkpoint of a version that did not count them
-# Fields of metrics.jsonl that depend on the machine; all others are the run's own.
+UNKNOWN = -1  # number of lines, in a checkpoint of a version that did not save it
+# Fields of metrics.jsonl that depend on the speed of the machine.
 TIME_FIELDS = ("seconds", "steps_per_second", "images_per_second")
 
-# Why there is no accuracy of pseudo-labels, in one wording wherever it is missing.
+# Why the accuracy of pseudo-labels is missing; all messages and reports use this wording.
 TRUTH_UNKNOWN = "no unlabeled image has a known class (labeled images do not count)"
 
 
 class Log:
     """metrics.jsonl and TensorBoard events of one run.
 
-    It adds to metrics.jsonl, which `cut_back` has brought to the step that the run goes on from.
-    Without a workdir it only checks what it is given: of several processes one writes, and all
-    notice that the run has diverged.
+    It appends to metrics.jsonl; `cut_back` has removed the lines after the step that the run
+    resumes from. Without a workdir it writes nothing and only checks for divergence: one of several
+    processes writes, but all must stop when the loss is not finite.
 
     Attributes:
-      lines: how many metrics.jsonl has; 0 without a workdir.
-      latest: {split: what its newest line holds}, of this start; another dict after every line.
+      lines: number of lines of metrics.jsonl; 0 without a workdir.
+      latest: {split: values of its newest line} of this start; a new dict after every line.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class Log:
     def train(self, step: int, window: dict) -> None:
         """Fetches and writes a window of train steps that ends with `step`.
 
-        Its `seconds` are the clock's since the last window. Speeds are null if no step was timed.
+        `seconds` in the line is the clock's time since the last window. The speeds are null if no
+        step was timed.
 
         Raises:
-          NonFiniteLossError: the loss of one of its steps is NaN or infinite.
+          NonFiniteLossError: the loss of a step in the window is NaN or infinite.
         """
         window = jax.device_get(window)
         windows.check_finite(window)
@@ -73,17 +74,17 @@ class Log:
         self._write(step, "train", windows.means(window["sums"]) | times)
 
     def evaluation(self, step: int, split: str, scores: dict[str, float], seconds: float) -> None:
-        """Writes the scores of an evaluation, and the seconds that it took.
+        """Writes the scores of an evaluation and its duration in seconds.
 
         Raises:
-          NonFiniteLossError: the loss of the split is NaN or infinite, with either parameters.
+          NonFiniteLossError: the loss with the raw or the EMA parameters is NaN or infinite.
         """
         if not math.isfinite(scores["loss"] + scores["loss_ema"]):
             raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
         self._write(step, split, scores | {"seconds": seconds})
 
     def to_disk(self) -> None:
-        """Returns when a power cut can take nothing from metrics.jsonl: for a checkpoint."""
+        """Forces metrics.jsonl to disk, so that a power cut removes no line a checkpoint counts."""
         if self._path and self._path.exists() and "://" not in str(self._path):
             with open(self._path, "ab") as file:
                 os.fsync(file.fileno())
@@ -96,7 +97,7 @@ class Log:
     def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
         if not self._path:
             return
-        # JSON has no word for NaN: a diagnostic that is not finite is not known.
+        # JSON has no NaN: a diagnostic that is not finite is written as null.
         known = lambda x: x if math.isfinite(x or 0) else None  # noqa: E731
         values = {
             name: [known(x) for x in value] if isinstance(value, list) else known(value)
@@ -122,12 +123,12 @@ def _event_file(workdir: epath.Path, step: int) -> events.EventFile | None:
 
 
 def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+    """Reads the lines of metrics.jsonl.
 
     Args:
       workdir: the run's folder.
-      count: how many lines there must be; more are left out. None = all: none if the file is not
-        there, and without a last line that was cut off, as of a run that is under way.
+      count: number of lines to read; later ones are left out. None = all complete lines, which may
+        be none; a run that is training may have an incomplete last line.
 
     Raises:
       InputError: a line is damaged, or there are fewer than `count`.
@@ -140,30 +141,30 @@ def read(workdir: epath.Path, count: int | None = None) -> list[dict[str, Any]]:
             read.append(json.loads(line))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
             raise InputError(
-                f"{path} is damaged in line {number} ({error}). Bring the file back from a backup. "
-                "Without it the run has no result: take another --workdir to start anew."
+                f"{path} is damaged in line {number} ({error}). Bring the file back from a backup; "
+                "without it the run has no result. Or use another --workdir to start a new run."
             ) from None
     if count is not None and len(read) < count:
         raise InputError(
-            f"{path} holds {len(read)} of the {count} lines that the run wrote: the result would "
-            "leave out the others. Bring the file back from a backup, or take another --workdir "
-            "to start anew."
+            f"{path} holds {len(read)} of the {count} lines that the run wrote, and the result "
+            "needs all of them. Bring the file back from a backup, or use another --workdir to "
+            "start a new run."
         )
     return read
 
 
 def cut_back(workdir: epath.Path, count: int, step: int) -> None:
-    """Keeps the lines of metrics.jsonl that were there when a checkpoint was saved.
+    """Removes the lines of metrics.jsonl that were written after a checkpoint was saved.
 
-    So that every line is there once however often the run was interrupted.
+    The resumed run writes them again. So each line is there once, however often it is interrupted.
 
     Args:
       workdir: the run's folder.
-      count: how many lines they were; UNKNOWN = those up to `step`.
-      step: of the checkpoint.
+      count: number of lines when the checkpoint was saved; UNKNOWN = keep the lines up to `step`.
+      step: the step of the checkpoint.
 
     Raises:
-      InputError: as `read`; nothing was changed.
+      InputError: as in `read`; nothing was changed.
     """
     lines = read(workdir, None if count == UNKNOWN else count)
     lines = [line for line in lines if line["step"] <= step]
@@ -171,28 +172,28 @@ def cut_back(workdir: epath.Path, count: int, step: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The result, computed from metrics.jsonl so that an interrupted run reports what another does.
+# The result, computed from metrics.jsonl so that interruptions do not change it.
 
 
 def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    """Accuracies and averages of a run.
+    """Computes the accuracies and averages of a run.
 
     Args:
-      lines: of metrics.jsonl.
-      split: 'test' or 'validation', the one that was evaluated.
+      lines: the lines of metrics.jsonl.
+      split: 'test' or 'validation', the split that was evaluated.
 
     Returns:
       {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1];
-      'evaluations_in_median': at most 20;
-      'mask_rate': over all pseudo-labels of the run; None if it makes none;
-      'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all': over those whose
-      truth is known, as it is of no labeled image; None if there are none. All three are the same
-      however the steps were cut into log windows;
-      'wall_seconds': of training and evaluation, over all starts of the run. Compilation of the
-      train step and of the evaluation is in it, once for each start. Loading the data, checkpoints,
-      layer reports, and steps that were lost and done again are not;
-      'images_per_second': views through the backbone in training, median of the log windows. The
-      first call of the train program of each start is left out; None if there is no other}.
+      'evaluations_in_median': number of evaluations in 'median20', at most 20;
+      'mask_rate': mean over all pseudo-labels of the run; None if it makes none;
+      'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all' (of all), where the
+      true label is known, which never counts labeled images; None if there are none. These three
+      means do not depend on how the steps were cut into log windows;
+      'wall_seconds': time of training and evaluation, over all starts of the run. It includes one
+      compilation of the train step and of the evaluation for each start. It leaves out loading the
+      data, checkpoints, layer reports, and steps that were lost and repeated;
+      'images_per_second': views through the backbone in training, median over the log windows,
+      without the first call of the train program in each start; None if there is no other call}.
     """
     evaluations = [line for line in lines if line["split"] == split]
     windows = [line for line in lines if line["split"] == "train"]
@@ -204,8 +205,9 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
             "median20": statistics.median(values[-20:]),
             "best": max(values),
         }
-    # A mean over the run counts each window by what it is a mean of: its pseudo-labels, those of
-    # known truth, or the used ones of known truth. Older versions did not count truths.
+    # A mean over the run weights each window by the number of pseudo-labels that the window's mean
+    # is taken over: all, those with a known true label, or the used ones among these. Older
+    # versions did not save these counts.
     steps = np.diff([0, *(line["step"] for line in windows)])
     used = [line["mask_rate"] or 0 for line in windows]
     counts = {
@@ -235,7 +237,7 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
 
 
 def missing_accuracy(results: Iterable[dict[str, Any]]) -> str:
-    """A sentence for a table in which results have pseudo-labels but not their accuracy, or ''."""
+    """Explains missing accuracies of pseudo-labels below a table; '' if none is missing."""
     missing = any(
         result["mask_rate"] is not None and result["pseudo_label_accuracy_all"] is None
         for result in results

@@ -1,8 +1,9 @@
-"""The one place that knows about devices: how a step is compiled, placed, gathered and summed.
+"""Compiles steps for all devices, and places batches and states on them.
 
 A step is written once, as a pure function of (state, rows of the batch, axis_name). Under pmap each
-device runs it on its own rows and `axis_name` names the axis to reduce over; under jit the step
-sees the global batch, `axis_name` is None, and the compiler cuts it up. Both give the same numbers.
+device runs it on its own rows and `axis_name` names the axis to reduce over. Under jit the step
+sees the global batch, `axis_name` is None, and the compiler divides the work among the devices.
+Both give the same numbers. All other modules are independent of the number of devices.
 """
 
 import functools
@@ -21,16 +22,16 @@ AXIS = "batch"
 
 
 def axis_name(parallelism: str) -> str | None:
-    """The axis that a step reduces over: the name pmap gives it, or None under jit."""
+    """Returns the name of the axis that a step reduces over; None under jit."""
     return AXIS if parallelism == "pmap" else None
 
 
 @functools.cache
 def mesh() -> Mesh:
-    """All devices of all processes in a row, those of a process side by side.
+    """Returns a one-dimensional mesh of all devices, ordered by process as pmap orders them.
 
-    The order of pmap. (jax.make_mesh may follow the wiring instead; a process's rows of a batch
-    would then not be consecutive.)
+    jax.make_mesh may order devices by their interconnect; then the rows of a process would not be
+    consecutive in a batch.
     """
     devices = [d for process in range(jax.process_count()) for d in jax.local_devices(process)]
     # Auto: the Explicit default breaks optax's and our own sharding-agnostic code (jax >= 0.12).
@@ -38,29 +39,29 @@ def mesh() -> Mesh:
 
 
 def by_rows(parallelism: str) -> NamedSharding:
-    """Each device has its share of the first axis: of this process's for pmap, of all for jit."""
+    """Returns the sharding of the first axis over this process's devices (pmap) or all (jit)."""
     return NamedSharding(_mesh_of(parallelism), PartitionSpec(AXIS))
 
 
 def replicated(parallelism: str) -> NamedSharding:
-    """Each device has everything: this process's devices for pmap, all of them for jit."""
+    """Returns the sharding with a full copy on this process's devices (pmap) or on all (jit)."""
     return NamedSharding(_mesh_of(parallelism), PartitionSpec())
 
 
 def _mesh_of(parallelism: str) -> Mesh:
-    # What a pmapped function takes and gives back belongs to the process.
+    # Inputs and outputs of a pmapped function lie on this process's devices.
     return mesh().local_mesh if parallelism == "pmap" else mesh()
 
 
 def use_all_cores() -> None:
-    """Lets XLA divide a convolution among a CPU's cores; to be called before JAX is used.
+    """Makes XLA use all CPU cores for a convolution; call it before JAX is used.
 
-    By default XLA:CPU gives most convolutions to YNNPACK, which computes them on one thread; its
-    own use all. What XLA_FLAGS says of YNNPACK already stays.
+    By default XLA:CPU passes most convolutions to YNNPACK, which computes them on one thread. XLA's
+    own convolutions use all cores. If XLA_FLAGS sets the flag of YNNPACK already, it is kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    # A flag that XLA does not know ends the process: none for a JAX that was not tried, nor where
-    # a TPU's library reads it, too.
+    # A flag that XLA does not know ends the process. So the flag is set only for versions of JAX
+    # that were tested, and not where libtpu reads XLA_FLAGS, too.
     tried = jax.__version_info__ < (0, 13) and not importlib.util.find_spec("libtpu")
     if "ynn_fusion_type" not in flags and tried:
         ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
@@ -68,7 +69,7 @@ def use_all_cores() -> None:
 
 
 def keep_compiled(folder: str) -> None:
-    """Keeps compiled programs in a folder (local or gs://), for later starts on such a machine."""
+    """Caches compiled programs in a folder (local or gs://), for later starts on like machines."""
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -81,15 +82,15 @@ def compile_step(
     Args:
       step: pure; its outputs, any tree, must be the same on every device (summed or gathered).
       parallelism: 'pmap' or 'jit'.
-      resident: whether there is a second argument, `step(state, resident, rows, *, axis_name)`,
-        which is the same on every device and stays there.
-      donate_state: whether the state's buffers may be reused, as for the state after it.
+      resident: whether the step has a second argument, `step(state, resident, rows, *, axis_name)`:
+        data that are the same on every device and stay there.
+      donate_state: whether the outputs may reuse the buffers of the state.
 
     Returns:
-      A function of the same positional arguments, with rows placed by `place_batch` and the others
-      placed by `replicate`; none grows a device axis.
+      A function of the same positional arguments: rows placed by `place_batch`, the others by
+      `replicate`. State, resident data and outputs have no device axis.
     """
-    whole = 2 if resident else 1  # arguments that every device has all of
+    whole = 2 if resident else 1  # number of arguments that each device has a full copy of
     donate = (0,) if donate_state else ()
     if parallelism == "pmap":
         return jax.pmap(
@@ -129,14 +130,14 @@ def place_batch(batch, parallelism: str):
 
 
 def replicate(tree, parallelism: str):
-    """Puts the same values on every device (a copy: donating it leaves the argument alone).
+    """Copies the same values to every device; donating the copies does not affect the argument.
 
     Args:
-      tree: of arrays, alike in all processes.
+      tree: arrays, equal in all processes.
       parallelism: 'pmap' or 'jit'.
 
     Returns:
-      The tree on the devices of `replicated`.
+      The tree with the sharding of `replicated`.
     """
     sharding = replicated(parallelism)
 
@@ -148,22 +149,22 @@ def replicate(tree, parallelism: str):
 
 
 def fill(shape: tuple[int, ...], parts: Iterable[np.ndarray], parallelism: str) -> jax.Array:
-    """Puts the same large array on every device, part by part: no second copy of it is held.
+    """Copies the same large array to every device part by part, without a second full copy.
 
     Args:
-      shape: of the whole array.
-      parts: uint8, what the whole is made of, in order along the first axis; alike in all
+      shape: shape of the whole array.
+      parts: uint8 arrays that make up the whole, in order along the first axis; equal in all
         processes.
       parallelism: 'pmap' or 'jit'.
 
     Returns:
-      The array, uint8, on the devices of `replicated`.
+      The array, uint8, with the sharding of `replicated`.
     """
     sharding, start = replicated(parallelism), 0
     copies = [jnp.zeros(shape, jnp.uint8, device=d) for d in sharding.addressable_devices]
     for part in parts:
         copies = [_put(copy, part, start) for copy in copies]
-        jax.block_until_ready(copies)  # or more parts would be held than the one under way
+        jax.block_until_ready(copies)  # so that only one part is held at a time
         start += len(part)
     return jax.make_array_from_single_device_arrays(shape, sharding, copies)
 
@@ -174,16 +175,16 @@ def _put(whole: jax.Array, part: jax.Array, start: int) -> jax.Array:
 
 
 def check_room(size: int) -> None:
-    """Refuses what each device is to keep if it has no memory for that.
+    """Refuses resident images that do not fit into the free memory of each device.
 
-    `fill` holds no more than this and the part under way. What training needs beside it is not
-    known here.
+    `fill` needs this memory and that of one part. The memory that training needs is not included,
+    because it is not known here.
 
     Args:
       size: bytes on each device.
 
     Raises:
-      InputError: says how much there is, and what to do.
+      InputError: the message says how much memory is free, and how to mend it.
     """
     devices = jax.local_devices()
     for device in devices:
@@ -196,19 +197,18 @@ def check_room(size: int) -> None:
             copies = f", {len(devices)} copies" if need > size else ""
             raise InputError(
                 f"--config.input.backend=device keeps all images on each device: {need / 1e9:.1f} "
-                f"GB{copies}, and {where} has {free / 1e9:.1f} GB free. Take "
-                "--config.input.backend=tf_data, or images of a smaller "
-                "--config.dataset.stored_size"
+                f"GB{copies}, and {where} has {free / 1e9:.1f} GB free. Use "
+                "--config.input.backend=tf_data or a smaller --config.dataset.stored_size"
             )
 
 
 def _free_memory_of_host() -> float:
-    """Bytes that programs can still take without swapping; infinite where that is not known."""
+    """Returns the bytes that can be allocated without swapping; infinite if not known."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)
         return 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError):  # no Linux
+    except (OSError, ValueError, KeyError):  # not Linux
         return float("inf")
 
 

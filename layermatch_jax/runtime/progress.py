@@ -1,4 +1,4 @@
-"""What the terminal is told while a run trains."""
+"""Prints the progress of a run while it trains."""
 
 import sys
 import time
@@ -24,28 +24,28 @@ _COSTS_OF_MODELS = {
 
 
 class Progress:
-    """Tells on stderr what a run does and how long it will take.
+    """Prints to stderr what a run does and how long it will take.
 
-    Of several processes the first alone is to have one.
+    If there are several processes, only the first one creates this object.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, step: int, clock: clock_lib.Clock):
         self._config, self._clock = config, clock
         self._began = self._printed = time.monotonic()
         self._compiling, self._foreseen = step < config.train_steps, False
-        # The pace is measured from (step, time) on: anew after the first evaluation, which compiles
-        # a program, as the first call does.
+        # The pace is measured from this (step, time): after the first call, and again after the
+        # first evaluation, because both compile a program.
         self._evaluated, self._from = False, None
         self._shown = {}
         if self._compiling:
             _say("compiling the train step ...")
 
     def update(self, step: int, latest: dict[str, dict[str, Any]]) -> None:
-        """To be called after every call of the train program.
+        """Prints what is new; call it after every call of the train program.
 
         Args:
-          step: the last one of the call.
-          latest: of metrics.Log: the newest line of each split.
+          step: the last step of the call.
+          latest: from metrics.Log: the newest line of each split.
         """
         train_steps, now = self._config.train_steps, time.monotonic()
         if self._compiling and self._clock.first_call:
@@ -64,14 +64,14 @@ class Progress:
             _say(line(step, train_steps, latest, self._seconds_left(step, now)))
 
     def _seconds_left(self, step: int, now: float) -> float | None:
-        """At the pace so far, with its evaluations and checkpoints; None if it is not known yet."""
+        """Estimates the time left from the pace so far, evaluations included; None if not known."""
         first, since = self._from or (step, now)
         pace = (now - since) / (step - first) if step > first else self._clock.step_seconds
         return None if pace is None else pace * (self._config.train_steps - step)
 
 
 def foresee(config: ml_collections.ConfigDict, step_seconds: float, steps: int) -> None:
-    """Says how long `steps` more steps will take; warns of more than a day on a CPU."""
+    """Prints how long the remaining `steps` will take; warns of more than a day on a CPU."""
     seconds, device = steps * step_seconds, jax.devices()[0]
     shown = f"{step_seconds:.2g}" if step_seconds < 10 else f"{step_seconds:.0f}"
     _say(
@@ -93,14 +93,14 @@ def foresee(config: ml_collections.ConfigDict, step_seconds: float, steps: int) 
 def line(
     step: int, train_steps: int, latest: dict[str, dict[str, Any]], seconds_left: float | None
 ) -> str:
-    """A line of at most 80 columns, unless several numbers are unusually long at once.
+    """Formats a line of at most 80 columns (longer if several numbers are unusually long).
 
     Args:
-      step: where the run is.
-      train_steps: where it ends.
-      latest: {'train' and, once there was an evaluation, 'test' or 'validation': the newest line of
-        metrics.jsonl}.
-      seconds_left: until the end; None if not known yet.
+      step: the current step.
+      train_steps: the last step.
+      latest: {split: its newest line of metrics.jsonl}; 'train' and, after an evaluation, 'test' or
+        'validation'.
+      seconds_left: estimated time to the end; None if not known yet.
     """
     train = latest["train"]
     parts = [f"{step:>{len(str(train_steps))}}/{train_steps}", f"loss {train['loss']:.2f}"]
@@ -125,7 +125,7 @@ def short(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """90 -> '90 s', 5000 -> '83 minutes', 10_000_000 -> '116 days'."""
+    """Formats seconds roughly: 90 -> '90 s', 5000 -> '83 minutes', 10_000_000 -> '116 days'."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""How a run ended: result.json, and the same for people."""
+"""Reads and writes result.json, and formats it for the terminal."""
 
 import subprocess
 from typing import Any
@@ -15,7 +15,7 @@ from layermatch_jax.runtime.workdir import CONFIG, DATA, RESULT, SPLIT
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
-    """What a finished run wrote; None if it is not finished.
+    """Reads result.json; None if the run is not finished.
 
     Raises:
       InputError: the file is damaged.
@@ -23,7 +23,7 @@ def read_result(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / RESULT
     if not path.exists():
         return None
-    again = f"Delete it: the command of the run writes it again, from {metrics.FILE}."
+    again = f"Delete it: the command of the run writes it again from {metrics.FILE}."
     return renamed.in_result(files.read_json(path, again))
 
 
@@ -33,16 +33,16 @@ def write_result(
     split: dict[str, Any],
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes result.json: what was run, what came out, and on what.
+    """Writes result.json: settings, results, device and versions.
 
     Args:
       workdir: the run's folder.
       config: the whole config, resolved.
-      split: the record that labeled_split.json holds.
-      measured: of metrics.summarize.
+      split: the content of labeled_split.json.
+      measured: from metrics.summarize.
 
     Returns:
-      What was written.
+      The content of the file.
     """
     result = {
         "method": config.method,
@@ -62,7 +62,7 @@ def write_result(
 
 
 def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """The gradient mask and the centers of a run by name, for results and tables."""
+    """Names the gradient mask and the centers of a run, for results and tables."""
     return {
         "mask": presets.mask_name(config.layerwise.gradient_mask),
         "centers": config.avg_clustering.centers,
@@ -70,7 +70,7 @@ def trained_layers(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """What a measurement was made on and with."""
+    """Returns the device, the versions and the commit of a measurement."""
     return {
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "versions": {
@@ -83,7 +83,7 @@ def provenance() -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
-    """A result as a person reads it."""
+    """Formats a result for the terminal."""
     split = "test" if "test_accuracy" in result else "validation"
     speed = result["images_per_second"]
     speed = "" if speed is None else f", {speed:.0f} images/s"
@@ -113,7 +113,7 @@ def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with '-dirty' where it was changed; None if not known."""
+    """Returns the commit of this code, with '-dirty' if it was changed; None if not known."""
     root = epath.Path(layermatch_jax.__file__).parent.parent
     if not (root / ".git").exists():  # installed, perhaps within the repository of another project
         return None

@@ -1,4 +1,4 @@
-"""What is printed, where a terminal or a log file cannot hold every character."""
+"""Printing to terminals and log files whose encoding lacks some characters."""
 
 import codecs
 import io
@@ -13,12 +13,13 @@ _PLAIN = {
 def allow_any_text() -> None:
     r"""Lets print write any text to stdout and stderr, whatever their encoding is.
 
-    A character that the encoding lacks is spelt in ASCII: '±' becomes '+/-', and 'é' '\xe9'. A byte
-    of a file name that is no UTF-8, which Python holds as a surrogate, is written as that byte.
+    A character that the encoding lacks is written in ASCII: '±' becomes '+/-', and 'é' '\xe9'. A
+    byte of a file name that is not UTF-8, which Python stores as a surrogate, is written as that
+    byte.
     """
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook's or a test's may be of another kind
+        if isinstance(stream, io.TextIOWrapper):  # notebooks and tests replace them
             stream.reconfigure(errors="plain")
 
 

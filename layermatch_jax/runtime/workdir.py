@@ -1,4 +1,4 @@
-"""The folder of a run: what it was started with, and how it ended."""
+"""The folder of a run: checks before a start, the lock, and the files with its settings."""
 
 import contextlib
 import importlib.util
@@ -29,15 +29,18 @@ LOCK, HOLDER = ".lock", ".lock.holder"  # what is locked, and who holds it
 _WRITTEN = (SPLIT, DATA, WEIGHTS, metrics.FILE, "tensorboard", *LAYER_REPORT, CONFIG)
 _FROM_BACKUP = "Bring it back from a backup"
 _AT_YOUR_RISK = (
-    "Or delete it: the same command writes it anew, but cannot check then whether the {} are "
+    "Or delete it: the same command then writes it again, but cannot check whether the {} are "
     "those that the run began with."
 )
 
 
 def default(config: ml_collections.ConfigDict) -> str:
-    """runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED, of a resolved config.
+    """Returns the default folder of a run, runs/DATASET-LABELS-METHOD-lLABELSEED-sSEED.
 
-    A run that an earlier version began is found under its earlier name.
+    If only the folder that an earlier version used for this run exists, it is returned.
+
+    Args:
+      config: resolved.
     """
     dataset = config.dataset
     labels = f"{100 * dataset.label_fraction:g}%" if dataset.label_fraction else dataset.num_labels
@@ -49,12 +52,13 @@ def default(config: ml_collections.ConfigDict) -> str:
 
 
 def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a folder that cannot be written to, or holds a run that would end in another result.
+    """Refuses a folder that cannot be written to, or that holds a run with other settings.
 
-    A run without progress is in nobody's way: see `set_aside`.
+    Settings that do not affect the result may differ. A run without progress is accepted, because
+    `set_aside` moves it away.
 
     Raises:
-      InputError: names what is in the way, or lists the fields that differ.
+      InputError: the message names the obstacle, or lists the settings that differ.
     """
     _check_place(workdir)
     _check_apart(workdir, config.dataset)
@@ -72,19 +76,19 @@ def check(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         if differences:
             raise InputError(
                 f"{workdir} holds a run with other settings:\n{_listed(differences)}\n"
-                "Take the same settings to go on with it, or another --workdir to start anew."
+                "Use the same settings to resume it, or another --workdir to start a new run."
             )
 
 
 def has_progress(workdir: epath.Path) -> bool:
-    """Whether a run in this folder ever saved a checkpoint, be it damaged now, or a result."""
+    """Whether a run in this folder ever saved a result or a checkpoint, even if damaged now."""
     return checkpoint.recorded(workdir) or (workdir / RESULT).exists()
 
 
 def set_aside(workdir: epath.Path) -> None:
-    """Moves the files of a run without progress to workdir/before-1, or -2 and so on; says so.
+    """Moves the files of a run without progress to workdir/before-1 (or -2, …), and says so.
 
-    To be called under the lock: the run may be at work.
+    Call it under the lock, because that run may still be training.
     """
     if has_progress(workdir) or not (workdir / CONFIG).exists():
         return
@@ -94,8 +98,8 @@ def set_aside(workdir: epath.Path) -> None:
     for name in _WRITTEN:
         if (workdir / name).exists():
             (workdir / name).rename(to / name)
-    said = f"{workdir} holds a run without any checkpoint: its files are now in"
-    print(f"{said} {to}, and this run begins anew.", file=sys.stderr)
+    said = f"{workdir} held a run without any checkpoint: its files are now in"
+    print(f"{said} {to}, and this run starts at step 0.", file=sys.stderr)
 
 
 def _check_place(workdir: epath.Path) -> None:
@@ -103,15 +107,13 @@ def _check_place(workdir: epath.Path) -> None:
         str(workdir).encode()
     except UnicodeEncodeError:
         name = os.fsencode(str(workdir))
-        raise InputError(f"--workdir={name}: this path is not in UTF-8. Take another.") from None
+        raise InputError(f"--workdir={name}: this path is not in UTF-8. Choose another.") from None
     if "://" in str(workdir):
         _check_bucket(workdir)
         return
     there = next(path for path in (workdir, *workdir.parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InputError(
-            f"--workdir={workdir}: {there} is no folder that can be written to. Take another."
-        )
+        raise InputError(f"--workdir={workdir}: {there} is not a writable folder. Choose another.")
 
 
 def _check_apart(workdir: epath.Path, dataset: ml_collections.ConfigDict) -> None:
@@ -122,22 +124,22 @@ def _check_apart(workdir: epath.Path, dataset: ml_collections.ConfigDict) -> Non
     if inside[0].lower() in ("train", "test", "val", "unlabeled", "unlabelled"):
         raise InputError(
             f"--workdir={workdir} lies among the images of --config.dataset.data_dir="
-            f"{dataset.data_dir}: its folders would be taken for classes. Take another."
+            f"{dataset.data_dir}: its folders would be taken for classes. Choose another."
         )
 
 
 def _check_bucket(workdir: epath.Path) -> None:
-    # Whether it can be written to, only writing tells.
+    # Write access is not checked here: only a write can show it.
     if checkpoint.NO_NAME.search(str(workdir)):
         raise InputError(
-            f"--workdir={workdir}: a path in a bucket must be without *, ?, [ and backslashes, "
-            "which Orbax reads as patterns. Take another."
+            f"--workdir={workdir}: a path in a bucket must not contain *, ?, [ or backslashes, "
+            "which Orbax cannot use. Choose another."
         )
     try:
         from google.cloud import storage  # as Orbax does
     except ImportError:
         storage = None
-    # Without TensorFlow epath would take gcsfs, which overwrites where it should append.
+    # Without TensorFlow epath would use gcsfs, which overwrites a file instead of appending.
     if not (storage and importlib.util.find_spec("tensorflow")):
         raise InputError(
             f"--workdir={workdir}: a bucket needs google-cloud-storage and TensorFlow: "
@@ -148,12 +150,12 @@ def _check_bucket(workdir: epath.Path) -> None:
     except OSError as error:
         raise InputError(f"--workdir={workdir}: {error} Set GOOGLE_CLOUD_PROJECT.") from None
     bucket = epath.Path(*workdir.parts[:3])
-    if not bucket.exists():  # TensorFlow's mkdir would look for it for ever
-        raise InputError(f"--workdir={workdir}: there is no {bucket}. Make it, or take another.")
+    if not bucket.exists():  # TensorFlow's mkdir would retry forever
+        raise InputError(f"--workdir={workdir}: there is no {bucket}. Make it, or choose another.")
 
 
 def read_split(workdir: epath.Path) -> dict[str, Any]:
-    """What labeled_split.json holds; {} if it is not there.
+    """Reads labeled_split.json; {} if it is missing.
 
     Raises:
       InputError: the file is damaged.
@@ -163,19 +165,19 @@ def read_split(workdir: epath.Path) -> dict[str, Any]:
 
 
 def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Refuses to go on with a run whose images are others now, under the same settings.
+    """Refuses to resume a run if its images have changed while its settings are the same.
 
     Args:
       workdir: the run's folder.
-      record: what labeled_split.json is going to hold.
+      record: the content of labeled_split.json for the images of today.
 
     Raises:
-      InputError: lists what differs.
+      InputError: the message lists the differences.
     """
     before = read_split(workdir)
     if not before:
         if has_progress(workdir):
-            said = "%s is missing: the images may be others than the run had."
+            said = "%s is missing: the images of the run may have been different."
             logging.warning(said, workdir / SPLIT)
         return
     differences = _differences(before, json.loads(json.dumps(record)))
@@ -183,19 +185,19 @@ def check_split(workdir: epath.Path, record: dict[str, Any]) -> None:
         differences.pop("indices", None)  # too many to read; the sha256 differs with them
         raise InputError(
             f"{workdir} holds a run on other images:\n{_listed(differences)}\n"
-            "Bring the data set back to what it was to go on with the run, or take another "
-            "--workdir to start anew."
+            "Restore the data set of the run to resume it, or use another --workdir to start a new "
+            "run."
         )
 
 
 @contextlib.contextmanager
 def lock(workdir: epath.Path) -> Iterator[None]:
-    """Keeps other processes out of a local workdir while this one lives, however it ends.
+    """Locks a local workdir against other processes; the lock is released even after a crash.
 
-    Buckets (gs://) have no such lock.
+    Folders in buckets (gs://) are not locked.
 
     Raises:
-      InputError: another process is at work there; says which.
+      InputError: another process has locked it; the message names the process.
     """
     if "://" in str(workdir):
         yield
@@ -207,29 +209,31 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         except filelock.Timeout:
             by = holder.read_text() if holder.exists() else "another process"
             raise InputError(
-                f"{workdir} is in use by {by}. Wait until it is done, stop it, or take another "
+                f"{workdir} is in use by {by}. Wait until it is done, stop it, or use another "
                 "--workdir."
             ) from None
-        except (OSError, NotImplementedError) as error:  # of file systems that know no locks
-            logging.warning("%s cannot be locked (%s): start no second run in it.", workdir, error)
+        except (OSError, NotImplementedError) as error:  # on file systems without locks
+            logging.warning(
+                "%s cannot be locked (%s): do not start a second run in it.", workdir, error
+            )
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
 
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes every field under its dotted name."""
+    """Writes config.json, with every field under its dotted name."""
     if has_progress(workdir) and not (workdir / CONFIG).exists():
         logging.warning(
-            "%s was missing: the settings may be others than the run had.", workdir / CONFIG
+            "%s was missing: the settings of the run may have been different.", workdir / CONFIG
         )
     files.write_json(workdir / CONFIG, _plain(config))
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The config of the run in a folder, resolved.
+    """Reads the config of the run in a folder, and resolves it.
 
     Raises:
-      InputError: there is none, or it is of another version.
+      InputError: there is no config, it is damaged, or another version wrote it.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -242,10 +246,11 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
 
 
 def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same fields with automatic values filled in and the method's one name.
+    """Fills in automatic values and the canonical name of the method.
 
-    Older versions wrote None, and a run's method as the user had. Fields that this version cannot
-    read stay as they are: they are compared and shown to the user.
+    Older versions wrote None for automatic values, and the method as the user had written it.
+    Fields that this version cannot read are returned as they are; `check` then compares them and
+    shows the differences to the user.
     """
     fields = renamed.fields(fields)
     try:
@@ -256,12 +261,12 @@ def _resolved(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields as JSON gives them back: tuples become lists."""
+    """Returns the fields as JSON reads them back: tuples become lists."""
     return json.loads(json.dumps(config_lib.fields(config)))
 
 
 def _differences(before: dict, now: dict) -> dict[str, tuple]:
-    """{name: (before, now)} of the entries that differ; None where there was or is none."""
+    """Returns {name: (before, now)} of entries that differ; None stands for a missing one."""
     pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -1,1 +1,1 @@
-"""A grid of runs, and its table: see command.py."""
+"""Runs a grid of configs and makes a table of the results; see command.py."""

@@ -3,16 +3,16 @@
     python launch/sweep.py digits:labels=10 --methods=fixmatch,freematch+layerwise \
         --label-seeds=0,1,2 --workdir=runs/digits10 --jobs=2 --config.policy.threshold=0.6
 
-`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders are named by
-what the runs do: `fixmatch+layerwise` is `layermatch`, and cannot be a row beside it. Each run has
-seed = label seed, so that methods are compared on the same labels, order and draws. Flags not the
-runner's own go to every run. The same command again skips finished runs and goes on with unfinished
-ones. At the end it writes table.md and table.csv into the workdir: each row's gradient mask and
-centers, accuracies of the EMA parameters, mean ± standard deviation over seeds, and paired
-differences to the baseline ± their standard error; and, where matplotlib is installed,
-comparison.png.
+`METHOD+layerwise` is the method with Grad-ReLU and Avg-Clustering. Rows and folders have the
+canonical names of methods: `fixmatch+layerwise` is `layermatch`, so the two cannot both be rows.
+Each run has seed = label seed, so that methods are compared on the same labels, order and draws.
+Flags that the sweep does not know are passed to every run. Run the same command again to skip
+finished runs and resume unfinished ones. At the end the sweep writes table.md and table.csv into
+the workdir: each row's gradient mask and centers, accuracies of the EMA parameters (mean ±
+standard deviation over seeds), and paired differences to the baseline (± standard error). If
+matplotlib is installed, it also writes comparison.png.
 
-With --masks each method runs with each of the gradient masks (named in docs/reference.md):
+With --masks each method runs with each of these gradient masks (docs/reference.md lists them):
 
     python launch/sweep.py digits:labels=10 --methods=fixmatch --label-seeds=0,1,2 \
         --masks=none,classifier,from_stage3,from_stage2,everything --workdir=runs/masks10
@@ -33,38 +33,39 @@ from layermatch_jax.sweep import grid, running, slurm, table
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0; 1 if a run failed (the others are finished first); 2 if the grid was refused."""
+    """Runs the sweep; returns 0, 1 if a run failed (after all others), 2 if the grid is refused."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="as --config of layermatch_jax.main, without method=")
-    parser.add_argument("--methods", required=True, help="comma-separated")
-    parser.add_argument("--label-seeds", required=True, help="comma-separated")
-    parser.add_argument("--masks", help="comma-separated names of gradient masks, for every method")
-    parser.add_argument("--workdir", required=True, help="a local folder for all runs")
-    parser.add_argument("--baseline", help="row that others are compared to; default: the first")
+    parser.add_argument("config", help="as --config of layermatch_jax.main, but without method=")
+    parser.add_argument("--methods", required=True, help="methods, comma-separated")
+    parser.add_argument("--label-seeds", required=True, help="whole numbers, comma-separated")
+    parser.add_argument("--masks", help="names of gradient masks, comma-separated")
+    parser.add_argument("--workdir", required=True, help="local folder for all runs")
+    parser.add_argument("--baseline", help="row to compare the others to (default: the first)")
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
-        help="runs at a time (default 1); on one GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION",
+        help="number of runs at a time (default 1); several on one GPU need "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
     )
     parser.add_argument(
         "--slurm",
         metavar="OPTIONS",
-        help="hand the runs to Slurm as an array job, --jobs of them at a time; OPTIONS of sbatch, "
-        "as in --slurm='--time=4:00:00 --partition=gpu'. When it is done, the same command without "
-        "--slurm writes the table",
+        help="submit the runs to Slurm as an array job, --jobs of them at a time, with OPTIONS of "
+        "sbatch, as in --slurm='--time=4:00:00 --partition=gpu'. When the job is done, run the "
+        "same command without --slurm to write the table",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     options, extra = parser.parse_known_args(argv)
     try:
         if "://" in options.workdir:
-            raise InputError(f"--workdir={options.workdir}: a sweep's folder must be a local one")
+            raise InputError(f"--workdir={options.workdir}: give a local folder")
         options.workdir = pathlib.Path(options.workdir).expanduser()
         name, *arg = options.config.split(":", 1)
         file = config_file.find(name)
-        if options.slurm is not None:  # its jobs run in the checkout
+        if options.slurm is not None:  # the jobs run in the folder of the checkout
             options.workdir, file = options.workdir.absolute(), file.absolute()
         options.config = ":".join([str(file), *arg])
         cells = grid.make_cells(options, extra)
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
 
     options.workdir.mkdir(parents=True, exist_ok=True)
     if options.slurm is not None and unfinished:
-        # Paths may hold bytes that are no UTF-8: the shell that reads them needs the same bytes.
+        # Paths may contain bytes that are not UTF-8; the shell of the job must read the same bytes.
         file = slurm.commands_file(options, unfinished)
         file.write_text(slurm.commands(unfinished), "utf-8", "surrogateescape")
         environment = os.environ | {"PYTHON": sys.executable}

@@ -1,4 +1,4 @@
-"""The runs of a grid, each checked before the first one starts."""
+"""Makes the runs of a grid, and checks all of them before the first one starts."""
 
 import argparse
 import pathlib
@@ -26,24 +26,24 @@ PROGRAM = [sys.executable, "-m", "layermatch_jax.main"]
 class Cell(NamedTuple):
     """One run of the grid."""
 
-    row: str  # of the table: the method's one name (presets.method_name)
+    row: str  # row of the table: the method's canonical name (presets.method_name)
     mask: str
     centers: str
     seed: int
     folder: pathlib.Path
-    arguments: list[str]  # of layermatch_jax.main
+    arguments: list[str]  # for layermatch_jax.main
 
     def __str__(self):
         return f"{self.row}, label seed {self.seed}"
 
 
 def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
-    """The runs, their settings checked as main checks them: a mistake is found before the first.
+    """Makes the runs of the grid, and checks their settings as layermatch_jax.main does.
 
     Raises:
-      InputError: a method, a seed or a setting that cannot be run, or a cell's folder that holds a
-        run with other settings.
-      SystemExit: 2, after a message, for a flag that layermatch_jax.main does not know.
+      InputError: a method, a seed or a setting cannot be run, or the folder of a run holds a run
+        with other settings.
+      SystemExit: status 2, after a message, if layermatch_jax.main does not know a flag.
     """
     methods = options.methods.split(",")
     masks = [None] if options.masks is None else options.masks.split(",")
@@ -51,16 +51,18 @@ def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
         seeds = [int(seed) for seed in options.label_seeds.split(",")]
     except ValueError:
         raise InputError(
-            f"--label-seeds={options.label_seeds}: write numbers, as in 0,1,2"
+            f"--label-seeds={options.label_seeds}: write whole numbers, as in 0,1,2"
         ) from None
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"--label-seeds={options.label_seeds}: a seed is there twice")
+        raise InputError(f"--label-seeds={options.label_seeds}: a seed is given twice")
     for argument in extra:
         if re.match(r"--?config(\.seed|\.dataset\.label_seed)?(=|$)", argument):
-            raise InputError(f"{argument}: config and seeds are given as CONFIG and --label-seeds")
+            raise InputError(
+                f"{argument}: give the config as CONFIG and the seeds by --label-seeds"
+            )
     if options.jobs < 1:
         raise InputError(f"--jobs={options.jobs} must be at least 1")
-    cells, rows = [], {}  # rows: by name, how each was written
+    cells, rows = [], {}  # rows: {name: how the user wrote it}
     for seed in seeds:
         for method in methods:
             for mask in masks:
@@ -70,7 +72,7 @@ def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
                 written = method if mask is None else f"{method} with mask {mask}"
                 if seed == seeds[0] and cell.row in rows:
                     raise InputError(
-                        f"the same runs are there twice: {rows[cell.row]} and {written} are both "
+                        f"the same runs are given twice: {rows[cell.row]} and {written} are both "
                         f"{cell.row}. Leave one of them out"
                     )
                 rows[cell.row] = written
@@ -83,7 +85,7 @@ def make_cells(options: argparse.Namespace, extra: list[str]) -> list[Cell]:
 def make_cell(
     options: argparse.Namespace, extra: list[str], method: str, mask: str | None, seed: int
 ) -> tuple[Cell, ml_collections.ConfigDict]:
-    """One run, checked but for its gradient mask, and its config."""
+    """Makes one run and its config, and checks all but the gradient mask."""
     file = f"{options.config}{',' if ':' in options.config else ':'}method={method}"
     file += "" if mask is None else f",mask={mask}"
     seeds = [f"--config.seed={seed}", f"--config.dataset.label_seed={seed}"]
@@ -106,6 +108,6 @@ def make_cell(
 def check_mask(config: ml_collections.ConfigDict) -> None:
     """Raises InputError if the gradient mask does not fit the network."""
     if config.layerwise.gradient_mask:
-        # Shapes alone: no device is asked, for the runs need its memory.
+        # Shapes alone, because the runs need the memory of the devices.
         shapes = jax.eval_shape(state.initializer(config, 10, 1, np.zeros(1, np.int32)))
         layerwise.mask_multipliers(config.layerwise.gradient_mask, shapes.params)

@@ -1,4 +1,4 @@
-"""The runs of a grid, on this machine."""
+"""Runs a grid on this machine."""
 
 import concurrent.futures
 import contextlib
@@ -16,7 +16,7 @@ from layermatch_jax.sweep.table import measured
 
 
 def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int]]:
-    """Runs cells, some at a time; tells of each; returns those that failed, with their status."""
+    """Runs cells, `jobs` at a time, and prints each outcome; returns failures [(cell, status)]."""
     failed, start, total = [], time.monotonic(), len(cells) + finished
     print(f"{total} runs: {finished} finished, {len(cells)} to do, {jobs} at a time", flush=True)
     with processes(jobs) as (pool, running):
@@ -41,7 +41,7 @@ def run_all(cells: list[Cell], jobs: int, finished: int) -> list[tuple[Cell, int
 
 @contextlib.contextmanager
 def processes(jobs: int):
-    """A pool of threads, and the set of processes they wait for; none outlives the runner."""
+    """Yields a pool of threads and the set of their processes; all end with this process."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -54,11 +54,11 @@ def processes(jobs: int):
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
-        for process in list(running):  # they save what they have
+        for process in list(running):  # they save a checkpoint
             process.wait()
         if not isinstance(error, KeyboardInterrupt):
             raise
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     finally:
         for end, handler in before.items():
@@ -67,9 +67,9 @@ def processes(jobs: int):
 
 
 def run(cell: Cell, running: set[subprocess.Popen]) -> int:
-    """Runs one cell in a process of its own, its output in log.txt; returns the exit status.
+    """Runs one cell in its own process with its output in log.txt; returns the exit status.
 
-    The process is in `running` as long as it lives.
+    The process is in the set `running` while it lives.
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell}: started, follow it by  tail -f {log(cell)}", flush=True)
@@ -88,11 +88,11 @@ def run(cell: Cell, running: set[subprocess.Popen]) -> int:
 
 
 def log(cell: Cell) -> pathlib.Path:
-    """What the cell's run prints."""
+    """Returns the path of the file with the output of a cell's run."""
     return cell.folder / "log.txt"
 
 
 def last_line(path: pathlib.Path) -> str:
-    """The last line of a text file that is not empty."""
+    """Returns the last line of a text file that is not empty, or 'no output'."""
     lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -1,4 +1,4 @@
-"""The runs of a grid, handed to Slurm as an array job."""
+"""Submits the runs of a grid to Slurm as an array job."""
 
 import argparse
 import hashlib
@@ -10,10 +10,10 @@ from layermatch_jax.sweep.grid import ROOT, Cell
 
 
 def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
-    """The command that submits the runs of the file of commands.
+    """Returns the command that submits the runs in `commands_file`.
 
     Raises:
-      InputError: the script of the jobs is not there, as it is in a checkout.
+      InputError: launch/slurm.sbatch is missing, because this is not a checkout.
     """
     script = ROOT / "launch" / "slurm.sbatch"
     if not script.exists():
@@ -24,11 +24,15 @@ def array_job(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
 
 
 def commands_file(options: argparse.Namespace, cells: list[Cell]) -> pathlib.Path:
-    """Named by what it holds: an array that still waits must find its own lines."""
+    """Returns the path of the file of commands.
+
+    Its name contains a hash of its content, so that a new file does not replace the one of an array
+    job that is still waiting.
+    """
     name = hashlib.sha256(commands(cells).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return options.workdir / f"commands-{name}.txt"
 
 
 def commands(cells: list[Cell]) -> str:
-    """The arguments of each run, a line each, quoted for the shell."""
+    """Returns the content of that file: a line of arguments for each run, quoted for the shell."""
     return "".join(shlex.join(cell.arguments) + "\n" for cell in cells)

@@ -1,4 +1,4 @@
-"""The table and the picture of a grid, from the result files of its runs."""
+"""Makes the table and the figure of a grid from the result files of its runs."""
 
 import pathlib
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from layermatch_jax.sweep.grid import Cell
 
 
 class Entry(NamedTuple):
-    """What stands in the table: a mean over seeds and its spread."""
+    """An entry of the table: a mean over seeds and its spread."""
 
-    title: str  # of its column
+    title: str  # title of the column
     mean: statistics.Mean
-    paired: bool  # a difference and its standard error; else a standard deviation
+    paired: bool  # True: a paired difference ± standard error; False: a mean ± standard deviation
 
 
-# Name in `measured`, and whether its paired difference is of interest, too.
+# {name in `measured`: whether the table also has its paired difference to the baseline}.
 COLUMNS = {
     "median20": True,
     "last": False,
@@ -32,10 +32,11 @@ COLUMNS = {
 
 
 def measured(cell: Cell) -> dict[str, float | None] | None:
-    """The numbers of one run's row: accuracies in %, of the EMA parameters; None if unfinished.
+    """Returns the numbers of one run, {column: number}; None if the run is not finished.
 
-    'a tenth' is after a tenth of the steps; 'used' the utilization (mean weight of pseudo-labels),
-    'used right' and 'all right' their accuracies, over the run; 'seconds' its wall time.
+    'median20', 'last', 'best' and 'a tenth' (after a tenth of the steps) are accuracies of the EMA
+    parameters. 'used' is the mask rate over the run; 'used right' and 'all right' are the
+    accuracies of the used and of all pseudo-labels. All these are in %. 'seconds' is the wall time.
     """
     result = result_lib.read_result(cell.folder)
     if result is None:
@@ -60,7 +61,7 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
 
 
 def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
-    """Means over seeds and paired differences to the baseline, by row."""
+    """Computes means over seeds and paired differences to the baseline: {row: entries}."""
     scores = by_row(cells)
     rows = {}
     for row, by_seed in scores.items():
@@ -78,7 +79,7 @@ def make_table(cells: list[Cell], baseline: str) -> dict[str, list[Entry]]:
 
 
 def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
-    """What is `measured`, by row and seed; a run that is not finished is not there."""
+    """Collects `measured` as {row: {seed: numbers}}; leaves out runs that are not finished."""
     rows = {cell.row: {} for cell in cells}
     for cell in cells:
         if values := measured(cell):
@@ -87,11 +88,11 @@ def by_row(cells: list[Cell]) -> dict[str, dict[int, dict[str, float | None]]]:
 
 
 def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -> str:
-    """The table as people read it; (n = …) stands where fewer seeds count than in the row.
+    """Formats the table as Markdown; "(n = …)" marks an entry over fewer seeds than its row.
 
     Args:
-      rows: of `table`.
-      layers: the gradient mask and the centers of each row.
+      rows: from `make_table`.
+      layers: {row: (gradient mask, centers)}.
     """
 
     def shown(entry: Entry, seeds: int) -> str:
@@ -111,7 +112,7 @@ def markdown(rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]) -
 def comma_separated(
     rows: dict[str, list[Entry]], layers: dict[str, tuple[str, str]]
 ) -> list[list[Any]]:
-    """The table as programs read it: unrounded, each entry's mean, spread and number of seeds."""
+    """Formats the table for CSV: unrounded mean, spread and number of seeds of each entry."""
     header, before = ["method", "mask", "centers"], ""
     for entry in next(iter(rows.values())):
         name = f"{before} {entry.title}" if entry.paired else entry.title
@@ -130,7 +131,7 @@ def comma_separated(
 
 
 def provenance(cells: list[Cell]) -> str:
-    """What the table's numbers are and what they were measured on, from the result files."""
+    """Explains the numbers of the table, and on what data and devices they were measured."""
     results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
     split = "test" if any("test_accuracy" in result for result in results) else "validation"
     if missing := metrics.missing_accuracy(results):
@@ -147,7 +148,7 @@ def provenance(cells: list[Cell]) -> str:
 
 
 def describe_data(results: list[dict[str, Any]]) -> str:
-    """The data of the runs and the steps they took."""
+    """Names the data, the labels and the steps of the runs."""
     return (
         f"{all_of(results, lambda r: r['dataset'])}, "
         f"{all_of(results, lambda r: r['num_labels'])} labels; "
@@ -156,12 +157,12 @@ def describe_data(results: list[dict[str, Any]]) -> str:
 
 
 def all_of(results: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]) -> str:
-    """Every value that occurs."""
+    """Joins all different values of the results."""
     return ", ".join(sorted({str(value(result)) for result in results}))
 
 
 def draw(cells: list[Cell], baseline: str, path: pathlib.Path) -> None:
-    """The rows' median20, and its differences to the baseline, as a PNG; tells where it is not."""
+    """Draws median20 of the rows and its differences to the baseline; says if it cannot."""
     scores = {
         row: {seed: values["median20"] for seed, values in by_seed.items()}
         for row, by_seed in by_row(cells).items()

@@ -86,7 +86,7 @@ def test_written_once(tmp_path):
     for name, told in (
         ("model.zip", r"the name must end with \.layermatch"),
         ("none/model.layermatch", "there is no folder .*none. Make it"),
-        ("gs://b/model.layermatch", "must be a local one"),
+        ("gs://b/model.layermatch", "give a local path, and copy the file"),
     ):
         with pytest.raises(InputError, match=told):
             bundle.write(make_model(), name if "://" in name else str(tmp_path / name))

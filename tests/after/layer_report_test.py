@@ -273,10 +273,10 @@ def test_what_cannot_be_reported_on(prepared):
     [
         (
             {"layer_report.at_steps": (0,)},
-            "at_steps: 0 is none. Give whole numbers from 1 to train",
+            "at_steps: 0 is not allowed. Give whole numbers from 1 to train",
         ),
-        ({"layer_report.at_steps": (4, 9)}, "9 is none"),
-        ({"layer_report.at_steps": (1.5,)}, "1.5 is none"),
+        ({"layer_report.at_steps": (4, 9)}, "9 is not allowed"),
+        ({"layer_report.at_steps": (1.5,)}, "1.5 is not allowed"),
         ({"layer_report.batches": 2}, "layer_report.batches=2 must be at least 3"),
     ],
 )
@@ -288,7 +288,9 @@ def test_refused_settings(fields, message):
 def test_refused_steps_between_calls_and_methods():
     periods = {"log_every": 4, "input.steps_per_call": 4}
     rules.validate(tiny("layermatch", **{"layer_report.at_steps": (4, 8)}, **periods))
-    with pytest.raises(InputError, match=r"6 is none.*multiples of input.steps_per_call = 4"):
+    with pytest.raises(
+        InputError, match=r"6 is not allowed.*multiples of input.steps_per_call = 4"
+    ):
         rules.validate(tiny("layermatch", **{"layer_report.at_steps": (6,)}, **periods))
     with pytest.raises(InputError, match="supervised has no pseudo-labels"):
         rules.validate(tiny("supervised", **{"layer_report.at_steps": (4,)}))

@@ -387,7 +387,7 @@ def test_places_that_cannot_be_written(place, monkeypatch):
         ({"out": "out.txt"}, "--out=out.txt: the name must end with .csv or .jsonl"),
         ({"out": "none/out.csv"}, "there is no folder none. Make it"),
         ({"out": "folder.csv"}, "--out=folder.csv is a folder. Give the name of a file"),
-        ({"out": "gs://b/out.csv"}, "this file must be a local one"),
+        ({"out": "gs://b/out.csv"}, "give a local path, and copy the file"),
         ({"out": "mine.csv"}, "--out=mine.csv already exists, but mine.csv.about.json"),
         ({"out": "out.csv", "features": "f.npz"}, "--features=f.npz: the name must end with .npy"),
         ({"out": "out.csv", "features": "mine.npy"}, "--features=mine.npy already exists"),

@@ -220,6 +220,6 @@ def test_newest_checkpoint_damaged(workdir):
 def test_runs_are_looked_at_by_one_process(mode, made, monkeypatch):
     before = files(made)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match=f"--mode={mode} is for one process, not 2"):
+    with pytest.raises(InputError, match=f"--mode={mode} runs in one process, but 2 were"):
         modes.MODES[mode](make_config(), str(made), ())
     assert files(made) == before

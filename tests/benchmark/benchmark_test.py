@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, and that it runs."""
+"""The benchmark runs, and its arithmetic is right."""
 
 import json
 import statistics
@@ -46,10 +46,10 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
         100 / statistics.median(evaluation["seconds"])
     )
 
-    # A linear backbone: forwards, and backwards to its kernel alone; 2 FLOP each multiply-add.
+    # A linear backbone: the forward pass, and the backward pass to its kernel; 2 FLOP per MAC.
     products = 2 * 2 * images * (8 * 8 * 3) * c.model.width
     assert products < report["program"]["flops_per_step"] < 3 * products
-    assert report["program"]["peak_share"] is None  # a CPU's is not known
+    assert report["program"]["peak_share"] is None  # the peak of a CPU is not known
 
     text = summary.as_table(report, tmp_path / "new")
     assert f"{images} images a step, input by {backend}; 8 x cpu" in text
@@ -60,11 +60,11 @@ def test_what_is_measured_and_told(backend, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "ratios", "unlabeled_views"),
-    # μ = 1 is the Π-model's choice, so FixMatch has the default; elsewhere it is the user's.
+    # The Π-model and VAT set μ = 1, so FixMatch gets the default; otherwise the user's μ is kept.
     [("pi_model", (1, 7), 2), ("comatch", (2, 2), 3), ("vat", (1, 7), 2)],
 )
 def test_a_method_with_other_views(method, ratios, unlabeled_views, tmp_path, monkeypatch):
-    """Images are counted by the views of each method; the usual tf.data form has no such views."""
+    """Images are counted by the views of each method; image-by-image input lacks such views."""
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "SECONDS", 0.01)
     c = tiny(method, **{"model.name": "linear", "input.backend": "tf_data", "train_steps": 8})
@@ -94,7 +94,7 @@ def test_shares_of_the_peak(monkeypatch):
     )
     assert report["parts"]["train step"]["steps_per_second"] == 4  # median 0.5 s for 2 steps
     assert report["program"]["flops_per_second"] == 4e9
-    assert report["program"]["peak_share"] == 1 / 8  # of eight devices
+    assert report["program"]["peak_share"] == 1 / 8  # there are eight devices
 
 
 def test_the_other_method_differs_in_its_choices_alone():
@@ -108,4 +108,6 @@ def test_the_other_method_differs_in_its_choices_alone():
     }  # fmt: skip
     assert other["policy.name"] == "fixed_threshold"
     assert other["policy.threshold"] == 0.95
-    assert other["policy.momentum"] is other["policy.fairness_weight"] is None  # FreeMatch's own
+    assert (
+        other["policy.momentum"] is other["policy.fairness_weight"] is None
+    )  # settings of FreeMatch alone

@@ -53,7 +53,7 @@ def test_a_dry_run_prints_a_command_for_each_row(tmp_path, capsys):
 def test_what_is_not_known_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         script.main([f"--workdir={tmp_path}", "--networks=WRN-28-2,VGG"])
-    assert "unknown: VGG; there are: WRN-28-2, WRN-28-8" in capsys.readouterr().err
+    assert "unknown: VGG; allowed are: WRN-28-2, WRN-28-8" in capsys.readouterr().err
 
 
 def test_the_table():

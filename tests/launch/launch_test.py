@@ -15,7 +15,7 @@ MASK = "--config.layerwise.gradient_mask=(('classifier/.*', 0.0),)"
 
 
 def call(name, *args, path=None, **environment):
-    """Runs a script: (status, stdout, stderr)."""
+    """Runs a script; returns (status, stdout, stderr)."""
     environment = os.environ | {"PATH": f"{path or ''}:{os.environ['PATH']}"} | environment
     done = subprocess.run(
         [LAUNCH / name, *args], capture_output=True, text=True, timeout=60, env=environment
@@ -24,7 +24,7 @@ def call(name, *args, path=None, **environment):
 
 
 def commands(out):
-    """What a dry run prints, as lists of words."""
+    """Returns the output of a dry run as lists of words."""
     return [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
 
 
@@ -77,7 +77,7 @@ def test_local_refuses(flag):
 
 @pytest.fixture
 def fake(tmp_path):
-    """Writes a command that says what it was called with, in a folder for PATH."""
+    """Writes a command that prints its arguments to a folder for PATH."""
 
     def write(name, body=""):
         path = tmp_path / "bin" / name
@@ -149,9 +149,9 @@ def test_slurm_array_takes_its_line(tmp_path):
     ("args", "message"),
     [
         (["--config=c.py"], "--workdir=FOLDER is missing"),
-        (["--workdir=gs://b/x"], "must be a folder"),
+        (["--workdir=gs://b/x"], "must be a local folder"),
         (["--commands=nowhere"], "--commands=nowhere cannot be read"),
-        (["--commands=nowhere", "--config=c.py"], "goes without other flags"),
+        (["--commands=nowhere", "--config=c.py"], "takes no other flags"),
         (["--workdir=x", "--mode", "benchmark"], "--mode needs its value in the same word"),
         (["--workdir", "x"], "--workdir needs its value in the same word"),
         (["--workdir=x", "-mode=benchmark"], "unexpected argument '-mode=benchmark'"),
@@ -181,14 +181,14 @@ def test_slurm_queues_again_what_is_unfinished_and_did_not_fail(fake, tmp_path):
 
 
 def test_slurm_does_not_queue_again_what_would_never_end(fake, tmp_path):
-    """Another mode writes no result.json; nor does a start that trains no step."""
+    """Other modes write no result.json; a start that trains no step neither."""
     slurm = {"path": fake.path, "SLURM_JOB_ID": "77"}
     fake("scontrol")
     fake("srun", f"mkdir -p {tmp_path}/run/checkpoints/20")
     for flags in (
         [f"--workdir={tmp_path}/run", "--mode=benchmark"],
         ["--mode=report", f"--workdir={tmp_path}/run,{tmp_path}/other"],
-        ["--mode=benchmark", "--config=c.py"],  # in main's default folder
+        ["--mode=benchmark", "--config=c.py"],  # in the default folder
         ["--mode=report", "--workdir=gs://bucket/run"],
     ):
         assert call("slurm.sbatch", *flags, **slurm)[0] == 0
@@ -230,7 +230,7 @@ def test_tpu_create_and_delete():
 
 
 def on_worker(command):
-    """The words of the command that the workers are given."""
+    """Returns the words of the command that the workers get."""
     (line,) = [word for word in command if word.startswith("--command=")]
     return shlex.split(line.removeprefix("--command="))
 
@@ -294,7 +294,7 @@ def test_tpu_refuses(args, message):
 
 
 def test_tpu_keep_makes_a_preempted_slice_again(fake, tmp_path):
-    """A day of a spot slice, as gcloud tells it: absent, made, preempted, made again, finished."""
+    """gcloud reports a spot slice: absent, created, preempted, created again, finished."""
     states = [
         "NOT_FOUND",
         "CREATING",
@@ -337,7 +337,7 @@ esac""",
 
 @pytest.fixture
 def worker(tmp_path):
-    """Calls tpu_worker.sh in a checkout whose Python is a script: worker.program(its text)."""
+    """Calls tpu_worker.sh in a checkout whose Python is a script, set by worker.program(text)."""
     checkout = tmp_path / "layermatch"
     shutil.copytree(LAUNCH, checkout / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     python = checkout / ".venv" / "bin" / "python"
@@ -380,7 +380,7 @@ def test_tpu_worker_keeps_one_run_and_its_outcome(worker, tmp_path):
 
 
 def test_tpu_worker_stops_its_own_run_and_no_other(worker, tmp_path):
-    """Neither a process of the same name nor one that has the number of a run that is gone."""
+    """It stops no process with the same name, or with the process id of an ended run."""
     assert worker("stop") == "nothing runs"
     other = subprocess.Popen(["bash", "-c", "exec -a layermatch_jax.main sleep 60"])
     try:

@@ -1,8 +1,8 @@
-"""Google Cloud Storage on 127.0.0.1, for bucket_test.py: what the clients of a run ask of it.
+"""A fake Google Cloud Storage on 127.0.0.1 for bucket_test.py, with the requests that a run makes.
 
-They run as they do against the real one, over HTTPS and with credentials: `environment` makes this
-server their proxy, whose certificate they trust, so that they find it under googleapis.com. As
-there, an object appears whole or not at all, is never appended to, and there are no directories.
+The clients are unchanged and use HTTPS and credentials: `environment` makes this server their proxy
+for googleapis.com and makes them trust its certificate. As in the real service, an object appears
+whole or not at all, cannot be appended to, and there are no directories.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from http import server
 from typing import NamedTuple
 
-PAGE = 5  # entries of a listing; there 1,000
+PAGE = 5  # entries on a page of a listing; Google's have 1,000
 TOKEN = "secret"
 
 
@@ -32,9 +32,9 @@ class Storage(server.ThreadingHTTPServer):
 
     Attributes:
       objects: {name: Object}.
-      requests: what was done: ('read', 'stat', 'write', 'delete' or 'list', name or prefix).
-      intercept: asked before each of these is done, and after it: (what, name, done) -> the HTTP
-        status to answer instead, None to go on.
+      requests: the requests so far: ('read', 'stat', 'write', 'delete' or 'list', name or prefix).
+      intercept: called before and after each request: (what, name, done) -> the HTTP status to
+        answer instead, or None to answer as usual.
     """
 
     daemon_threads = True
@@ -57,7 +57,7 @@ class Storage(server.ThreadingHTTPServer):
         self.tls.load_cert_chain(folder / "ca.pem", self._pem)
 
     def environment(self) -> dict[str, str]:
-        """The variables with which a process takes this for Google's."""
+        """Returns the environment variables that make a process use this server."""
         credentials = self._folder / "credentials.json"  # as `gcloud auth` writes them
         user = {"type": "authorized_user", "client_id": "i", "client_secret": "s"}
         credentials.write_text(json.dumps(user | {"refresh_token": "r"}))
@@ -65,19 +65,19 @@ class Storage(server.ThreadingHTTPServer):
         return {
             "https_proxy": f"http://127.0.0.1:{self.server_port}",
             "no_proxy": "localhost,127.0.0.1",
-            "CURL_CA_BUNDLE": certificate,  # of TensorFlow
+            "CURL_CA_BUNDLE": certificate,  # for TensorFlow
             "TENSORSTORE_CA_BUNDLE": certificate,
             "REQUESTS_CA_BUNDLE": certificate,
             "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
         }
 
     def handle_error(self, request, client_address):
-        """Says nothing of clients that were killed."""
+        """Prints nothing about clients that were killed."""
 
 
 @contextlib.contextmanager
 def serve(bucket: str, folder: pathlib.Path) -> Iterator[Storage]:
-    """A running Storage; its certificate and credentials are made in `folder`."""
+    """Yields a running Storage; its certificate and credentials are written to `folder`."""
     with Storage(bucket, folder) as storage:
         thread = threading.Thread(target=storage.serve_forever, daemon=True)
         thread.start()
@@ -88,7 +88,7 @@ def serve(bucket: str, folder: pathlib.Path) -> Iterator[Storage]:
 
 
 class _Refused(Exception):  # noqa: N818
-    """With the HTTP status."""
+    """Ends a request; carries the HTTP status of the answer."""
 
 
 class _Handler(server.BaseHTTPRequestHandler):
@@ -139,7 +139,7 @@ class _Handler(server.BaseHTTPRequestHandler):
             return self._send(status, said)
 
     def _received(self):
-        # TensorFlow names both; where there are chunks, they count.
+        # TensorFlow sends both headers; if there are chunks, they count.
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -162,7 +162,7 @@ class _Handler(server.BaseHTTPRequestHandler):
 
     @contextlib.contextmanager
     def _doing(self, what, name):
-        """The server's objects, for the length of one request."""
+        """Yields the server's objects, locked during one request."""
         self._intercept(what, name, False)
         with self.server.lock:
             self.server.requests.append((what, name))
@@ -221,7 +221,7 @@ class _Handler(server.BaseHTTPRequestHandler):
         }
 
     def _get(self, name):
-        """An object's content (alt=media) or description."""
+        """Answers with an object's content (alt=media) or description."""
         if self.query.get("alt") == "media":
             return self._read(name)
         with self._doing("stat", name) as objects:
@@ -249,7 +249,7 @@ class _Handler(server.BaseHTTPRequestHandler):
         return 206, found.content[begin:end], headers
 
     def _upload(self):
-        """Of an object in one request, or the beginning of one in several."""
+        """Uploads an object in one request, or begins an upload in several."""
         name = self.query["name"]
         if self.query["uploadType"] == "media":
             return self._write(name, self.body)

@@ -1,7 +1,7 @@
-"""Runs in a bucket: what a run in a local folder does and survives, it does and survives in gs://.
+"""Runs in a bucket (gs://) equal runs in a local folder, and survive the same failures.
 
-The bucket is bucket_server.py's; the clients are the real ones. What only Google's own has is not
-seen here: its delays, its limits, its permissions, hierarchical namespaces.
+The clients are the real ones; the bucket is that of bucket_server.py. Google's delays, limits,
+permissions and hierarchical namespaces are not tested.
 """
 
 import functools
@@ -50,7 +50,7 @@ def storage(tmp_path):
 
 
 def start(workdir, *flags, **environment):
-    """`python -m layermatch_jax.main`, begun."""
+    """Starts `python -m layermatch_jax.main` in a new process."""
     command = [sys.executable, "-m", "layermatch_jax.main", "--config=configs/digits.py"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     environment |= {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -65,11 +65,11 @@ def start(workdir, *flags, **environment):
 
 
 def run(storage, *flags, workdir=RUN, during=None, project=PROJECT):
-    """A run in the bucket: its exit status, and what it said.
+    """Runs in the bucket; returns the exit status and the output.
 
-    `during` sees the process and each request, as Storage.intercept does.
+    `during` is called with the process and the arguments of Storage.intercept for each request.
     """
-    # Clients wait 1 s and more between attempts.
+    # By default, clients wait at least 1 s between attempts.
     hurry = {"GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "1000"}
     process = start(workdir, *flags, **storage.environment() | hurry | project)
     if during:
@@ -83,7 +83,7 @@ def run(storage, *flags, workdir=RUN, during=None, project=PROJECT):
 
 
 def refuse(status, what, pattern):
-    """For `during`: such requests are answered with this HTTP status."""
+    """Makes a `during` that answers matching requests with this HTTP status."""
 
     def during(process, now, name, done):
         return status if now == what and not done and re.fullmatch(pattern, name) else None
@@ -92,7 +92,7 @@ def refuse(status, what, pattern):
 
 
 def send(number, what, pattern, done):
-    """For `during`: a signal before or after the first such request is fulfilled."""
+    """Makes a `during` that sends a signal before or after the first matching request is done."""
     sent = []
 
     def during(process, now, name, now_done):
@@ -104,7 +104,7 @@ def send(number, what, pattern, done):
 
 
 def download(storage, folder):
-    """Copies the run to a local folder, where it is read: returns that."""
+    """Copies the run from the bucket to a local folder, and returns the folder."""
     shutil.rmtree(folder / "copy", ignore_errors=True)
     for name, (content, _) in storage.objects.items():
         if not name.endswith("/"):
@@ -116,7 +116,7 @@ def download(storage, folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run in a local folder, that nothing happens to."""
+    """The folder of a local run without failures."""
     folder = tmp_path_factory.mktemp("whole")
     process = start(folder)
     said = process.communicate(timeout=240)[0]
@@ -126,7 +126,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The objects of such a run in the bucket, but result.json: it ends once more."""
+    """The objects of a finished run in the bucket, without result.json: the run can end again."""
     with bucket_server.serve("bucket", tmp_path_factory.mktemp("finished")) as storage:
         status, said = run(storage)
         assert status == 0, said
@@ -134,7 +134,7 @@ def finished(tmp_path_factory):
 
 
 def assert_same(copy, whole, tolerance=0.0):
-    """All that a run leaves, but for the times."""
+    """Asserts that two runs left the same files, except for times."""
     assert sorted(path.name for path in copy.iterdir()) == sorted(
         path.name for path in whole.iterdir() if path.name not in (".lock", ".lock.holder")
     )
@@ -186,7 +186,7 @@ def test_a_run_is_the_one_in_a_local_folder(storage, whole, tmp_path):
     storage.requests.clear()
     status, said = run(storage)
     assert status == 0, said
-    assert "holds this run, and it is finished" in said
+    assert "is already finished: nothing to do" in said
     assert not [what for what, _ in storage.requests if what in ("write", "delete")]
 
     storage.requests.clear()
@@ -223,7 +223,7 @@ def test_sigkill_at_any_moment_costs_nothing(storage, whole, tmp_path):
         ("write", "run/checkpoints/3/commit_success.txt", True),
         ("delete", "run/metrics.jsonl.part", False),
         ("write", "run/checkpoints/6/default/_METADATA", True),
-        ("delete", "run/checkpoints/3/.*", True),  # as it makes room for that of step 9
+        ("delete", "run/checkpoints/3/.*", True),  # the run deletes it after it saves step 9
         ("write", "run/result.json", False),
     ]
     for moment in killed:
@@ -250,8 +250,8 @@ def test_a_damaged_checkpoint_gives_way(damage, storage, finished, whole, tmp_pa
         storage.objects[name] = bucket_server.Object(kept, next(storage.generations))
     status, said = run(storage)
     assert status == 0, said
-    assert f"Checkpoint of step 11 damaged, moved to {RUN}/checkpoints_damaged/11: " in said
-    assert "Going on from step 9." in said
+    assert f"Checkpoint of step 11 is damaged, moved to {RUN}/checkpoints_damaged/11: " in said
+    assert "Resuming from step 9." in said
     assert "run/checkpoints_damaged/11/commit_success.txt" in storage.objects
     copy = download(storage, tmp_path)
     shutil.rmtree(copy / "checkpoints_damaged")
@@ -263,7 +263,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(name, storage, 
     storage.objects = dict(finished)
     status, said = run(storage, during=refuse(403, "read", LATEST + name))
     assert status == 1, said
-    assert re.search("\nStorageError: .*403.*Mend it; the same command goes on\n", said)
+    assert re.search(r"\nStorageError: .*403.*Mend this; then run the same command again", said)
     assert storage.objects == finished
 
 
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(
     assert f"StorageError: a checkpoint could not be written to {RUN}/checkpoints: " in said
     assert f"{status} on purpose" in said
     assert "Earlier ones are kept (steps: 3, 6)" in said
-    # Of several arrays that fail at once, asyncio may tell as well, with tracebacks.
+    # If several arrays fail at once, asyncio may print tracebacks as well.
     assert "Traceback" not in said or "/d/" in pattern
     ended, said = run(storage)
     assert ended == 0, said
@@ -298,7 +298,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(
 def test_small_files_that_cannot_be_written_are_told_of(name, storage):
     status, said = run(storage, during=refuse(403, "write", name))
     assert status == 1, said
-    assert re.search(r"\nStorageError: .*403.*gs://bucket/run.*Mend it; the same command", said)
+    assert re.search(r"\nStorageError: .*403.*gs://bucket/run.*Mend this; then run the", said)
     assert "Traceback" not in said
 
 
@@ -309,7 +309,7 @@ def test_a_bucket_that_is_not_there_is_refused(storage):
 
 
 def test_a_project_that_is_not_known_is_asked_for(storage, monkeypatch):
-    """Google's own machines know it."""
+    """Google's own machines know the project."""
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     status, said = run(storage, project={})
     assert status == 2, said
@@ -318,7 +318,7 @@ def test_a_project_that_is_not_known_is_asked_for(storage, monkeypatch):
 
 
 def test_a_busy_bucket_is_asked_again(storage, whole, tmp_path):
-    """Where requests come too fast, or something breaks for a moment."""
+    """After too many requests, or a temporary failure."""
     asked = {}
 
     def during(process, what, name, done):
@@ -332,7 +332,7 @@ def test_a_busy_bucket_is_asked_again(storage, whole, tmp_path):
 
 
 def test_two_processes_share_a_run(storage, whole, tmp_path):
-    """Told to stop at first."""
+    """They are told to stop first, and resume."""
     for attempt in range(2):
         flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
         with start(RUN, *flags, "--process_id=1", **storage.environment()) as other:

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, damaged ones, full disks, states that do not fit."""
+"""Checkpoints: what is restored, damaged ones, full disks, states that do not fit."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def workdir(saved, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of that workdir, to be damaged."""
     return epath.Path(shutil.copytree(saved, tmp_path / "run"))
 
 
@@ -73,7 +73,7 @@ NAMES = ["exp[1]", "[!a]", "a*b", "**", "a?b", "a\\b", "a%20b#", "a{b}", " a\n",
 @pytest.mark.parametrize("name", NAMES)
 def test_it_comes_back_whatever_the_folder_is_called(name, tmp_path):
     decoy = tmp_path / "axb" / "checkpoints" / "2.orbax-checkpoint-tmp" / "ocdbt.process_0"
-    decoy.mkdir(parents=True)  # what the pattern a*b fits, too
+    decoy.mkdir(parents=True)  # the pattern a*b matches this, too
     workdir = epath.Path(tmp_path) / name / "run"
     workdir.mkdir(parents=True)
     assert not checkpoint.recorded(workdir)
@@ -114,7 +114,7 @@ def test_what_was_written_is_known_to_open(workdir, monkeypatch):
     assert str(caught.value).startswith(said)
 
 
-NOT_ALLOWED = [  # as Python and tensorstore word it
+NOT_ALLOWED = [  # messages of Python and tensorstore
     (PermissionError(13, "Permission denied"), "Permission denied"),
     (OSError(24, "Too many open files"), "Too many open files"),
     (
@@ -177,7 +177,7 @@ def change_a_byte(path):
 
 @pytest.mark.parametrize("damage", [delete, cut_in_half, empty, change_a_byte])
 def test_damage_is_noticed_whichever_file_it_hits(damage, saved, tmp_path):
-    """The checkpoint is either whole all the same (some files are copies) or not used."""
+    """The damaged checkpoint is not used, unless it is still intact: some files are copies."""
     files = [path for path in (saved / "checkpoints" / "4").rglob("*") if path.is_file()]
     fell_back = 0
     for number, file in enumerate(files):
@@ -204,8 +204,8 @@ def test_a_damaged_one_is_told_of_and_its_step_can_be_saved_again(workdir, caplo
         assert_is(checkpoint.restore_latest(manager, workdir, tree(0)), 2)
         checkpoint.save(manager, 4, tree(4))
     message = " ".join(record.getMessage() for record in caplog.records)
-    assert f"Checkpoint of step 4 damaged, moved to {workdir}/checkpoints_damaged/4" in message
-    assert "Going on from step 2." in message
+    assert f"Checkpoint of step 4 is damaged, moved to {workdir}/checkpoints_damaged/4" in message
+    assert "Resuming from step 2." in message
     assert_is(restore(workdir), 4)
     assert (workdir / "checkpoints_damaged" / "4").exists()
 
@@ -232,9 +232,9 @@ def test_without_any_whole_one_nothing_is_started_anew(workdir):
     with pytest.raises(InputError) as caught:
         restore(workdir)
     message = str(caught.value)
-    assert message.startswith(f"no checkpoint in {workdir}/checkpoints is whole:\n  step 4: ")
+    assert message.startswith(f"all checkpoints in {workdir}/checkpoints are damaged:\n  step 4: ")
     assert "\n  step 2: " in message
-    assert "another --workdir to start anew" in message
+    assert "another --workdir to start a new run" in message
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
 
 
@@ -254,12 +254,12 @@ def test_a_state_of_another_version_is_refused_by_name(workdir):
         "  run/state/zeros: float32[7] in the checkpoint, none now",
         "  run/step: int32[] in the checkpoint, float32[] now",
     ]
-    assert "take another --workdir" in last
+    assert "or another --workdir" in last
     assert (workdir / "checkpoints" / "4").exists()
 
 
 def test_one_that_does_not_fit_gives_way_to_an_older_one_that_does(workdir):
-    """As where the damage is in the names of its arrays."""
+    """For example, if the names of its arrays are damaged."""
     with checkpoint.open_manager(workdir, kept=5) as manager:
         checkpoint.save(manager, 6, tree(6) | {"other": np.ones(3, np.float32)})
     assert_is(restore(workdir), 4)
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_and_costs_no_earlier_checkpoint(small_disk):
 
 
 def test_a_storage_error_is_told_by_its_reason(workdir, monkeypatch):
-    """As tensorstore words it, where no disk can be filled."""
+    """With tensorstore's message, for machines where the test cannot fill a disk."""
     error = (
         'RESOURCE_EXHAUSTED: Error opening "zarr" driver: Error writing "x": Failed to write 166 '
         "bytes to file 14: No space left on device [tensorstore_spec='{\"create\":true}'] "
@@ -321,7 +321,7 @@ def test_a_storage_error_is_told_by_its_reason(workdir, monkeypatch):
             with pytest.raises(StorageError, match=r"No space left on device\. Earlier ones are"):
                 checkpoint.save(manager, 6, tree(6))
         monkeypatch.setattr(manager, "save", lambda *a, **k: 1 / 0)
-        with pytest.raises(ZeroDivisionError):  # a mistake of ours is no full disk
+        with pytest.raises(ZeroDivisionError):  # a bug is not reported as a full disk
             checkpoint.save(manager, 6, tree(6))
 
 
@@ -343,10 +343,10 @@ def test_the_folder_of_a_bucket_stays_one(monkeypatch):
 
 
 class PermissionDeniedError(Exception):
-    """Named as TensorFlow's."""
+    """Has the name of TensorFlow's class."""
 
 
-REFUSED = [  # as tensorstore and TensorFlow word it
+REFUSED = [  # messages of tensorstore and TensorFlow
     ValueError(
         'PERMISSION_DENIED: Error opening "zarr" driver: Error reading Byte range [0, 288) of '
         "gs://bucket/run/checkpoints/4/default/d/50ef: no access [http_response_code='403'] "

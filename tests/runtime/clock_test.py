@@ -1,4 +1,4 @@
-"""Seconds of training, and nothing else, beside the steps they were spent on."""
+"""The clock counts the seconds and steps of training alone."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from layermatch_jax.runtime import clock
 
 @pytest.fixture
 def now(monkeypatch):
-    """The time, a list of one number that a test sets."""
+    """The current time, a list of one number that a test sets."""
     now = [100.0]
     monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
     return now
@@ -43,7 +43,7 @@ def test_a_pause_is_no_training(now):
 def test_a_window_goes_on_from_a_checkpoint(now):
     before = {"seconds": 9.0, "timed_seconds": 8.0, "timed_steps": 4.0}
     ticking = clock.Clock(5, {name: np.float32(x) for name, x in before.items()})
-    now[0] += 20  # compiles again
+    now[0] += 20  # the resumed run compiles again
     ticking.done(6)
     now[0] += 2
     ticking.done(7)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment costs nothing: the run that goes on is the run that was never killed."""
+"""A run that is killed by SIGKILL at any moment and resumed equals a run that is never killed."""
 
 import os
 import pathlib
@@ -11,12 +11,12 @@ import pytest
 from runs_of_tests import assert_same
 
 TESTS = pathlib.Path(__file__).parent
-LONGEST = {"step": 30, "checkpoint": 60, "evaluation": 30}  # ms, about as long as a phase lasts
+LONGEST = {"step": 30, "checkpoint": 60, "evaluation": 30}  # approximate duration of a phase, ms
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the run of crash_worker.py in a folder, to be killed or not: the exit status."""
+    """Returns a function that runs crash_worker.py in a folder and returns the exit status."""
 
     def start(folder, *moment):
         environment = os.environ | {
@@ -44,13 +44,13 @@ def test_a_run_that_is_killed_again_and_again(kills, start, tmp_path):
     rng, killed = random.Random(0), 0
     for attempt in range(kills):
         phase = ("checkpoint", "evaluation", "step")[attempt % 3]
-        # At times the first of its kind, so that some starts make no step of progress.
+        # Sometimes in the first phase of its kind, so that some starts make no progress.
         call, milliseconds = rng.choice((1, 1, 2)), rng.uniform(0, LONGEST[phase])
         killed += start("killed", phase, call, round(milliseconds)) != 0
-        if (tmp_path / "killed" / "result.json").exists():  # it is done: once more from the start
+        if (tmp_path / "killed" / "result.json").exists():  # the run is finished: begin another one
             assert_whole(tmp_path / "whole", tmp_path / "killed")
             (tmp_path / "killed").rename(tmp_path / f"done after {attempt + 1}")
-    assert killed >= kills - kills // 6, "hardly ever killed: nothing was tried"
+    assert killed >= kills - kills // 6, "too few runs were killed: this test shows nothing"
     assert start("killed") == 0
     assert_whole(tmp_path / "whole", tmp_path / "killed")
 
@@ -58,4 +58,4 @@ def test_a_run_that_is_killed_again_and_again(kills, start, tmp_path):
 def assert_whole(whole, killed):
     assert_same(whole, killed)
     left = [path.name for path in (killed / "checkpoints").iterdir()]
-    assert sorted(left) == ["12", "16"], "something half-written is left behind"
+    assert sorted(left) == ["12", "16"], "an incomplete checkpoint is left behind"

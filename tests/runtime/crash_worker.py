@@ -1,7 +1,7 @@
 """python crash_worker.py WORKDIR [PHASE CALL MILLISECONDS]: a short run that kills itself.
 
-SIGKILL comes MILLISECONDS after the CALL-th time that this process begins PHASE: 'step' (it asks
-for a call's draws), 'checkpoint' (it begins to write one) or 'evaluation'.
+The process kills itself MILLISECONDS after it begins PHASE for the CALL-th time. PHASE is 'step'
+(the steps of a chunk), 'checkpoint' (writing one) or 'evaluation'.
 """
 
 import os
@@ -21,7 +21,7 @@ FIELDS = {
     "input.steps_per_call": 2,
     "checkpoint_every": 4,
     "eval_every": 2,
-    "log_every": 6,  # a window may begin before a checkpoint and end behind it
+    "log_every": 6,  # a window may begin before a checkpoint and end after it
     "model.name": "linear",
     "parallelism": "jit",
 }

@@ -19,7 +19,7 @@ def of_today(head_stats):
 
 @pytest.fixture
 def saved_before(tmp_path):
-    """A checkpoint of version 0.1: no clock, no lines, no heads, and another name of a loss."""
+    """A checkpoint of version 0.1: no clock, no lines, no heads, and an earlier name of a loss."""
     workdir = epath.Path(tmp_path)
     with checkpoint.open_manager(workdir, kept=1) as manager:
         checkpoint.save(

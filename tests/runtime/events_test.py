@@ -1,4 +1,4 @@
-"""Event files, as TensorBoard reads them."""
+"""Event files, read by TensorBoard."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from etils import epath
 
 from layermatch_jax.runtime import events
 
-# The one that TensorBoard's own pages read with.
+# The reader that TensorBoard's own pages use.
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
 
 
@@ -24,12 +24,12 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert scalars == [(10, 1.5), (20, 0.5)]
     (event,) = read.Tensors("train/by_class")
     buckets = np.frombuffer(event.tensor_proto.tensor_content, np.float64).reshape(-1, 3)
-    # Rows of (left, right, count): two numbers, from the one to the other.
+    # Rows of (left edge, right edge, count): two numbers, one at each end.
     assert (buckets[0, 0], buckets[-1, 1], buckets[:, 2].sum()) == (0.25, 0.75, 2)
 
 
 def test_after_a_resume_each_step_is_there_once(tmp_path):
-    """Three starts: the second goes on from step 20, the third, whose disk was older, from 10."""
+    """Three starts: the second resumes at step 20, the third from an older checkpoint, step 10."""
     for first_step, steps, loss in ((1, (10, 20, 30), 1.0), (21, (30, 40), 2.0), (11, (20,), 3.0)):
         file = events.EventFile(epath.Path(tmp_path), first_step)
         for step in steps:

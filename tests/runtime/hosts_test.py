@@ -1,4 +1,4 @@
-"""Several processes: the same run as one, begun together, stopped together, gone on with by one."""
+"""Several processes make the same run as one, start and stop together; one can resume their run."""
 
 import itertools
 import os
@@ -32,7 +32,7 @@ def free_port():
 
 
 def launch(count, folder, model):
-    """Runs hosts_worker.py as so many processes: their exit statuses, and what they said."""
+    """Runs hosts_worker.py in `count` processes; returns their exit statuses and outputs."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
@@ -122,27 +122,31 @@ def check_that_none_began_where_one_could_not(arrays):
     *others, last = [str(own["refused"]) for own in arrays]
     assert last == "no data here"
     count = len(arrays)
-    assert set(others) == {f"process {count - 1} of {count} cannot start; it says why"}
+    assert set(others) == {
+        f"process {count - 1} of {count} failed to start; its own output says why"
+    }
 
 
 def check_that_all_stopped_at_one_step(arrays, said, folder):
     stopped = [str(own["stopped"]) for own in arrays]
     step = int(stopped[0].split(" at step ")[1].split()[0])
     assert hosts_worker.STOP_AT <= step <= hosts_worker.STOP_AT + 5
-    assert stopped[-1].startswith(f"by SIGTERM at step {step} of 12, and saved in {folder}")
+    assert stopped[-1].startswith(
+        f"by SIGTERM at step {step} of 12. A checkpoint is saved in {folder}"
+    )
     assert set(stopped[:-1]) == {stopped[-1].replace("SIGTERM", "another process")}
     for number, text in enumerate(said):
         assert ("processes (pmap)" in text) == (number == 0), "one tells, the others are silent"
-    if len(arrays) == 2:  # the processes themselves went on
+    if len(arrays) == 2:  # the processes resumed the run themselves
         assert [bool(own["finished"]) for own in arrays] == [True, False]
         assert f"step {step} of 12" in said[0]
 
 
 def check_the_run_that_went_on(count, model, folder):
-    """It ends as a run of one process does that nobody stopped."""
+    """The resumed run equals a run of one process that was never stopped."""
     config = hosts_worker.run_config(model)
     train.train_and_evaluate(config, folder / "whole")
-    if count == 4:  # one process goes on with what four have begun
+    if count == 4:  # one process resumes the run of four
         config.parallelism = "jit"
         train.train_and_evaluate(config, folder / "run")
     expected, actual = final_state(folder / "whole"), final_state(folder / "run")
@@ -220,7 +224,7 @@ def test_a_signal_is_caught_and_told(number):
 
 
 def test_the_second_interrupt_ends_a_process_that_compiles(tmp_path):
-    """That is: whose main thread does not come back to Python."""
+    """While it compiles, the main thread does not return to Python."""
     code = (
         "import hashlib; from layermatch_jax.runtime import hosts\n"
         "with hosts.signals():\n"
@@ -246,7 +250,7 @@ def test_the_second_interrupt_ends_a_process_that_compiles(tmp_path):
         said = process.stderr.read()
         assert process.wait(timeout=20) == 130
         assert time.monotonic() - before < 5
-    assert said == "Interrupted: what was done since the last checkpoint is lost\n"
+    assert said == "Interrupted: all steps since the last checkpoint are lost\n"
 
 
 def test_the_first_signal_is_told_of_at_once(capfd):
@@ -277,5 +281,7 @@ def test_a_process_with_other_images_than_the_first_is_refused(monkeypatch):
     config.dataset.name = "digits"
     config.dataset.stored_size = 16
     monkeypatch.setattr(hosts, "from_first", lambda digest: digest ^ 1)
-    with pytest.raises(InputError, match="other images or classes than the first one"):
+    with pytest.raises(
+        InputError, match="images or classes of this process differ from those of the first"
+    ):
         setup.load(config)

@@ -1,9 +1,9 @@
 """One process of hosts_test.py: hosts_worker.py PORT NUM_PROCESSES PROCESS_ID FOLDER MODEL.
 
-MODEL is 'linear' or 'conv4', or 'fails'.
+MODEL is 'linear', 'conv4' or 'fails'.
 
-Makes steps of each combination, goes through an evaluation set, and begins a run that the last
-process is told to stop. What it has in the end it writes to FOLDER/PROCESS_ID.npz.
+It trains some steps of each combination, evaluates a set of images, and begins a run in which the
+last process gets SIGTERM. It writes the results to FOLDER/PROCESS_ID.npz.
 """
 
 import functools
@@ -24,7 +24,7 @@ from layermatch_jax.errors import InputError, Stopped, StorageError
 from layermatch_jax.method import steps
 from layermatch_jax.runtime import checkpoint, hosts, parallel
 
-# Policy and centers: FixMatch's, LayerMatch's, and such as keep state by sample.
+# Policy and centers: FixMatch's, LayerMatch's, and ones with state for each sample.
 COMBINATIONS = {
     "fixmatch": ("fixed_threshold", "none"),
     "layermatch": ("fixed_threshold", "classifier"),
@@ -32,7 +32,7 @@ COMBINATIONS = {
 }
 STEPS = 4
 STOP_AT = 5  # the step before which the last process gets SIGTERM
-EVALUATION = 37  # images, in batches of 16: the last one is padded
+EVALUATION = 37  # images, in batches of 16, so the last batch is padded
 
 
 def combination(name):
@@ -64,7 +64,7 @@ def evaluation_set():
 
 
 def evaluate_all(parallelism):
-    """Scores of the evaluation set."""
+    """Returns the scores of the evaluation set."""
     config = parallel_test.configuration(parallelism=parallelism, eval_batch_size=16)
     method, current = parallel_test.start(config, parallel.axis_name(parallelism))
     step = functools.partial(steps.eval_step, method=method)
@@ -74,7 +74,7 @@ def evaluate_all(parallelism):
 
 
 def seen():
-    """The evaluation images that this process counts."""
+    """Returns the labels of the evaluation images that this process counts."""
     everything = images.from_array(np.zeros((EVALUATION, 8, 8, 3), np.uint8), np.arange(EVALUATION))
     batches = pipeline.eval_batches(everything, 16, 8, parallel.host_rows(16))
     return np.concatenate([batch.labels[batch.mask > 0] for batch in batches])
@@ -86,7 +86,7 @@ def run_config(model):
 
 
 def stopped_run(config, folder):
-    """Begins a run that the last process is told to stop; returns what was raised."""
+    """Begins a run in which the last process gets SIGTERM; returns the message of Stopped."""
 
     def tell():
         if jax.process_index() == jax.process_count() - 1:
@@ -102,7 +102,7 @@ def stopped_run(config, folder):
 
 
 def refused():
-    """What this process says when the last one alone cannot begin."""
+    """Returns this process's error if only the last process cannot start."""
     try:
         with hosts.all_or_none():
             if jax.process_index() == jax.process_count() - 1:
@@ -119,7 +119,7 @@ def fail(*_):
 
 def main(port, num_processes, process_id, folder, model):
     hosts.connect(f"localhost:{port}", int(num_processes), int(process_id))
-    if model == "fails":  # the first process cannot write; the others know nothing of it
+    if model == "fails":  # only the first process cannot write
         checkpoint.save = fail
         train.train_and_evaluate(run_config("linear"), os.path.join(folder, "run"))
     config, run_folder = run_config(model), os.path.join(folder, "run")
@@ -133,7 +133,9 @@ def main(port, num_processes, process_id, folder, model):
     out["seen"] = seen()
     out["refused"] = np.array(refused())
     out["stopped"] = np.array(stopped_run(config, run_folder))
-    if num_processes == "2":  # two go on by themselves, four are followed by one
+    if (
+        num_processes == "2"
+    ):  # two processes resume their run; after four, hosts_test.py resumes it with one
         result = train.train_and_evaluate(config, run_folder)
         out["finished"] = np.array(result is not None)
     np.savez(os.path.join(folder, process_id), **out)

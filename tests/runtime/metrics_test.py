@@ -18,7 +18,7 @@ RNG = np.random.RandomState(0)
 
 
 def pairs(values, weights):
-    """[sum, weight] of means that were taken over `weights` things each."""
+    """Returns [sum, weight] pairs of means that were taken over `weights` values each."""
     return np.stack([np.multiply(values, weights), weights], axis=-1).astype(np.float32)
 
 
@@ -35,7 +35,7 @@ def losses(*values):
 
 
 def window(step_count=1, **means):
-    """One that Log.train takes: the mean loss and others, over some steps."""
+    """Makes a window for Log.train: the mean loss and other means over some steps."""
     means = {"loss": 1.0, "mask_rate": None, "pseudo_label_accuracy": None} | means
     sums = {k: (0, 0) if v is None else (v * step_count, step_count) for k, v in means.items()}
     return {"sums": sums, "nonfinite_step": windows.NEVER}
@@ -60,7 +60,7 @@ def open_log(folder, step=0, images_per_step=7):
 
 
 def test_windows_average_over_what_was_counted():
-    # 2 of 10 right, then 60 of 60: 62 of 70, and not the mean of the two shares.
+    # 2 of 10 right, then 60 of 60: the mean is 62 of 70, not the mean of the two shares.
     values, weights = [0.2, 1.0], [10, 60]
     steps = [{"loss": pair, "right": pair} for pair in pairs(values, weights)]
     means = windows.means(window_of(steps)["sums"])
@@ -146,7 +146,7 @@ def test_log_writes_what_it_is_given(folder):
     assert (first["step"], first["split"], first["loss"], first["mask_rate"]) == (
         10, "train", 2.5, 0.25,
     )  # fmt: skip
-    assert '"pseudo_label_accuracy": null' in text.splitlines()[0]  # nobody knows: not 0
+    assert '"pseudo_label_accuracy": null' in text.splitlines()[0]  # unknown, not 0
     assert first["images_per_second"] == pytest.approx(7 * first["steps_per_second"])
     assert set(metrics.TIME_FIELDS) < first.keys()
     assert evaluation == {"step": 10, "split": "test", "seconds": 3.5} | scores(0.5)
@@ -166,7 +166,7 @@ def test_a_window_that_only_compiled_has_no_speed(folder):
 
 
 def test_each_line_has_its_own_seconds(folder, monkeypatch):
-    """As the loop does where 20 log steps do not divide 30 evaluation steps."""
+    """As in the loop, if log_every=20 does not divide eval_every=30."""
     now = [0.0]
     monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
     log, ticking = open_log(folder)
@@ -269,7 +269,7 @@ def test_a_damaged_line_is_named(folder, line):
             read()
         assert str(caught.value).startswith(f"{folder / metrics.FILE} is damaged in line 3 (")
     assert (folder / metrics.FILE).read_bytes() == before
-    metrics.cut_back(folder, 2, step=10)  # what comes behind the checkpoint is written again
+    metrics.cut_back(folder, 2, step=10)  # lines after the checkpoint are written again
     assert metrics.read(folder) == WRITTEN[:2]
 
 
@@ -318,7 +318,7 @@ def test_result_of_few_evaluations_is_the_median_of_all():
 
 
 def test_result_of_many_evaluations_is_the_median_of_the_last_twenty():
-    # The best is the first, which the median must not see; of 1..20 /100 it is 0.105.
+    # The first value is the best, but not among the last twenty (1..20 / 100, median 0.105).
     accuracies = [0.99, 0.98, 0.97] + [i / 100 for i in range(20, 0, -1)]
     got = metrics.summarize([trained(10), *evaluated(accuracies)], "test")
     assert got["test_accuracy"]["raw"] == pytest.approx(
@@ -335,7 +335,7 @@ def test_result_is_of_the_split_asked_for():
 
 
 def test_result_counts_pseudo_labels_and_not_windows():
-    # 8 steps, then 2: of 100 pseudo-labels a step, 80 + 100 were used and 20 + 90 of these right.
+    # 8 steps, then 2, with 100 pseudo-labels each: 80 and 100 are used, 20 and 90 of these right.
     lines = [trained(8, 0.1, 0.25, 0.5), trained(10, 0.5, 0.9, 1.0), *evaluated([0.5])]
     got = metrics.summarize(lines, "test")
     assert got["mask_rate"] == pytest.approx(180 / 1000)
@@ -354,8 +354,8 @@ def test_result_leaves_out_what_is_unknown():
 
 
 def test_result_counts_the_pseudo_labels_whose_truth_is_known():
-    # A step has 100 pseudo-labels. In the first window 4 of them are of known truth and 2 of these
-    # are used, 1 of them right; in the second 40, 20 and 19: 20 of 22 used ones are right.
+    # A step has 100 pseudo-labels. In the first window 4 of them have a known truth, of which 2 are
+    # used and 1 of these is right; in the second 40, 20 and 19. So 20 of 22 used ones are right.
     lines = [trained(1, 0.9, 1 / 2, 3 / 4), trained(2, 0.1, 19 / 20, 30 / 40), *evaluated([0.5])]
     lines[0] |= {"class_pseudo_labels": [2.0, 0.0], "class_truths": [1.0, 3.0]}
     lines[1] |= {"class_pseudo_labels": [5.0, 15.0], "class_truths": [20.0, 20.0]}

@@ -1,4 +1,4 @@
-"""One device and eight, pmap and jit: the same run."""
+"""One device, eight devices with pmap and eight with jit make the same run."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from layermatch_jax.method import assembly, reductions, state, steps
 from layermatch_jax.runtime import parallel
 
 CLASSES, UNLABELED, B, MU = 3, 20, 8, 2
-# Policies that begin by accepting (nearly) every row; Mean Teacher goes on so.
+# Policies that accept (nearly) every row at first; Mean Teacher always does.
 ADAPTIVE = ("dash", "flexmatch", "freematch", "mean_teacher", "softmatch")
 
 
@@ -54,14 +54,14 @@ def make_batch(step=0, side=8):
 
 
 def start(config, axis_name):
-    """A state whose classifier is sure of some rows and unsure of others, and the step's parts."""
+    """Makes a method and a state whose classifier is confident on some rows and not on others."""
     initial = state.create(config, CLASSES, UNLABELED, LABELS, axis_name)
     kernel = initial.params["classifier"]["kernel"]
     scaled = {"kernel": kernel * 1.5, "bias": jnp.array([0.1, -0.1, 0.0])}
     params = initial.params | {"classifier": scaled}
     method = assembly.create_method(config, params, ((0.5,) * 3, (0.3,) * 3), axis_name)
     policy_state = initial.policy
-    if config.policy.name == "flexmatch":  # most samples were selected before
+    if config.policy.name == "flexmatch":  # as if most samples had been selected before
         classes = jnp.array([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2] * 2, jnp.int32)
         policy_state = {"classes": classes, "counts": jnp.array([6, 6, 6, 2], jnp.int32)}
     return method, initial.replace(
@@ -73,7 +73,7 @@ def start(config, axis_name):
 
 
 def run(config, devices, num_steps=3):
-    """State and metrics after some steps: devices 'one', 'pmap' or 'jit' (of eight)."""
+    """Returns state and metrics after some steps on 'one' device, or eight with 'pmap' or 'jit'."""
     method, current = start(config, "batch" if devices == "pmap" else None)
     step = functools.partial(steps.train_step, method=method)
     if devices == "one":
@@ -99,8 +99,8 @@ def assert_equal_within(actual, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-# What a policy takes from the whole batch: statistics, per-sample state, both kinds of views, the
-# labeled rows, a second network.
+# These policies use different parts of the global batch: statistics, state for each sample, both
+# kinds of views, the labeled rows, a second network.
 @pytest.mark.parametrize(
     ("policy", "centers"),
     [
@@ -130,7 +130,7 @@ def test_one_device_equals_eight(policy, centers):
             "policy.ramp": 0.0,
         }
     )
-    num_steps = 10 if policy == "dash" else 3  # whose bound must fall first
+    num_steps = 10 if policy == "dash" else 3  # Dash accepts every row until its bound falls
     expected = run(config, "one", num_steps)
     for devices in ("pmap", "jit"):
         assert_equal_within(run(config, devices, num_steps), expected, 1e-5)
@@ -147,7 +147,7 @@ def test_one_device_equals_eight_with_batch_norm():
             "model.depth": 10,
             "model.widen_factor": 1,
             "policy.threshold": 0.5,
-            # On fewer pixels, a LeakyReLU's kink that rounding moved to the other side shows.
+            # With fewer pixels, a value that rounding moves across LeakyReLU's kink would show.
             "dataset.image_size": 16,
         }
     )
@@ -181,10 +181,10 @@ def test_images_and_state_stay_where_they_are(devices, policy, centers):
     assert not re.findall(r"callback|infeed|outfeed", program), "a round trip to the host"
 
 
-# BatchNorm's statistics are summed once forwards and once backwards in each of conv4's four layers;
-# gradients and losses are one sum. Gathered are the true labels, the weak view's logits and the
-# strong view's: these once more where the features see the loss through averaged centers. Where
-# there is state by sample, the samples' positions, too.
+# Each of conv4's four layers sums BatchNorm's statistics once forward and once backward; gradients
+# and losses are one sum. The true labels and the logits of the weak and of the strong view are
+# gathered; the latter once more if the features get the loss through averaged centers. With state
+# for each sample, the samples' positions are gathered, too.
 @pytest.mark.parametrize(
     ("devices", "policy", "centers", "sums", "gathers"),
     [
@@ -256,7 +256,7 @@ def test_replicated_state_is_a_copy():
     value = jnp.arange(3.0)
     step = parallel.compile_step(lambda state, batch, *, axis_name: (state + 1, batch), "jit")
     step(parallel.replicate(value, "jit"), parallel.place_batch(np.zeros(8), "jit"))
-    np.testing.assert_array_equal(value, [0, 1, 2])  # donated, it would be gone
+    np.testing.assert_array_equal(value, [0, 1, 2])  # if it were donated, it would be deleted
 
 
 @pytest.mark.parametrize("devices", ["pmap", "jit"])
@@ -276,7 +276,7 @@ def test_an_array_is_put_on_every_device_part_by_part(devices):
     [
         ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 2, 6e9, None),
         ({"bytes_limit": 10e9, "bytes_in_use": 4e9}, 2, 6.1e9, "6.1 GB, and GPU:0 has 6.0 GB free"),
-        (None, 1, 5e9, None),  # a CPU's memory is the host's
+        (None, 1, 5e9, None),  # a CPU device uses the memory of the host
         (None, 1, 5.1e9, "5.1 GB, and this machine has 5.0 GB free"),
         (None, 2, 2.6e9, "5.2 GB, 2 copies, and this machine has 5.0 GB free"),
     ],
@@ -304,14 +304,14 @@ def test_what_a_device_has_no_memory_for_is_refused(memory, count, size, told, m
 def test_free_memory_of_the_host():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    # What programs can take is at least half of what lies idle, and less than all there is.
+    # Available memory is at least half of the unused memory, and less than the total.
     assert free / 2 < parallel._free_memory_of_host() < total
 
 
 # ---------------------------------------------------------------- convolutions on all cores
 
-# Prints whether YNNPACK computes it, and its greatest relative error: forward pass and gradients of
-# a convolution of XLA, against the product of patches.
+# Prints whether YNNPACK computes XLA's convolution, and the greatest relative error of its outputs
+# and gradients against a product of patches.
 CONVOLUTION = """
 import jax, jax.numpy as jnp, numpy as np
 from layermatch_jax.runtime import parallel

@@ -1,4 +1,4 @@
-"""What stands on the terminal while a run trains."""
+"""The progress that a run prints while it trains."""
 
 import types
 
@@ -108,12 +108,12 @@ def test_the_time_left_does_not_count_compilation(monkeypatch, capsys):
     for seconds in (32, 2, 2):
         run.train(seconds)
     latest = {"train": train()}
-    # 12 to 14 took 2 s each, 86 are left. With compilation, 9.5 s a step, it would be 13:37.
+    # Steps 12 to 14 took 2 s each, 86 are left. With compilation (9.5 s a step) it would be 13:37.
     assert run.train(2, latest).endswith("  used 95% right 93%  2:52 left\n")
     latest |= {"test": scores()}  # the first evaluation compiles, too
     assert run.train(2, dict(latest), evaluation=40).endswith("EMA 94.4%  2:50 left\n")
     run.train(2, dict(latest))
-    # 16 and 17 took 10 s with the second evaluation: 5 s for each of the 83 that are left.
+    # Steps 16 and 17 took 10 s with the second evaluation: 5 s for each of the 83 that are left.
     assert run.train(2, dict(latest), evaluation=6).endswith("  6:55 left\n")
 
 

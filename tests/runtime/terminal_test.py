@@ -1,4 +1,4 @@
-"""Printing where not every character can be shown."""
+"""Printing to an encoding that lacks some characters."""
 
 import io
 import os
@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     ],
 )
 def test_what_an_encoding_lacks_is_spelt_in_ascii(encoding, written, monkeypatch):
-    """The last name is a file's whose é is the Latin-1 byte."""
+    """The last word is a file name whose é is a Latin-1 byte."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding))
     terminal.allow_any_text()
@@ -34,7 +34,7 @@ def test_what_an_encoding_lacks_is_spelt_in_ascii(encoding, written, monkeypatch
 
 def test_streams_of_other_kinds_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setattr(sys, "stderr", None)  # as pythonw has it
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
     terminal.allow_any_text()
     print("±")
     assert sys.stdout.getvalue() == "±\n"

@@ -47,7 +47,7 @@ def configured(method="layermatch", **fields):
     return automatic.resolve(config)
 
 
-# ---- Where ----
+# ---- The place ----
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def configured(method="layermatch", **fields):
         ({}, "runs/cifar10-250-layermatch-l0-s0"),
         ({"seed": 3, "dataset__label_seed": 2}, "runs/cifar10-250-layermatch-l2-s3"),
         ({"dataset__label_fraction": 0.1}, "runs/cifar10-10%-layermatch-l0-s0"),
-        # Two shares must not fall into one folder.
+        # Two label fractions must not share a folder.
         ({"dataset__label_fraction": 0.005}, "runs/cifar10-0.5%-layermatch-l0-s0"),
         ({"dataset__label_fraction": 0.07}, "runs/cifar10-7%-layermatch-l0-s0"),
-        # Nor two methods.
+        # Nor must two methods.
         ({"layerwise__gradient_mask": ()}, "runs/cifar10-250-avg_clustering-l0-s0"),
     ],
 )
@@ -72,7 +72,9 @@ def test_folder_that_cannot_be(folder):
     for bad in ("file", "file/run", "file/a/b"):
         with pytest.raises(InputError) as caught:
             workdir.check(folder / bad, configured())
-        assert f"--workdir={folder / bad}: {folder / 'file'} is no folder" in str(caught.value)
+        assert f"--workdir={folder / bad}: {folder / 'file'} is not a writable folder" in str(
+            caught.value
+        )
     workdir.check(folder, configured())
     workdir.check(folder / "new" / "run", configured())
     with pytest.raises(InputError, match=r"b'.*\\xe4': this path is not in UTF-8"):
@@ -80,7 +82,7 @@ def test_folder_that_cannot_be(folder):
     assert [p.name for p in folder.iterdir()] == ["file"]  # a check leaves nothing behind
 
 
-# ---- With what ----
+# ---- The settings ----
 
 
 def test_config_comes_back_as_it_was(folder):
@@ -111,7 +113,7 @@ def test_fields_that_change_the_result_are_told(begun):
         f"{begun} holds a run with other settings:",
         "  optimizer.learning_rate: 0.03 before, 0.1 now",
         "  seed: 0 before, 1 now",
-        "Take the same settings to go on with it, or another --workdir to start anew.",
+        "Use the same settings to resume it, or another --workdir to start a new run.",
     ]
 
 
@@ -143,7 +145,7 @@ def test_fields_that_change_nothing_may_change(begun, name):
 
 
 def test_every_other_field_counts(begun):
-    # Written out, so that a field that joins the neutral ones does it knowingly.
+    # Listed here, so that nobody makes another setting neutral by mistake.
     assert set(config_lib.RESULT_NEUTRAL) == {
         "applied_method", "parallelism", "dataset.data_dir", "dataset.on_broken", "input.backend",
         "input.prefetch", "input.steps_per_call", "log_every", "checkpoint_every",
@@ -158,7 +160,7 @@ def test_every_other_field_counts(begun):
         (begun / "config.json").write_text(json.dumps(before | {name: "other"}))
         with pytest.raises(InputError, match=f"  {name}: 'other' before"):
             workdir.check(begun, config)
-    # What the run's policy does not read changes no result.
+    # A setting that the run's policy does not read does not change the result.
     assert "policy.signal_annealing" in of_other_policies
     unread = before | {"policy.signal_annealing": "linear"}
     (begun / "config.json").write_text(json.dumps(unread))
@@ -176,14 +178,14 @@ def test_a_run_of_an_older_version_goes_on_with_a_word_on_what_is_new(begun, cap
     workdir.check(begun, config)
     said = f"{begun} is from a version without these settings: avg_clustering.warm_up=10.0"
     assert [record.getMessage() for record in caplog.records] == [said]
-    # What this version does not know any more cannot be gone on with.
+    # A run with a setting that this version does not know cannot be resumed.
     (begun / "config.json").write_text(json.dumps(before | {"policy.mood": "good"}))
     with pytest.raises(InputError, match=r"policy\.mood: 'good' before, None now"):
         workdir.check(begun, config)
 
 
 def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(begun):
-    """Older versions wrote None and the method as the user had."""
+    """Older versions wrote None, and the method as the user had written it."""
     now = configured("layermatch", train_steps=1000)
     written = json.loads(json.dumps(config_lib.fields(now))) | {
         "method": "fixmatch+layerwise", "applied_method": "fixmatch+layerwise",
@@ -192,7 +194,7 @@ def test_a_run_whose_settings_were_written_before_they_were_resolved_goes_on(beg
     (begun / "config.json").write_text(json.dumps(written))
     workdir.check(begun, now)
     assert config_lib.fields(workdir.read_config(begun)) == config_lib.fields(now)
-    # The classic decay in a short run: this version would take another one, and says so.
+    # The classic decay in a short run: this version would use another one, and says so.
     (begun / "config.json").write_text(json.dumps(written | {"ema_decay": 0.999}))
     with pytest.raises(InputError, match=r"\n  ema_decay: 0\.999 before, 0\.99 now\n"):
         workdir.check(begun, now)
@@ -241,16 +243,16 @@ def test_what_cannot_be_checked_is_said(begun, caplog):
     workdir.check_split(begun, RECORD)
     workdir.write_config(begun, configured())
     assert [record.getMessage() for record in caplog.records] == [
-        f"{begun}/labeled_split.json is missing: the images may be others than the run had.",
-        f"{begun}/config.json was missing: the settings may be others than the run had.",
+        f"{begun}/labeled_split.json is missing: the images of the run may have been different.",
+        f"{begun}/config.json was missing: the settings of the run may have been different.",
     ]
 
 
-# ---- Nothing is lost by starting anew ----
+# ---- A new run does not delete an earlier one ----
 
 
 def start_in(folder, **fields):
-    """What a run leaves that ends before its first checkpoint."""
+    """A folder with the files of a run that ended before its first checkpoint."""
     workdir.write_config(folder, configured(**fields))
     (folder / "labeled_split.json").write_text(json.dumps(RECORD))
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -274,8 +276,8 @@ def test_a_run_without_a_checkpoint_gives_way(folder, capsys):
         assert names(to) == ["config.json", "labeled_split.json", "metrics.jsonl", "tensorboard"]
         assert json.loads((to / "config.json").read_text())["seed"] == number
         assert capsys.readouterr().err == (
-            f"{folder} holds a run without any checkpoint: its files are now in "
-            f"{to}, and this run begins anew.\n"
+            f"{folder} held a run without any checkpoint: its files are now in "
+            f"{to}, and this run starts at step 0.\n"
         )
     left = [".lock", "before-1", "before-2", "checkpoints", "notes.txt"]
     assert names(folder) == left
@@ -304,7 +306,7 @@ def test_a_half_written_checkpoint_is_none(folder):
     assert "before-1" in names(folder)
 
 
-# ---- On what ----
+# ---- The images ----
 
 
 def test_same_images_may_go_on(folder):
@@ -321,12 +323,12 @@ def test_other_images_are_refused(folder):
         f"{folder} holds a run on other images:",
         "  num_train: 9 before, 8 now",
         "  sha256: 'ab' before, 'cd' now",
-        "Bring the data set back to what it was to go on with the run, or take another --workdir "
-        "to start anew.",
+        "Restore the data set of the run to resume it, or use another --workdir to start a new "
+        "run.",
     ]
 
 
-# ---- How it ended ----
+# ---- The result ----
 
 
 def test_result_comes_back(folder):
@@ -340,7 +342,7 @@ def test_result_comes_back(folder):
         "dataset": "cifar10", "num_labels": 2, "label_seed": 5, "seed": 4,
         "train_steps": 2**20, "split_sha256": "ab", "parallelism": "pmap",
     }  # fmt: skip
-    assert result | told == result  # of labels, those that there are, not those asked for
+    assert result | told == result  # the labels that the split has, not those of the config
     assert result["device"]["count"] >= 1
     assert result["versions"].keys() == {"layermatch_jax", "jax", "flax"}
     commit = result["git_commit"]
@@ -388,7 +390,7 @@ def test_summary_leaves_out_what_is_unknown(folder):
     text = result_lib.as_text(result | unknown | {"images_per_second": None}, folder)
     assert "steps in 61 s\n" in text
     assert "validation accuracy" in text
-    for name in ("mask", "centers"):  # of an older version
+    for name in ("mask", "centers"):  # as in results of older versions
         del result[name]
     assert "gradient mask" not in result_lib.as_text(result | unknown, folder)
     assert "pseudo-labels" not in text

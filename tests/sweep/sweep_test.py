@@ -1,4 +1,4 @@
-"""The sweep runner: what it runs, skips, survives and writes."""
+"""The sweep: which runs it starts and skips, failed runs, and its files."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ from layermatch_jax.sweep import grid as grid_lib
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits.py")
 
-# Stands in for layermatch_jax.main: accuracies as told in scores.json, 'crash' for a run that dies.
+# Replaces layermatch_jax.main: writes the accuracies of scores.json; 'crash' makes the run fail.
 PROGRAM = """
 import json, os, pathlib, sys, time
 flags = dict(arg.lstrip("-").split("=", 1) for arg in sys.argv[1:])
@@ -58,7 +58,7 @@ for step, accuracy in ((10, score / 2), (100, score)):
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    """A function that sets the accuracies and runs the runner on a folder: its exit status."""
+    """A function that sets the accuracies, runs a sweep in a folder and returns its exit status."""
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(grid_lib, "PROGRAM", [sys.executable, str(tmp_path / "program.py")])
 
@@ -91,7 +91,7 @@ def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
     assert "6/6" in out
     assert "| `fixmatch` | none | none | 2 |" in (grid.folder / "table.md").read_text()
 
-    # Once more: only what is missing.
+    # The second time, only the missing runs are made.
     assert grid(FIXMATCH | FREEMATCH) == 0
     assert grid.calls() == ["fixmatch-l1"]
     out, err = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_a_failing_run_is_survived_reported_and_made_up_for(grid, capsys):
 def test_the_table(grid):
     assert grid(FIXMATCH | FREEMATCH) == 0
     # 50, 60, 70: deviation 10. 60, 75, 90: 15. Differences 10, 15, 20: 5, by √3 seeds 2.887.
-    # After a tenth of the steps half of each.
+    # After a tenth of the steps, the accuracies are half of these.
     head, _, fixmatch, freematch, _, legend, provenance = (
         (grid.folder / "table.md").read_text().split("\n")[:7]
     )
@@ -194,7 +194,7 @@ def test_the_figure(grid, monkeypatch):
         "fixmatch",
         "freematch+layerwise",
     ]
-    # Points of the seeds, and then the mean, row by row; of the differences only the second's.
+    # For each row the points of the seeds, then the mean; only the second row has differences.
     drawn_at = [list(line.get_xdata()) for line in accuracies.lines if line.get_marker() in "oD"]
     assert drawn_at == [pytest.approx(x) for x in ([50, 60, 70], [60], [60, 75], [67.5])]
     drawn_at = [list(line.get_xdata()) for line in differences.lines if line.get_marker() in "oD"]
@@ -212,7 +212,7 @@ def test_a_pair_needs_both_and_a_tenth_an_evaluation_near_it(grid):
     metrics.write_text('{"split": "test", "step": 100, "accuracy_ema": 0.75}\n')
     grid(FIXMATCH | FREEMATCH | {"fixmatch-l0": "crash", "fixmatch-l2": "crash"})
     freematch = (grid.folder / "table.md").read_text().split("\n")[3].split(" | ")
-    # Seed 1 alone has both: 75 − 60. At a tenth, seeds 0 and 2 are left, 30 and 45.
+    # Only seed 1 has both rows: 75 − 60. At a tenth, seeds 0 and 2 remain, 30 and 45.
     assert freematch[3:6] == ["3", "75.0 ± 15.0", "+15.0 (n = 1)"]
     assert freematch[8:10] == ["37.5 ± 10.6 (n = 2)", ""]
 
@@ -238,7 +238,7 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
     (grid.folder / "scores.json").write_text(json.dumps(scores))
     script = (
         "import signal, sys\n"
-        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        # Background jobs of a shell, and their children, ignore Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from layermatch_jax.sweep import command, grid\n"
@@ -254,7 +254,7 @@ def test_a_stopped_sweep_leaves_no_run_behind_and_goes_on(ending, grid):
     process.send_signal(ending)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "stopped; the same command goes on from here" in err
+    assert "stopped; run the same command again to resume" in err
     while alive(int(asleep.read_text())) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(int(asleep.read_text()))
@@ -286,8 +286,11 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             ["--methods=fixmatch,freematch+adamatch"],
             "only +layerwise, +grad_relu, +avg_clustering can",
         ),
-        (["--methods=supervised+layerwise"], "means nothing"),
-        (["--methods=mean_teacher", "--config.avg_clustering.centers=outputs"], "its own targets"),
+        (["--methods=supervised+layerwise"], "no unsupervised gradient"),
+        (
+            ["--methods=mean_teacher", "--config.avg_clustering.centers=outputs"],
+            "targets from the EMA",
+        ),
         (["--methods=fixmatch,fixmatch"], "twice: fixmatch and fixmatch are both fixmatch. Leave"),
         (
             ["--methods=layermatch,fixmatch+layerwise"],
@@ -301,24 +304,24 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
             ["--methods=fixmatch,grad_relu", "--config.layerwise.gradient_mask=()"],
             "twice: fixmatch and grad_relu are both fixmatch",
         ),
-        (["--label-seeds=0,x"], "write numbers, as in 0,1,2"),
+        (["--label-seeds=0,x"], "write whole numbers, as in 0,1,2"),
         (["--baseline=dash"], "--baseline=dash is not among the rows: fixmatch, freematch+layerw"),
         (
             ["--masks=none,clasifier"],
             "unknown gradient mask 'clasifier'. Did you mean 'classifier'",
         ),
         (["--masks=from_stage3,from_stage4"], "'backbone/stage4.*' matches no parameter"),
-        (["--label-seeds=0,1,0"], "--label-seeds=0,1,0: a seed is there twice"),
+        (["--label-seeds=0,1,0"], "--label-seeds=0,1,0: a seed is given twice"),
         (["--masks=none,none"], "fixmatch with mask none are both fixmatch"),
         (
             ["--masks=from_stage3", "--baseline=fixmatch"],
             "rows: fixmatch+mask=from_stage3, freematch+mask=from_stage3+avg_clustering",
         ),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
-        (["--workdir=gs://bucket/runs"], "must be a local one"),
-        (["--config.seed=3"], "--config.seed=3: config and seeds are given as CONFIG and"),
-        (["--config.dataset.label_seed=3"], "config and seeds are given as"),
-        ([f"--config={DIGITS}:method=dash"], "config and seeds are given as"),
+        (["--workdir=gs://bucket/runs"], "give a local folder"),
+        (["--config.seed=3"], "--config.seed=3: give the config as CONFIG and the seeds"),
+        (["--config.dataset.label_seed=3"], "give the config as CONFIG"),
+        ([f"--config={DIGITS}:method=dash"], "give the config as CONFIG"),
         (["--config.policy.threshold=2"], "must be at least 0 and at most 1"),
         (["--config.policy.thresold=0.5"], "Did you mean 'policy.threshold'?"),
         (["--nonsense=1"], "nonsense"),
@@ -328,7 +331,7 @@ def test_a_dry_run_prints_the_commands_of_what_is_not_finished(grid, capsys):
 def test_a_grid_that_cannot_be_is_refused_before_the_first_run(arguments, message, grid, capsys):
     try:
         status = grid(FIXMATCH | FREEMATCH, *arguments)
-    except SystemExit as end:  # main's parser ends the process
+    except SystemExit as end:  # the parser of main exits
         status = end.code
     assert status == 2
     assert message in capsys.readouterr().err
@@ -391,7 +394,7 @@ def test_the_grid_as_a_slurm_array_job(grid, capsys, monkeypatch):
     assert grid({}, f"--slurm={options}", "--jobs=2", "--dry-run") == 0
     first, file, *listed = capsys.readouterr().out.splitlines()
     sha256 = hashlib.sha256("".join(f"{line}\n" for line in listed).encode()).hexdigest()
-    commands = grid.folder / f"commands-{sha256[:8]}.txt"  # an array that waits keeps its own
+    commands = grid.folder / f"commands-{sha256[:8]}.txt"  # a waiting array keeps its own file
     assert file == f"{commands}:"
     array.append(f"--commands={commands}")
     assert shlex.split(first) == array
