@@ -64,7 +64,7 @@ def products(
     params = {
         name: params[name] for name in ("backbone", "classifier")
     }  # policy heads have no part
-    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     order = forward_order(layer(path) for path in leaves)
     size = len(KINDS) * count
     grams, sums = {name: np.zeros((size, size)) for name in order}, {}
@@ -75,8 +75,8 @@ def products(
             sums.append(jax.device_get(of_batch))
             for k, kind in enumerate(KINDS):
                 for path, leaf in jax.tree_util.tree_leaves_with_path(trees[kind]):
-                    if _path(path) in kept:
-                        kept[_path(path)][k, i] = np.ravel(leaf)
+                    if path_name(path) in kept:
+                        kept[path_name(path)][k, i] = np.ravel(leaf)
         for path in part:
             rows = kept.pop(path).reshape(size, -1)
             grams[layer(path)] += rows @ rows.T
@@ -85,7 +85,8 @@ def products(
     return {name: gram.reshape(shape) for name, gram in grams.items()}, means
 
 
-def _path(path) -> str:
+def path_name(path) -> str:
+    """Returns a parameter's path as 'backbone/stem/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

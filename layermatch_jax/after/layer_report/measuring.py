@@ -154,8 +154,8 @@ def create(
         grams, sums = estimates.products(step_batches, state.params, count)
         sizes = dict.fromkeys(grams, 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            if estimates.layer(estimates._path(path)) in sizes:
-                sizes[estimates.layer(estimates._path(path))] += leaf.size
+            if estimates.layer(estimates.path_name(path)) in sizes:
+                sizes[estimates.layer(estimates.path_name(path))] += leaf.size
         return {
             "step": int(state.step),
             "batches": count,
