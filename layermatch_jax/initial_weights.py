@@ -65,8 +65,8 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
     data, before = description.read(folder), read_record(folder)
     if data is None:
         raise InputError(
-            f"{folder} has no {description.FILE}, because an earlier version wrote it. Train it again "
-            "with this version, or start from other weights"
+            f"{folder} has no {description.FILE}, because an earlier version wrote it. Train "
+            "that run again, or start from other weights"
         )
     mean, std = description.statistics(data)
     digest = hashlib.sha256()

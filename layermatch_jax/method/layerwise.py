@@ -25,9 +25,9 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
     """Returns the multiplier of the unsupervised gradient for each parameter.
 
     Args:
-      gradient_mask: ordered (regular expression, multiplier) pairs. A pair names the parameters
-        whose whole path ('backbone/stem/kernel') its expression matches; the first match counts,
-        no match means 1. (('classifier/.*', 0.0),) is Grad-ReLU, () is FixMatch.
+      gradient_mask: ordered (regular expression, multiplier) pairs. The expression must match
+        the full path of a parameter ('backbone/stem/kernel'); the first match counts, no match
+        means 1. (('classifier/.*', 0.0),) is Grad-ReLU, () is FixMatch.
       params: the tree of parameters; only its structure is read.
 
     Returns:

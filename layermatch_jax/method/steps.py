@@ -156,7 +156,7 @@ def eval_step(
 ) -> Metrics:
     """Computes accuracy and loss of the raw and of the EMA parameters on a batch.
 
-    Both use the running BatchNorm statistics of the state, which are not averaged.
+    Both use the running BatchNorm statistics of the state; there is no EMA of these.
 
     Args:
       state: the same on every device.

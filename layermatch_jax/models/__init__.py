@@ -18,9 +18,8 @@ weights exist have four stages, so a mask by stages means a similar depth in all
                         1/8, 1/16 and 1/32. The last block is the 1x1 convolution that makes the
                         features; in all other blocks, conv2 is the depthwise convolution
     vit_…               stages of 3 blocks, a quarter of the network. A block has
-                        norm1, attention/{query, key, value, out},
-                        scale1, norm2, dense1, dense2, scale2. stem/ has patches, positions,
-                        class_token and registers
+                        norm1, attention/{query, key, value, out}, scale1, norm2, dense1, dense2
+                        and scale2; stem/ has patches, positions, class_token and registers
 """
 
 from collections.abc import Callable

@@ -382,7 +382,7 @@ def test_a_gradient_reaches_every_parameter(module):
 
 def test_initialization_is_he_normal_by_fan_out():
     module = wide_resnet(depth=10, widen_factor=8, stages=1)  # stem, 3x3, 1x1
-    # "rbg" compiles in half the time; the distribution is what is tested.
+    # "rbg" compiles in half the time; the test only looks at the distribution.
     variables = jax.jit(
         lambda: module.init(jax.random.key(0, impl="rbg"), images(1, 8), train=False),
         compiler_options=QUICK_COMPILE,
