@@ -1,4 +1,4 @@
-"""ResNet with bottleneck blocks (He 2016, arXiv 1512.03385), in the form called v1.5."""
+"""ResNet v1.5 with bottleneck blocks (He 2016, arXiv 1512.03385)."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from layermatch_jax.models.layers import Layers, global_average
 class Stem(nn.Module):
     """7x7 convolution of stride 2, BN, ReLU, 3x3 max-pooling of stride 2.
 
-    A module of its own so that "stem/.*" names all of its parameters.
+    A separate module, so that "stem/.*" matches all of its parameters.
     """
 
     channels: int
@@ -23,20 +23,20 @@ class Stem(nn.Module):
         """Maps [n, H, W, 3] to [n, ⌈H / 4⌉, ⌈W / 4⌉, channels]."""
         x = self.layers.conv(self.channels, 7, 2, name="conv")(images)
         x = nn.relu(self.layers.norm(self.train, name="norm")(x))
-        padding = ((1, 1), (1, 1))  # Flax says it takes pairs, without a type that says so
+        padding = ((1, 1), (1, 1))  # Flax accepts pairs, but does not declare this type
         return nn.max_pool(x, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, each with BN; ReLU between them and after the sum.
 
-    v1.5: the 3x3 convolution has the stride (the paper's first 1x1 would skip three of four
-    positions unseen). The last BN's scale starts at one like the others: starting it at zero
-    (Goyal 2017) is for very large batches, and would keep every gradient inside the branch at zero
-    in the first step, which gradient masks and layer reports should see.
+    v1.5: the 3x3 convolution has the stride. (In the paper the first 1x1 convolution has it, which
+    ignores three of four positions.) The scale of the last BN starts at 1, like the others. A start
+    at 0 (Goyal 2017) is for very large batches; it would make every gradient inside the branch 0 in
+    the first step, which gradient masks and layer reports should see.
 
     Attributes:
-      channels: of the 3x3 convolution; the block's output has four times as many.
+      channels: of the 3x3 convolution; the output of the block has 4 times as many.
       stride: of the 3x3 convolution and of the shortcut.
       layers: the settings of convolutions and BatchNorm.
       train: normalize by the batch's statistics and update the running ones.
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
     """Bottleneck ResNet without its classifier.
 
     Attributes:
-      blocks: per stage; (3, 4, 6, 3) is ResNet-50.
+      blocks: number of blocks in each stage; (3, 4, 6, 3) is ResNet-50.
       layers: the settings of convolutions and BatchNorm.
       width: channels of the stem and of the first stage's 3x3 convolutions.
       remat: compute each block's activations again in the backward pass instead of storing them.
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
           images: normalized.
