@@ -114,7 +114,12 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
                 "predict: the table to write, .csv or .jsonl. export: the file to write.",
             ),
             ("features", None, "predict: the file to write the features to, .npy (default: none)."),
-            ("format", None, "export: bundle (a file that can be given as --workdir)."),
+            (
+                "format",
+                None,
+                "export: bundle (a file that can be given as --workdir), stablehlo or onnx (files "
+                "that run without this package).",
+            ),
             ("coordinator", None, "HOST:PORT of the first process, if there are several."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=flag_values)

@@ -107,8 +107,10 @@ def run_export(
 ) -> str:
     """Exports the model of a run or bundle to a file; returns where it is."""
     from layermatch_jax.after import bundle, trained
+    from layermatch_jax.after.export import onnx, stablehlo
 
-    formats = {"bundle": bundle.write}  # (model, path) -> None
+    # (model, path) -> None
+    formats = {"bundle": bundle.write, "stablehlo": stablehlo.write, "onnx": onnx.write}
     _alone("export")
     _check_given("export", given, {"dataset.data_dir"})
     if not format:
@@ -116,7 +118,8 @@ def run_export(
     if format not in formats:
         raise unknown("--format", format, formats)
     if not out:
-        raise InputError(f"--out is needed: the file to write, for example model{bundle.ENDING}")
+        example = bundle.ENDING if format == "bundle" else f".{format}"
+        raise InputError(f"--out is needed: the file to write, for example model{example}")
     model = trained.read(workdir, config.dataset.data_dir)
     print(trained.introduced(model), file=sys.stderr)
     formats[format](model, out)

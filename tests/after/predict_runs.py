@@ -19,7 +19,8 @@ def make_model(backbone="linear", **changed):
     """A model with random weights: 8 pixels stored, 6 seen, 4 features if linear, 3 classes."""
     settings = config_lib.base().model
     settings.update({"name": backbone, "width": 4, "bn_decay": 0.9, "bn_epsilon": 1e-3})
-    network, seen = create_model(settings), np.zeros((1, 6, 6, 3), np.float32)
+    side = changed.get("image_size", 6)
+    network, seen = create_model(settings), np.zeros((1, side, side, 3), np.float32)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), seen, train=False))
     dim = jax.eval_shape(lambda v: network.apply(v, seen, train=False), shapes).shape[-1]
     rng = np.random.default_rng(0)

@@ -1,0 +1,1 @@
+"""Models as files that run without this package: StableHLO (jax alone) and ONNX (onnxruntime)."""
