@@ -1,7 +1,8 @@
-"""The array type of signatures.
+"""The array type for signatures.
 
-Shapes are jaxtyping's: `Float[Array, "n K"]`. An axis has the same length wherever a signature or a
-record names it; `*rows` is any number of axes, and "" none. Axes are named as in docs/extending.md.
+Shapes are written with jaxtyping: `Float[Array, "n K"]`. All axes with the same name in a signature
+or a record have the same length; `*rows` is any number of axes, and "" is none. docs/extending.md
+lists the names.
 """
 
 import jax

@@ -17,7 +17,7 @@ class TrainBatch(NamedTuple):
     labels: Int32[Array, " B"]
     labeled_indices: Int32[Array, " B"]  # positions in the labeled set
     unlabeled_indices: Int32[Array, "B μ"]  # positions in the unlabeled set
-    # For diagnostics alone; -1 = unknown, or the image is one of the labeled ones
+    # Only for diagnostics; -1 = the true label is unknown, or the image is a labeled one
     true_labels: Int32[Array, "B μ"]
     draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
 

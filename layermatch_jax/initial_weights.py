@@ -64,7 +64,10 @@ def _of_run(folder: epath.Path) -> pretrained.Weights:
     classifier = saved["ema_params"]["classifier"]
     data, before = description.read(folder), read_record(folder)
     if data is None:
-        raise InputError(f"{folder} has no {description.FILE}, because an earlier version wrote it")
+        raise InputError(
+            f"{folder} has no {description.FILE}, because an earlier version wrote it. Train "
+            "that run again, or start from other weights"
+        )
     mean, std = description.statistics(data)
     digest = hashlib.sha256()
     for _, x in sorted((backbone | batch_stats | classifier).items()):

@@ -19,8 +19,8 @@ class Kind(NamedTuple):
     """How a view is made from an image."""
 
     moved: bool  # True: random crop, and random flip if dataset.flip; False: center crop
-    # Number of RandAugment operations after the crop, followed by Cutout. None: as the config
-    # says; 0: neither RandAugment nor Cutout
+    # Number of RandAugment operations after the crop; Cutout follows. None: the number in the
+    # config; 0: neither RandAugment nor Cutout
     operations: int | None
 
 
@@ -35,7 +35,7 @@ MADE = "made"
 
 
 class Views(NamedTuple):
-    """The views that a method wants: {name: key of KINDS}, of every image of a kind.
+    """The views that a method wants of labeled and of unlabeled images: {name: key of KINDS}.
 
     An unlabeled view may also have the kind MADE. Labeled and unlabeled images both need a view
     called "weak", because class centers average its features.

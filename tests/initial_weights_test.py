@@ -117,7 +117,7 @@ def test_to_go_on_needs_no_weights_again(first, tmp_path, monkeypatch):
     train.train_and_evaluate(config, str(tmp_path / "cut"))
     assert_same(tmp_path / "whole", tmp_path / "cut")
     # A new run does need them.
-    with pytest.raises(InputError, match="is no file, no run's folder"):
+    with pytest.raises(InputError, match="is neither a file, nor a folder of a run"):
         train.train_and_evaluate(config, str(tmp_path / "new"))
 
 

@@ -1,1 +1,1 @@
-"""What one does with runs that were made: reports, predictions, layer reports."""
+"""Reports, predictions and layer reports of existing runs."""

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures of runs, in NumPy."""
+"""Computes the numbers of the figures of runs, in NumPy."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ from sklearn import decomposition, metrics
 
 
 class Curve(NamedTuple):
-    """A quantity over training. Nothing in it is NaN: what is not known has no step."""
+    """A quantity over training, with only the steps at which it is known."""
 
     steps: np.ndarray  # int [T], ascending
-    values: np.ndarray  # float [T], or [T, K] by class (there, NaN is a class that is not known)
+    values: np.ndarray  # float [T], or [T, K] by class (NaN: not known for this class)
 
 
 def curve(lines: Sequence[dict[str, Any]], split: str, name: str) -> Curve:
-    """What metrics.jsonl has of a quantity.
+    """Collects the curve of a metric from the lines of metrics.jsonl.
 
     Args:
-      lines: of metrics.read.
+      lines: lines from metrics.read.
       split: 'train', 'test' or 'validation'.
-      name: of the metric. A quantity by class makes values of [T, K].
+      name: name of the metric. A metric by class gives values [T, K].
 
     Returns:
-      Its Curve, without the lines in which it is not known; empty if it never is.
+      The Curve without the lines that lack the metric; empty if all lines lack it.
     """
     known = [
         (line["step"], line[name])
@@ -35,9 +35,9 @@ def curve(lines: Sequence[dict[str, Any]], split: str, name: str) -> Curve:
 
 
 def thinned(whole: Curve, limit: int) -> Curve:
-    """A Curve of at most `limit` steps: means of neighbors, at the step of the last of them.
+    """Reduces a Curve to at most `limit` steps by means over neighbors, at the last one's step.
 
-    A mean by class is over those neighbors in which the class is known.
+    Means by class leave out NaN.
     """
     total = len(whole.steps)
     if total <= limit:
@@ -51,18 +51,18 @@ def thinned(whole: Curve, limit: int) -> Curve:
 
 
 class Band(NamedTuple):
-    """Several runs' curve of one quantity, where all of them know it."""
+    """Mean and standard deviation of a quantity over runs, at the steps that all of them have."""
 
     steps: np.ndarray  # int [T]
     mean: np.ndarray  # float [T]
-    deviation: np.ndarray | None  # float [T], the sample's (n − 1); None of a single run
+    deviation: np.ndarray | None  # float [T], with n − 1; None for a single run
     count: int  # runs
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """The mean and the standard deviation over runs, at the steps that all of them have.
+    """Computes mean and standard deviation over runs, at the steps that all of them have.
 
-    A run that has no step at all is left out.
+    Runs without any step are left out.
     """
     curves = [one for one in curves if len(one.steps)]
     if not curves:
@@ -76,21 +76,21 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 def confusion_matrix(truths: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many images of class i (row) were taken for class j (column): int [K, K].
+    """Counts the images of class i (row) with the predicted class j (column): int [K, K].
 
     Args:
-      truths: integers [N]; −1, where the class is not known, counts nowhere.
+      truths: integers [N]; images of unknown class, −1, are left out.
       predicted: integers [N] in 0..K−1.
       num_classes: K.
     """
     known = truths >= 0
-    if not known.any():  # scikit-learn refuses classes without an image
+    if not known.any():  # scikit-learn raises an error for no images
         return np.zeros((num_classes, num_classes), int)
     return metrics.confusion_matrix(truths[known], predicted[known], labels=range(num_classes))
 
 
 def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
-    """The largest entries off the diagonal: at most `count` (truth, prediction, images > 0)."""
+    """Finds the `count` largest positive entries off the diagonal: (truth, prediction, images)."""
     off = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     largest = np.argsort(-off, axis=None, kind="stable")[:count]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(largest, off.shape), strict=True)]
@@ -98,35 +98,35 @@ def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
 
 
 def confident_mistakes(probabilities: np.ndarray, truths: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the wrong predictions with the highest probability, that one first.
+    """Finds the wrong predictions with the highest probabilities, the highest first.
 
     Args:
       probabilities: float [N, K].
-      truths: integers [N]; −1, where the class is not known, is no mistake.
-      count: at most so many.
+      truths: integers [N]; images of unknown class, −1, are left out.
+      count: maximum number of positions.
 
     Returns:
-      int [n].
+      Positions, int [n].
     """
     wrong = np.flatnonzero((truths >= 0) & (probabilities.argmax(axis=1) != truths))
     return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")[:count]]
 
 
 class Plane(NamedTuple):
-    """The two directions in which points vary most."""
+    """The two directions of largest variance (principal components)."""
 
     mean: np.ndarray  # float [D]
     axes: np.ndarray  # float [D, 2], orthonormal; their largest components are positive
     shares: np.ndarray  # float [2], of the variance
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """[n, D] -> [n, 2]."""
+        """Projects points [n, D] to the plane: [n, 2]."""
         return (points - self.mean) @ self.axes
 
 
 def principal_plane(features: np.ndarray) -> Plane:
-    """Principal component analysis to two dimensions, of features [N, D] with N and D ≥ 2."""
-    with np.errstate(invalid="ignore"):  # the shares of features that do not vary, as 0 / 0
+    """Finds the first two principal components of features [N, D]; N and D are at least 2."""
+    with np.errstate(invalid="ignore"):  # constant features give shares 0 / 0
         fitted = decomposition.PCA(2, svd_solver="full").fit(np.float64(features))
     total = max(np.float64(features).var(axis=0, ddof=1).sum(), np.finfo(float).tiny)
     return Plane(fitted.mean_, fitted.components_.T, fitted.explained_variance_ / total)

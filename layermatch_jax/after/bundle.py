@@ -1,7 +1,7 @@
-"""A model as one file to carry away: its arrays as safetensors, all else as JSON in the metadata.
+"""Bundles: a model in one safetensors file, with everything but the arrays in its metadata.
 
-The metadata have one entry, `layermatch`: the card of the model (`model.card`) with `format` (the
-version of this form) and `sha256` (`model.fingerprint`). Other programs can read the arrays, too.
+The metadata have one entry, `layermatch`: JSON of the model's card (`model.card`), `format` (the
+version of the format) and `sha256` (`model.fingerprint`). Other programs can read the arrays, too.
 """
 
 import json
@@ -18,23 +18,23 @@ from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 
 ENDING = ".layermatch"
-FORMAT = 1  # to be raised when earlier programs would misread what is written
+FORMAT = 1  # raise it when earlier programs would misread the new files
 _ENTRY = "layermatch"
-_HEAD = 64  # bytes, of which a safetensors file that has metadata says so
+_HEAD = 64  # bytes at the start; they contain `__metadata__` if the file has metadata
 
 
 def write(model: Model, path: str) -> None:
-    """Writes the bundle of a model, whole or not at all.
+    """Writes a model as a bundle; an interruption leaves no partial file.
 
-    The same model makes the same bytes. A bundle of it that is there already stays.
+    The same model gives the same bytes. If the file already holds this model, it stays.
 
     Raises:
-      InputError: the path cannot be a bundle's, or holds something else.
+      InputError: the path does not end with .layermatch, cannot be written, or is another file.
     """
     place = epath.Path(path).expanduser()
     said = f"--out={path}"
     if place.suffix != ENDING:
-        raise InputError(f"{said}: the name of a bundle ends with {ENDING}, as in flowers{ENDING}")
+        raise InputError(f"{said}: the name must end with {ENDING}, such as flowers{ENDING}")
     files.check_place(str(place), said)
     header = {"format": FORMAT, "sha256": model_lib.fingerprint(model), **model_lib.card(model)}
     content = safetensors.numpy.save(
@@ -43,18 +43,18 @@ def write(model: Model, path: str) -> None:
     if place.exists():
         if place.read_bytes() == content:
             return
-        raise InputError(f"{said} is there already, and is not this model. Take another name")
+        raise InputError(f"{said} already exists and is not this model. Choose another name")
     files.write_bytes(place, content)
 
 
 def read(path: str) -> Model:
-    """The model in a bundle.
+    """Reads the model from a bundle.
 
     Raises:
-      InputError: the file is no bundle, is cut off or damaged, or is of a later version.
+      InputError: the file is not a bundle, is incomplete or damaged, or has a later format.
     """
     path = os.path.expanduser(path)
-    again = "Copy it again, or write it anew: --mode=export --format=bundle"
+    again = "Copy it again, or write a new one: --mode=export --format=bundle"
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
@@ -63,20 +63,20 @@ def read(path: str) -> Model:
         with open(path, "rb") as file:
             begun = b"__metadata__" in file.read(_HEAD)
         if begun:
-            raise InputError(f"{path} is a bundle that is cut off or damaged. {again}") from error
+            raise InputError(f"The bundle {path} is incomplete or damaged. {again}") from error
         metadata = {}
     if _ENTRY not in metadata:
         raise InputError(
-            f"{path} is no bundle. Give the folder of a run, or a file that "
-            "--mode=export --format=bundle wrote"
+            f"{path} is not a bundle. Use the folder of a run, or a file from "
+            "--mode=export --format=bundle"
         )
     try:
         header = json.loads(metadata[_ENTRY])
         version, expected = header.pop("format"), header.pop("sha256")
         if version > FORMAT:
             raise InputError(
-                f"{path} is a bundle of format {version}; this version of layermatch_jax reads "
-                f"those up to format {FORMAT}. Take a later version"
+                f"The bundle {path} has format {version}, but this version of layermatch_jax only "
+                f"reads formats up to {FORMAT}. Install a later version"
             )
         model = Model(
             **{name: tuple(x) if isinstance(x, list) else x for name, x in header.items()},
@@ -86,5 +86,5 @@ def read(path: str) -> Model:
     except (ValueError, TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
-        raise InputError(f"{path} is a bundle that is damaged. {again}")
+        raise InputError(f"The bundle {path} is damaged. {again}")
     return model

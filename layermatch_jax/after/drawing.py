@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which is optional: without it `figure` raises an InputError."""
+"""Figures with matplotlib, which is optional: without it `figure` raises an InputError."""
 
 import sys
 from collections.abc import Callable
@@ -15,14 +15,14 @@ BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure, which no window shows and no pyplot state knows.
+    """Creates an empty matplotlib Figure without a window and without pyplot's state.
 
     Args:
       width: inches.
       height: inches.
 
     Raises:
-      InputError: matplotlib is not installed; says how to get it.
+      InputError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -32,11 +32,11 @@ def figure(width: float, height: float) -> Any:
 
 
 def save(draw: Callable[[], Any], path: epath.Path) -> None:
-    """Writes a Figure as a PNG; without matplotlib it says in a line what is missing.
+    """Writes a Figure as a PNG file; if matplotlib is missing, prints a message instead.
 
     Args:
       draw: () -> the Figure.
-      path: of the file.
+      path: path of the file.
     """
     try:
         chart = draw()
@@ -50,17 +50,17 @@ def save(draw: Callable[[], Any], path: epath.Path) -> None:
 def comparison(
     scores: dict[str, dict[int, float]], baseline: str, quantity: str, title: str = ""
 ) -> Any:
-    """Rows against a number, a point for each seed, and against the difference to a baseline.
+    """Draws scores by row, and their differences to a baseline, with a point for each seed.
 
     Args:
-      scores: by row and seed; a seed that a row lacks is left out.
-      baseline: a row.
-      quantity: what the numbers are, with their unit.
-      title: of the figure.
+      scores: {row: {seed: score}}; rows may lack seeds.
+      baseline: the row to compare with.
+      quantity: name and unit of the scores.
+      title: title of the figure.
 
     Returns:
-      A Figure: numbers with mean ± standard deviation beside paired differences, those of one seed,
-      with mean ± standard error.
+      A Figure. On the left, scores with mean ± standard deviation; on the right, differences
+      between scores of the same seed, with mean ± standard error.
     """
     chart = figure(9, 1.4 + 0.36 * len(scores))
     left, right = chart.subplots(1, 2, sharey=True)
@@ -74,7 +74,9 @@ def comparison(
     left.set_yticks(positions, list(scores))
     left.invert_yaxis()
     left.set_xlabel(f"{quantity}\npoints: seeds; bar: mean ± standard deviation")
-    right.set_xlabel(f"difference to {baseline}, points\nof each seed; bar: mean ± standard error")
+    right.set_xlabel(
+        f"difference to {baseline}, percentage points\npoints: seeds; bar: mean ± standard error"
+    )
     right.axvline(0, color=GRAY, linewidth=1)
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")
@@ -86,7 +88,7 @@ def comparison(
 
 
 def _points(axes, position: int, values: list[float], mean: statistics.Mean, color: str):
-    """Seeds as light points above the mean and its spread."""
+    """Draws the seeds as light points, and below them the mean with its spread."""
     if not values:
         return
     axes.plot(values, [position - 0.14] * len(values), "o", color=color, alpha=0.4, markersize=4)
@@ -102,26 +104,26 @@ def _points(axes, position: int, values: list[float], mean: statistics.Mean, col
 
 
 class Panel(NamedTuple):
-    """A quantity for rows and columns of a map; NaN where there is none."""
+    """A quantity for each row and column of a map; NaN: not known, the cell stays empty."""
 
     title: str
     values: np.ndarray  # [rows, columns]
     low: np.ndarray  # [rows, columns], ends of the interval
     high: np.ndarray
-    colors: str  # matplotlib's name
-    least: float | None  # of the colors; None for both = a logarithmic scale of what there is
+    colors: str  # name of a matplotlib colormap
+    least: float | None  # of the color scale; both None = a logarithmic scale
     most: float | None
 
 
 def maps(panels: list[Panel], rows: list[str], columns: list[str], along: str, title: str) -> Any:
-    """Maps of the same rows and columns, two in a line, with their numbers in them.
+    """Draws maps of the same rows and columns, two side by side, with values and intervals.
 
     Args:
-      panels: what to draw.
-      rows: names, from the top.
-      columns: names, from the left.
-      along: what the columns are.
-      title: of the figure.
+      panels: the maps.
+      rows: names of the rows, from the top.
+      columns: names of the columns, from the left.
+      along: label of the horizontal axis.
+      title: title of the figure.
     """
     lines = -(-len(panels) // 2)
     width, height = max(0.95 * len(columns), 1.9), 0.36 * len(rows)

@@ -1,7 +1,7 @@
-"""Pictures of runs: arrays in, a matplotlib Figure out, for reports and notebooks.
+"""Figures of runs for reports and notebooks: functions of arrays that return a matplotlib Figure.
 
-Nothing is read or written here, and no state of pyplot is touched. Without matplotlib, which
-training does not need, every function raises an InputError.
+They read and write no files and do not change pyplot's state. Without matplotlib, which training
+does not need, every function raises an InputError.
 """
 
 import io
@@ -13,11 +13,11 @@ import numpy as np
 from layermatch_jax.after import style
 from layermatch_jax.after.drawing import GRAY
 
-_WIDTH = 84  # characters of a legend's line
+_WIDTH = 84  # characters in a line of a legend
 
 
 class Series(NamedTuple):
-    """A line of a picture, and what lies around it."""
+    """A line of a figure, and optionally a band around it."""
 
     label: str
     steps: np.ndarray  # [T]
@@ -27,20 +27,21 @@ class Series(NamedTuple):
 
 
 def png(figure) -> bytes:
-    """A Figure as the bytes of a PNG file."""
+    """Converts a Figure to the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
     return file.getvalue()
 
 
 def draw_curves(series: Sequence[Series], title: str, unit: str, *, percent: bool = False):
-    """Lines over training steps.
+    """Draws lines over training steps.
 
     Args:
-      series: what to draw, each in the look of its place; those without a step are left out.
-      title: what is drawn.
-      unit: of the values, for the axis.
-      percent: the values are fractions, to be shown in %.
+      series: the lines. Color and line style depend on the position in this list; series without a
+        step are left out.
+      title: title of the figure.
+      unit: label of the vertical axis.
+      percent: whether the values are fractions that the axis shows in %.
 
     Returns:
       A Figure.
@@ -82,15 +83,15 @@ def draw_curves(series: Sequence[Series], title: str, unit: str, *, percent: boo
 
 
 def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
-    """Pseudo-labels of each class over training, beside what is there of it.
+    """Draws, for each class, used pseudo-labels and images of the class over training.
 
-    Few classes have a panel each; of many, a map shows the ratio.
+    Few classes get a panel each; for many classes, a map shows the ratio.
 
     Args:
-      steps: [T], the last one of each window.
-      pseudo_labels: [T, K], rows a step.
-      truths: [T, K], rows a step.
-      names: of the K classes.
+      steps: [T], the last step of each window.
+      pseudo_labels: [T, K], used pseudo-labels per step.
+      truths: [T, K], images of the class per step.
+      names: names of the K classes.
 
     Returns:
       A Figure.
@@ -123,9 +124,9 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
                 axes.plot(steps, values[:, k], color=color, marker=style.marker(steps), label=label)
             axes.set_title(style.shortened(names[k], 16))
             style.step_axis(axes.xaxis)
-        grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # all share them
+        grid[0, 0].set(xlim=(0, None), ylim=(0, None))  # the panels share the axes
         figure.supxlabel("training step", fontsize=9)
-        figure.supylabel("rows a step", fontsize=9)
+        figure.supylabel("images per step", fontsize=9)
         lines, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside upper right", ncols=2)
     return figure
@@ -134,17 +135,17 @@ def class_counts(steps, pseudo_labels, truths, names: Sequence[str]):
 def class_map(
     steps, values, names: Sequence[str], title: str, unit: str, *, limits, ticks=None, colors=None
 ):
-    """A quantity by class over training, as colors.
+    """Draws a quantity by class over training as a color map.
 
     Args:
-      steps: [T], the last one of each window; T > 0.
-      values: [T, K]; NaN, where it is not known, is gray.
-      names: of the K classes.
-      title: what is drawn.
-      unit: of the values.
-      limits: (lowest, highest) value that has a color of its own.
-      ticks: {value: what is written beside its color}; None where fractions are shown in %.
-      colors: name of a color map; None for viridis.
+      steps: [T], the last step of each window; T > 0.
+      values: [T, K]; NaN (not known) is gray.
+      names: names of the K classes.
+      title: title of the figure.
+      unit: label of the color bar.
+      limits: (lowest, highest) value of the color scale; values beyond are clipped.
+      ticks: {value: label on the color bar}; None: the values are fractions, shown in %.
+      colors: name of a matplotlib colormap; None for viridis.
 
     Returns:
       A Figure.

@@ -1,4 +1,4 @@
-"""A trained model by itself: what prediction needs of a run, and the pure function that it is."""
+"""A trained model without its run: all data that prediction needs, and the pure function."""
 
 import hashlib
 import json
@@ -16,31 +16,31 @@ from layermatch_jax.method import backprop, linear_head
 
 
 class Model(NamedTuple):
-    """A model that needs neither its run nor the run's data."""
+    """A trained model; predictions with it need neither the run nor the training data."""
 
     class_names: tuple[str, ...]  # K of them
-    mean: tuple[float, ...]  # of the training images' channels, white is 1
+    mean: tuple[float, ...]  # of the channels of the training images; white is 1
     std: tuple[float, ...]
     stored_size: int  # side to which an image's central square is resized, pixels
-    image_size: int  # side of the middle of that, which the network sees
-    alpha: str  # of decoding.decode
+    image_size: int  # side of the center crop that the network gets, pixels
+    alpha: str  # see decoding.decode
     backbone: dict[str, Any]  # the settings config.model
     batch_size: int  # of the run's evaluations
-    about: dict[str, Any]  # where it comes from, for people: see `trained.of_run`
-    # {'backbone': parameters, 'batch_stats': …, 'classifier': {'kernel' [D, K], 'bias' [K]}}, of
+    about: dict[str, Any]  # its origin, for people: see `trained.of_run`
+    # {'backbone': parameters, 'batch_stats': …, 'classifier': {'kernel' [D, K], 'bias' [K]}}:
     # float32 NumPy arrays
     variables: dict[str, Any]
 
 
 class Outputs(NamedTuple):
-    """Of n images, in their order."""
+    """Features and probabilities of n images, in their order."""
 
-    features: jax.Array  # float32 [n, D], what the classifier sees
+    features: jax.Array  # float32 [n, D], the input of the classifier
     probabilities: jax.Array  # float32 [n, K]
 
 
 class Predictor(NamedTuple):
-    """A pure function, equal to another one where the two compute the same."""
+    """The pure function of a model; two of them are equal if they compute the same function."""
 
     backbone: nn.Module
     mean: tuple[float, ...]
@@ -50,11 +50,11 @@ class Predictor(NamedTuple):
         """Applies the model as the evaluation of its run does.
 
         Args:
-          variables: as `Model.variables`.
+          variables: see `Model.variables`.
           images: uint8 [n, S, S, 3], S = `Model.image_size`.
 
         Returns:
-          Outputs of all n images; each depends on its own image alone.
+          Outputs of all n images; each row depends only on its own image.
         """
         normalized = backprop.normalize(images, self.mean, self.std)
         of_backbone = {
@@ -67,10 +67,10 @@ class Predictor(NamedTuple):
 
 
 def predictor(model: Model) -> Predictor:
-    """The function (variables, uint8 images) -> Outputs of a model.
+    """Creates a model's function (variables, uint8 images) -> Outputs.
 
     Raises:
-      InputError: this version has no such backbone.
+      InputError: this version does not have the model's backbone.
     """
     settings = config_lib.base().model.to_dict() | model.backbone
     backbone = models.create_model(ml_collections.ConfigDict(settings))
@@ -78,18 +78,18 @@ def predictor(model: Model) -> Predictor:
 
 
 def card(model: Model) -> dict[str, Any]:
-    """All of a model but its arrays, for JSON."""
+    """Returns all fields of a model except its arrays, for JSON."""
     return {name: value for name, value in model._asdict().items() if name != "variables"}
 
 
 def flat(variables: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays by their paths, such as 'classifier/kernel', in the order of these."""
+    """Returns the arrays by path, such as 'classifier/kernel', sorted by path."""
     arrays = traverse_util.flatten_dict(variables, sep="/")
     return {path: np.ascontiguousarray(arrays[path]) for path in sorted(arrays)}
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 in hex of all that a prediction depends on."""
+    """Computes the SHA-256, in hex, of everything that a prediction depends on."""
     computed_with = card(model)
     for name in ("batch_size", "about"):
         computed_with.pop(name)

@@ -1,4 +1,4 @@
-"""Figures of what a model says of images, by matplotlib."""
+"""Figures of a model's predictions, images and features, with matplotlib."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from layermatch_jax.after import style
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]):
-    """A confusion matrix, each row in % of its class.
+    """Draws a confusion matrix, each row in % of its class.
 
     Args:
-      matrix: integers [K, K], rows by truth, columns by prediction.
-      names: of the K classes.
+      matrix: integers [K, K], rows by true class, columns by predicted class.
+      names: names of the K classes.
 
     Returns:
-      A Figure; with numbers where the classes are few.
+      A Figure. With at most 20 classes, the cells show numbers.
     """
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
@@ -23,7 +23,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
     with style.styled_figure(side + 0.9, side) as figure:
         from matplotlib import colors, ticker
 
-        # Of many classes, most entries are a few percent: they must be seen.
+        # With many classes, most entries are a few percent; the power makes them visible.
         norm = colors.Normalize(0, 1) if count <= style.WRITTEN else colors.PowerNorm(0.5, 0, 1)
         axes = figure.subplots()
         image = axes.imshow(share, norm=norm, cmap="Blues")
@@ -48,12 +48,12 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
 
 
 def draw_images(pixels, titles: Sequence[Sequence[str]], rows: Sequence[str] = ()):
-    """A grid of images.
+    """Draws a grid of images.
 
     Args:
-      pixels: uint8 [R][C] of [H, W, 3]; a row may be shorter than the first one.
-      titles: [R][C], written above each; lines that are too long are cut.
-      rows: [R], written on the left; () for nothing.
+      pixels: [R][C] images, uint8 [H, W, 3]; a row may be shorter than the first.
+      titles: [R][C], the text above each image; long lines are shortened.
+      rows: [R], the text on the left of each row; () for none.
 
     Returns:
       A Figure.
@@ -61,7 +61,7 @@ def draw_images(pixels, titles: Sequence[Sequence[str]], rows: Sequence[str] = (
     columns, width = len(pixels[0]), 1.15
     lines = max(title.count("\n") + 1 for row in titles for title in row)
     any_title = any(title for row in titles for title in row)
-    coarse = pixels[0][0].shape[0] > 64  # photographs: at full resolution, megabytes
+    coarse = pixels[0][0].shape[0] > 64  # at full resolution, photographs would take megabytes
     height = width + (0.17 * lines if any_title else 0)
     with style.styled_figure(
         width * columns + (0.5 if rows else 0), height * len(pixels)
@@ -91,15 +91,16 @@ def feature_map(
     centers: np.ndarray | None = None,
     wrong: np.ndarray | None = None,
 ):
-    """Features in the plane in which they vary most.
+    """Draws features in the plane of their first two principal components.
 
     Args:
-      points: [N, 2].
+      points: [N, 2], projected features.
       labels: integers [N], true classes.
-      names: of the K classes.
-      shares: [2], of the variance along the axes.
-      centers: [K, 2], NaN for a class without; None for none.
-      wrong: bool [N], predictions that are wrong. Of many classes, this is what is colored.
+      names: names of the K classes.
+      shares: [2], share of the variance along each axis.
+      centers: [K, 2], NaN for a class without center; None for no centers.
+      wrong: bool [N], whether the prediction is wrong. With more than 20 classes, colors show this
+        instead of the classes.
 
     Returns:
       A Figure.
@@ -146,7 +147,7 @@ def feature_map(
                     )  # fmt: skip
         axes.set(
             xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
-            ylabel=f"second ({shares[1]:.0%})",
+            ylabel=f"second principal component ({shares[1]:.0%})",
         )
         legend = figure.legend(loc="outside right center")
         for handle in legend.legend_handles:

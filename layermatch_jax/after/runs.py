@@ -1,4 +1,4 @@
-"""A run that was made before, opened to be looked at. Only `read_data` needs its data."""
+"""Opens existing runs for reading. Only `read_data` needs the run's data set."""
 
 from typing import Any, NamedTuple
 
@@ -18,39 +18,39 @@ from layermatch_jax.runtime import workdir as workdir_lib
 
 
 class Run(NamedTuple):
-    """What a run's folder says of its settings, its classes, its parameters and its result."""
+    """The settings, classes, state and result of a run, from its folder."""
 
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
-    statistics: tuple  # of sources.channel_statistics
-    state: state.TrainState  # of NumPy arrays, for functions of one device (no axis_name)
-    result: dict[str, Any] | None  # of result.json; None if the run is not finished
-    weights: dict[str, Any]  # of weights.json; {} if the run started from random ones
+    statistics: tuple  # (mean, standard deviation) from sources.channel_statistics
+    state: state.TrainState  # NumPy arrays, for functions without a device axis (axis_name)
+    result: dict[str, Any] | None  # from result.json; None if the run is not finished
+    weights: dict[str, Any]  # from weights.json; {} if the run started from random weights
 
     @property
     def step(self) -> int:
-        """How many updates the state has seen."""
+        """The number of training steps behind the state."""
         return int(self.state.step)
 
 
 def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
-    """Opens the run in a folder; changes nothing there, and needs nothing else.
+    """Reads a run from its folder, without changes there.
 
-    A run of a version that kept no data.json is opened by its data, which must be there.
+    Only a run of an earlier version, without data.json, also needs its data set.
 
     Args:
-      workdir: the run's folder (local or gs://); the run may be under way.
-      step: of which checkpoint; None = of the newest that is whole.
-      data_dir: where the data set is now; '' = where the run had it.
+      workdir: the run's folder (local or gs://); the run may still be going on.
+      step: step of the checkpoint; None = the newest complete checkpoint.
+      data_dir: present location of the data set; '' = the location in the run's config.
 
     Raises:
-      InputError: no run, or no such checkpoint.
+      InputError: the folder has no run or no such checkpoint.
     """
     folder = epath.Path(workdir).expanduser()
     config = read_config(folder, data_dir)
     kept = description.read(folder)
     if kept is None:
-        said = "%s holds no %s, which earlier versions did not write: the run's data are read."
+        said = "%s has no %s (earlier versions did not write it), so the run's data set is read."
         logging.warning(said, folder, description.FILE)
         kept = read_data(folder, config).description
     names = tuple(kept["class_names"])
@@ -61,7 +61,7 @@ def read(workdir: str, step: int | None = None, data_dir: str = "") -> Run:
 
 
 def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.ConfigDict:
-    """The config of a run, with its data where they are now."""
+    """Reads the config of a run; `data_dir`, if not '', replaces dataset.data_dir."""
     config = workdir_lib.read_config(folder)
     if data_dir:
         config.dataset.data_dir = data_dir
@@ -69,10 +69,10 @@ def read_config(folder: epath.Path, data_dir: str = "") -> ml_collections.Config
 
 
 def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> setup.Data:
-    """The images of a run, found to be those that it had; with the statistics that it kept.
+    """Loads the data set of a run, and checks that it is unchanged; uses the run's statistics.
 
     Raises:
-      InputError: no data, or other data than the run had.
+      InputError: the data set is missing, or differs from the run's.
     """
     kept = description.read(folder)
     data = setup.load(config, kept and description.statistics(kept))
@@ -82,7 +82,7 @@ def read_data(folder: epath.Path, config: ml_collections.ConfigDict) -> setup.Da
 
 
 def read_class_names(folder: epath.Path) -> tuple[str, ...] | None:
-    """The names of a run's classes, for which its data are not needed; None if it kept none."""
+    """Reads the class names of a run from data.json; None if that file is missing."""
     kept = description.read(folder)
     return kept and tuple(kept["class_names"])
 
@@ -93,19 +93,19 @@ def read_state(
     num_classes: int,
     step: int | None = None,
 ) -> state.TrainState:
-    """A saved state of a run; raises as `read` does."""
+    """Reads a saved state of a run; raises the errors of `read`."""
     split = workdir_lib.read_split(folder)
     if not {"class_counts", "num_unlabeled"} <= split.keys():
         path = folder / workdir_lib.SPLIT
         raise InputError(
-            f"{path} is missing or lacks how many images there are, which the saved state depends "
-            "on. Bring it back from a backup, or let the command of the run write it anew"
+            f"{path} is missing or lacks the numbers of images, which are needed to read the saved "
+            "state. Restore it from a backup, or start the run's command, which writes it"
         )
     initial = state.initializer(
         config,
         num_classes=num_classes,
         num_unlabeled=split["num_unlabeled"],
-        # The labels themselves are in the state; these have the same shape.
+        # Only the number of labels matters here; the state has the labels themselves.
         labels=np.repeat(np.arange(num_classes, dtype=np.int32), split["class_counts"]),
     )
     return checkpoint.read_state(folder, jax.eval_shape(initial), step)

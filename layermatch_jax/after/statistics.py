@@ -1,4 +1,4 @@
-"""Means over runs, and how sure they are: every table and picture takes them from here."""
+"""Means over runs with their spreads, for all tables and figures."""
 
 import statistics
 from collections.abc import Hashable, Iterable, Mapping
@@ -6,21 +6,21 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """A mean of what is known and its spread."""
+    """The mean of the known values, and its spread."""
 
-    value: float | None  # None: nothing is known
+    value: float | None  # None if no value is known
     spread: float | None  # None with fewer than two values
     count: int  # of known values
 
     def text(self, form: str = ".1f") -> str:
-        """'mean ± spread', with one decimal place of the spread; '' if nothing is known."""
+        """Formats 'mean ± spread', the spread with one decimal place; '' if no value is known."""
         if self.value is None:
             return ""
         return f"{self.value:{form}}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
 
 
 def mean(values: Iterable[float | None]) -> Mean:
-    """The mean ± the sample's standard deviation (n − 1); None among the values is left out."""
+    """Computes the mean and the standard deviation (n − 1) of the values that are not None."""
     known = [value for value in values if value is not None]
     return Mean(
         statistics.fmean(known) if known else None,
@@ -32,12 +32,12 @@ def mean(values: Iterable[float | None]) -> Mean:
 def mean_difference(
     scores: Mapping[Hashable, float | None], baseline: Mapping[Hashable, float | None]
 ) -> Mean:
-    """The mean of the paired differences ± its standard error, the deviation / √n.
+    """Computes the mean of paired differences and its standard error: standard deviation / √n.
 
     Args:
-      scores: by pair, such as a seed.
-      baseline: what is subtracted, by the same pairs. A pair that one of the two lacks, or of which
-        one is None, is left out.
+      scores: {pair, such as a seed: score}.
+      baseline: scores to subtract, by the same pairs. A pair with a missing score, or None, is left
+        out.
     """
     difference = mean(differences(scores, baseline))
     error = None if difference.spread is None else difference.spread / difference.count**0.5
@@ -47,6 +47,6 @@ def mean_difference(
 def differences(
     scores: Mapping[Hashable, float | None], baseline: Mapping[Hashable, float | None]
 ) -> list[float]:
-    """`scores` − `baseline` of each pair that is known in both, in the order of `scores`."""
+    """Computes `scores` − `baseline` for each pair known in both, in the order of `scores`."""
     pairs = ((score, baseline.get(pair)) for pair, score in scores.items())
     return [score - other for score, other in pairs if score is not None and other is not None]

@@ -1,4 +1,4 @@
-"""What the figures of reports share: colors, axes, names that fit."""
+"""Style of the reports' figures: colors, axes, shortened names."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ import numpy as np
 from layermatch_jax.after import drawing
 from layermatch_jax.after.drawing import BLUE, GREEN, ORANGE, RED
 
-# Okabe and Ito's seven, the pale yellow left out.
+# The palette of Okabe and Ito without the pale yellow.
 COLORS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000")
-# Not by color alone, and what lies below a broken line is seen. With the colors: 21 series.
+# Lines also differ in style; gaps show lines below. With the colors, 21 series differ.
 LINES = ("-", (0, (6, 1.5)), (0, (2, 1)))
 MARKERS = "o^sDvP"
-WRITTEN = 20  # classes whose confusion matrix has numbers in it
-NAMED = 30  # classes whose names fit on an axis
-SEPARATE = 12  # classes that are drawn in a panel each
-FEW = 40  # points of a curve that are marked one by one
+WRITTEN = 20  # up to this number of classes, a confusion matrix shows numbers
+NAMED = 30  # up to this number of classes, an axis shows their names
+SEPARATE = 12  # up to this number of classes, each has its own panel
+FEW = 40  # up to this number of points, a curve has markers
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -28,17 +28,17 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "image.interpolation": "nearest",
-    "text.parse_math": False,  # a class may be called $1_bill
+    "text.parse_math": False,  # class names may contain $
 }
 
 
 @contextlib.contextmanager
 def styled_figure(width: float, height: float) -> Iterator:
-    """A Figure of so many inches; what is drawn meanwhile has the style of them all.
+    """Yields a Figure of this size in inches; drawing within the context uses STYLE.
 
-    What else is needed of matplotlib is imported within, after it was found to be there.
+    Import other parts of matplotlib inside the context, where matplotlib is known to be installed.
     """
-    drawing.figure(width, height)  # raises where there is no matplotlib
+    drawing.figure(width, height)  # raises if matplotlib is not installed
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -46,7 +46,7 @@ def styled_figure(width: float, height: float) -> Iterator:
 
 
 def step_axis(axis) -> None:
-    """Whole numbers, the large ones as 200k."""
+    """Labels an axis with whole numbers; large ones as 200k."""
     from matplotlib import ticker
 
     axis.set_major_locator(ticker.MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
@@ -54,12 +54,12 @@ def step_axis(axis) -> None:
 
 
 def marker(steps) -> str | None:
-    """Few points are marked one by one; a single one would not be seen otherwise."""
+    """Returns a marker for curves of few points, because a single point has no line; else None."""
     return "." if len(steps) <= FEW else None
 
 
 def name_axis(axis, names: Sequence[str], label: str) -> None:
-    """Class names where they fit; else numbers."""
+    """Labels an axis with class names if they fit, else with numbers."""
     if len(names) <= NAMED:
         axis.set_ticks(np.arange(len(names)), labels=[shortened(name, 16) for name in names])
         axis.set_label_text(label)
@@ -68,6 +68,6 @@ def name_axis(axis, names: Sequence[str], label: str) -> None:
 
 
 def shortened(text: str, length: int) -> str:
-    """Cut in its middle: class names differ at either end."""
+    """Shortens a text in its middle, because class names may differ at either end."""
     tail = (length - 1) // 2
     return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"

@@ -1,4 +1,4 @@
-"""The model of a run, from the run's folder or from its bundle."""
+"""Reads the model of a run from the run's folder or from a bundle."""
 
 from etils import epath
 
@@ -9,36 +9,36 @@ from layermatch_jax.errors import InputError
 
 
 def read(place: str, data_dir: str = "") -> Model:
-    """The model of a run, by its averaged parameters, which results are of.
+    """Reads the model of a run, with its averaged (EMA) parameters.
 
     Args:
       place: the run's folder (local or gs://), or a bundle.
-      data_dir: of `runs.read`, which only a run of an earlier version needs.
+      data_dir: see `runs.read`; only a run of an earlier version needs it.
 
     Raises:
-      InputError: there is neither, or it cannot be used.
+      InputError: `place` is neither a run nor a bundle, or cannot be read.
     """
     path = epath.Path(place).expanduser()
     if path.is_file():
         return bundle.read(str(path))
     if not path.exists():
         raise InputError(
-            f"--workdir={place}: there is no such folder or file. Give the folder of a run, or a "
-            "bundle of it (--mode=export --format=bundle)"
+            f"--workdir={place}: there is no such folder or file. Use the folder of a run, or a "
+            "bundle (from --mode=export --format=bundle)"
         )
     return of_run(runs.read(place, data_dir=data_dir))
 
 
 def of_run(run: runs.Run, ema: bool = True) -> Model:
-    """The model of an opened run.
+    """Makes the Model of a run.
 
-    Its `about` has step and train_steps (int), method and data_set (str), result (what result.json
-    holds; None of a run that is not finished), weights (what training began from: source, and
-    license where the source has one) and layermatch_jax (str, the version that wrote it down).
+    Its `about` has step and train_steps (int), method and data_set (str), result (the content of
+    result.json; None if the run is not finished), weights (the initial weights: source, and license
+    or None) and layermatch_jax (str, the version of this package).
 
     Args:
-      run: of `runs.read`.
-      ema: whether by the averaged parameters, or by the raw ones.
+      run: the run, from `runs.read`.
+      ema: whether to use the averaged (EMA) parameters; else the raw ones.
     """
     config, params = run.config, run.state.ema_params if ema else run.state.params
     return Model(
@@ -71,7 +71,7 @@ def of_run(run: runs.Run, ema: bool = True) -> Model:
 
 
 def introduced(model: Model) -> str:
-    """A line that says which model it is."""
+    """Describes a model in one line, for the user."""
     about = model.about
     of = f"step {about['step']:,} of {about['train_steps']:,}"
     if about["step"] < about["train_steps"]:

@@ -1,1 +1,1 @@
-"""Images and labels: where they come from, how they are split, drawn and augmented."""
+"""Images and labels: reading, splitting, sampling and augmenting them."""

@@ -1,7 +1,7 @@
-"""data.json: what the data set of a run was, and whether it is still the same.
+"""data.json: a description of a run's data set, and the check that the data set is unchanged.
 
-A run is a function of its data. Where a class was renamed or images were replaced, a model's
-outputs would be given wrong names and training would go on with mixed classes, without an error.
+Without the check, a renamed class or replaced images would cause no error: predictions would get
+wrong class names, and a resumed run would train on mixed classes.
 """
 
 import hashlib
@@ -19,31 +19,32 @@ from layermatch_jax.runtime import files
 from layermatch_jax.runtime import workdir as workdir_lib
 
 FILE = workdir_lib.DATA
-_CONTENTS = 256  # images of a part whose content is compared, evenly spaced
+_CONTENTS = 256  # images of each part, evenly spaced, whose content is hashed
 _SHOWN = 5  # class names in a message
 
 
 def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str, Any]:
-    """What is kept of a data set.
+    """Describes a data set for data.json.
 
-    Nothing in it depends on where the data lie, so they may be moved.
+    The description does not depend on the location of the data, so the data may be moved.
 
     Args:
       source: the data set.
       dataset: config.dataset. Read: name, stored_size and evaluate_on.
-      statistics: of `channel_statistics`.
+      statistics: (mean, standard deviation) from `channel_statistics`.
 
     Returns:
       A dictionary for JSON: data_set (str), class_names (list of str), channel_mean and channel_std
-      (three floats each, white is 1), stored_size (pixels), and train, unlabeled and test: None
-      where there is no such part (or no test image is used: evaluate_on='validation'), else
-      images (int, how many), and three SHA-256 in hex: labels_sha256 (int32, little-endian),
-      names_sha256 (paths below the set's root and sizes in bytes of all files; null where images
-      are no files) and content_sha256 (of at most 256 evenly spaced images: the bytes of their
-      files, or else their stored pixels).
+      (three floats each, white is 1), stored_size (pixels), and train, unlabeled and test. Each of
+      these three is None if the data set has no such part (test also with
+      evaluate_on='validation'), else a dictionary: images (int, their number) and three SHA-256 in
+      hex. labels_sha256 hashes the labels (int32, little-endian); names_sha256 hashes the paths
+      below the root and the sizes in bytes of all files (None if the images are not files);
+      content_sha256 hashes at most 256 evenly spaced images: the bytes of their files or, without
+      files, their stored pixels.
 
     Raises:
-      InputError: an image file cannot be read; names it.
+      InputError: an image file cannot be read; the message names it.
     """
     mean, std = statistics
     parts = {"train": source.train, "unlabeled": source.unlabeled, "test": source.test}
@@ -51,7 +52,7 @@ def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str
         parts["test"] = None
     of_files = [part for part in parts.values() if part and part.files is not None]
     paths = [path for part in of_files for path in part.files]
-    # Of paths below one root, the common part moves along with the root.
+    # Paths are hashed below their common folder, so that the data set can be moved.
     root = os.path.commonpath(paths) if paths else ""
     return {
         "data_set": dataset.name,
@@ -64,44 +65,44 @@ def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str
 
 
 def check(workdir: epath.Path, now: dict[str, Any]) -> None:
-    """Refuses to open a run with other data than it was begun with.
+    """Checks that a run's data set is the one that the run started with.
 
-    A run of an earlier version, which kept no data.json, is accepted with a warning.
+    If earlier versions made the run, data.json is missing, and the check only logs a warning.
 
     Args:
-      workdir: the run's folder; nothing is compared where it holds no run yet.
-      now: of `describe`.
+      workdir: the run's folder; without a run in it, nothing is compared.
+      now: the present data set, from `describe`.
 
     Raises:
-      InputError: says what differs; or data.json is damaged.
+      InputError: the data sets differ (the message says in what), or data.json is damaged.
     """
     before = read(workdir)
     if before is None:
         if (workdir / workdir_lib.CONFIG).exists():
             logging.warning(
-                "%s holds no %s, which earlier versions did not write: whether the run's data set"
-                " is still the same could not be checked.",
+                "%s has no %s (earlier versions did not write it), so the program cannot check"
+                " whether the run's data set is unchanged.",
                 workdir,
                 FILE,
             )
         return
     if differences := _differences(before, now):
         raise InputError(
-            f"{workdir} holds a run on other data:\n"
+            f"The run in {workdir} started with different data:\n"
             + "\n".join(f"  {difference}" for difference in differences)
-            + "\nBring the data set back to what it was to open the run or to go on with it, or"
-            " take another --workdir to start anew."
+            + "\nTo open or resume the run, restore the data set; to start a new run, choose"
+            " another --workdir."
         )
 
 
 def write(workdir: epath.Path, description: dict[str, Any]) -> None:
-    """Writes data.json, unless there is one: it stays as the run was begun."""
+    """Writes data.json; an existing one stays, because it describes the start of the run."""
     if not (workdir / FILE).exists():
         files.write_json(workdir / FILE, description)
 
 
 def read(workdir: epath.Path) -> dict[str, Any] | None:
-    """What data.json holds (see `describe`); None if there is none.
+    """Reads data.json (see `describe`); returns None if the file does not exist.
 
     Raises:
       InputError: the file is damaged.
@@ -110,8 +111,8 @@ def read(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     mend = (
-        "Delete it to go on without the comparison of the data set with what it was: the next"
-        " start of training writes it anew."
+        "Delete it to skip the comparison with the original data set; the next start of training"
+        " writes a new one."
     )
     content = files.read_json(path, mend)
     keys = {"class_names", "channel_mean", "channel_std", "train", "unlabeled", "test"}
@@ -121,7 +122,7 @@ def read(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def statistics(description: dict[str, Any]) -> tuple:
-    """The (mean, standard deviation) of `channel_statistics` in what `read` returns."""
+    """Returns the channels' (mean, standard deviation) from a description."""
     return tuple(description["channel_mean"]), tuple(description["channel_std"])
 
 
@@ -130,7 +131,7 @@ def _part(images: Images, root: str) -> dict[str, Any]:
     some = np.arange(min(count, _CONTENTS)) * count // max(min(count, _CONTENTS), 1)
     names, content = None, hashlib.sha256()
     if images.files is None:
-        for position in some:  # one by one: equal, however the reading is cut up
+        for position in some:  # one image at a time
             content.update(images.read(np.array([position])).tobytes())
     else:
         names = hashlib.sha256()
@@ -157,20 +158,22 @@ def _read(path: str, what):
         return what(path)
     except OSError as error:
         raise InputError(
-            f"Cannot read the image {path} ({error.strerror}). Was it removed a moment ago?"
+            f"Cannot read the image {path} ({error.strerror}). Restore the file and start again."
         ) from error
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences that say what differs; none for the same data."""
+    """Describes each difference of two descriptions in a sentence; [] if they agree."""
     found = []
     old, new = before["class_names"], now["class_names"]
     gone, added = (_some(set(a) - set(b)) for a, b in ((old, new), (new, old)))
     if gone or added:
-        told = [gone and f"no longer there: {gone}", added and f"new: {added}"]
-        found.append(f"classes: {'; '.join(filter(None, told))} (a renamed class is another one)")
+        told = [gone and f"missing: {gone}", added and f"new: {added}"]
+        found.append(
+            f"classes: {'; '.join(filter(None, told))} (a renamed class counts as a new one)"
+        )
     elif old != new:
-        found.append(f"classes: in another order (before: {_some(old)}; now: {_some(new)})")
+        found.append(f"classes: their order differs (before: {_some(old)}; now: {_some(new)})")
     for name in ("train", "unlabeled", "test"):
         if what := _part_differs(before[name], now[name]):
             found.append(f"{name}: {what}")
@@ -181,14 +184,14 @@ def _part_differs(before: dict[str, Any] | None, now: dict[str, Any] | None) -> 
     counts = [part["images"] if part else 0 for part in (before, now)]
     if counts[0] != counts[1]:
         return f"{counts[0]} images before, {counts[1]} now"
-    if before is None or now is None:  # none is none
+    if before is None or now is None:  # neither has this part
         return None
     if before["labels_sha256"] != now["labels_sha256"]:
-        return "the same number of images, but other labels"
+        return "the same number of images with different labels"
     if before["names_sha256"] != now["names_sha256"]:
-        return "the same number of images, but files of other names or sizes"
+        return "the same number of images; their files have different names or sizes"
     if before["content_sha256"] != now["content_sha256"]:
-        return "the same number of images, but others (their content differs)"
+        return "the same number of images with different content"
     return None
 
 

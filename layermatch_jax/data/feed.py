@@ -1,4 +1,4 @@
-"""How a run's images reach its steps: made on the host, or on the devices that keep them."""
+"""Input backends: views made on the host by tf.data, or on devices that keep all images."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -17,51 +17,52 @@ from layermatch_jax.data.splits import Partition
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import parallel
 
-_CHUNK = 256  # images read and placed at a time
+_CHUNK = 256  # images read and copied to the devices at a time
 
 
 class Feed(NamedTuple):
-    """What a backend of config.input does. A chunk is the input of K train steps.
+    """The functions of an input backend. A chunk is the input of K training steps.
 
-    Its arrays are NumPy, [rows, K, ...]: this host's rows of every one of the global batches.
+    A chunk has NumPy arrays [rows, K, ...]: this host's rows of K global batches.
     """
 
-    # Parallelism -> arrays that every device keeps while the run lasts, placed there as
-    # `parallel.replicate` places them; and their size on each device. () and 0 for none.
+    # Parallelism -> arrays that every device keeps during the run, replicated as by
+    # `parallel.replicate`; and their size on each device in bytes. () and 0 for none.
     resident: Callable[[str], Any]
     resident_bytes: int
-    # The chunk of the first steps, for its shapes
+    # A chunk of the first steps; only its shapes and dtypes count
     example: Any
     # steps -> (number of the chunk's last step, 1-based; the chunk), in order
     chunks: Callable[[range], Iterator[tuple[int, Any]]]
     # (resident, one step of a chunk: [rows, ...]) -> TrainBatch; runs inside the program
     batch: Callable[[Any, Any], TrainBatch]
-    # A step, 0-based -> the TrainBatch that `batch` makes of it; reads the images of its rows alone
+    # Step, 0-based -> its TrainBatch, as `batch` makes it; reads only the images of its rows
     one_step: Callable[[int], TrainBatch]
 
 
 def create(
     config: ml_collections.ConfigDict, partition: Partition, sampler: Sampler, rows: slice
 ) -> Feed:
-    """The feed that config.input asks for.
+    """Creates the Feed of config.input.backend.
 
     Args:
       config: the whole config.
       partition: the run's images.
-      sampler: its draws.
+      sampler: the sampler of the run's draws.
       rows: this host's rows of every global batch.
 
     Raises:
-      InputError: an image cannot be read; names its file. `resident` and `chunks` raise it, too.
+      InputError: an image cannot be read; the message names its file. `resident` and `chunks`
+        raise it, too.
     """
     return _BACKENDS[config.input.backend](config, partition, sampler, rows)
 
 
 def _tf_data(config, partition, sampler, rows) -> Feed:
-    """The host makes all views by tf.data; the devices get whole batches, one step a chunk."""
+    """Feed of tf.data: the host makes all views, and a chunk is the batch of one step."""
     if not importlib.util.find_spec("tensorflow"):
         raise InputError(
-            "--config.input.backend=tf_data needs TensorFlow: pip install tensorflow. Or take "
+            "--config.input.backend=tf_data needs TensorFlow: pip install tensorflow. Or use "
             "--config.input.backend=device, which does not need it"
         )
     padding = config.dataset.padding
@@ -90,7 +91,7 @@ def _tf_data(config, partition, sampler, rows) -> Feed:
 
 
 def _device(config, partition, sampler, rows) -> Feed:
-    """The devices keep all images and make all views; the host draws, for K steps a chunk."""
+    """Feed of the devices: they keep all images and make all views; a chunk has K steps' draws."""
     padding, size, K = config.dataset.padding, sampler.image_size, config.input.steps_per_call
 
     def chunk(steps: range) -> Draws:
@@ -99,7 +100,7 @@ def _device(config, partition, sampler, rows) -> Feed:
 
     def chunks(steps: range) -> Iterator[tuple[int, Draws]]:
         start = steps.start
-        while start < steps.stop:  # up to the next multiple of K, wherever the run goes on from
+        while start < steps.stop:  # a chunk ends at a multiple of K, wherever the run resumes
             stop = min(start - start % K + K, steps.stop)
             yield stop, chunk(range(start, stop))
             start = stop

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: labels in memory, pixels on request."""
+"""Data sets in memory: labels as arrays, and pixels that a function reads on request."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_AT_ONCE = 64  # images read at a time where a whole set is gone through; 256 px: 13 MB
+_AT_ONCE = 64  # images that channel_statistics reads at a time; 13 MB at 256 pixels
 
 
 class Images(NamedTuple):
@@ -16,10 +16,9 @@ class Images(NamedTuple):
 
     Attributes:
       labels: int32 [N], -1 where the class is unknown.
-      read: positions, integers [n] in 0..N-1 -> uint8 [n, R, R, 3]. A pure function of them,
-        which several threads may call.
-      files: [N] paths (str) of the files that the images are read from; None where they are no
-        files of their own.
+      read: positions, integers [n] in 0..N-1 -> uint8 [n, R, R, 3]. A pure function; several
+        threads may call it.
+      files: [N] paths (str) of the image files; None if the images do not have a file each.
     """
 
     labels: np.ndarray
@@ -34,14 +33,14 @@ class Source(NamedTuple):
     train: Images  # every label known
     unlabeled: Images | None  # extra images that come without labels (STL-10); all labels -1
     test: Images
-    notes: tuple[str, ...] = ()  # what the user is told at the start: what was passed over, assumed
+    notes: tuple[str, ...] = ()  # sentences for the user, shown at the start of a run
 
 
 def digest(source: Source) -> np.ndarray:
-    """Uint8 [32], other for sources that differ in classes, labels, or names of files.
+    """Returns a hash, uint8 [32], of a source's classes, labels and file names.
 
-    Two processes that read a data set compare it; file names count without their folders, which may
-    be mounted elsewhere.
+    The processes of a run compare their hashes. File names count without their folders, because
+    hosts may mount them at different places.
     """
     of_source = hashlib.sha256(repr(source.class_names).encode())
     for images in (source.train, source.unlabeled, source.test):
@@ -61,14 +60,14 @@ def from_array(pixels: np.ndarray, labels: np.ndarray | None) -> Images:
 
 
 def take(images: Images, indices: np.ndarray) -> Images:
-    """The images at these positions (integers [n]), in their order; a view, no pixels are read."""
+    """Selects the images at positions (integers [n]), in this order, without reading pixels."""
     indices = np.asarray(indices, np.int64)
     files = None if images.files is None else images.files[indices]
     return Images(images.labels[indices], lambda i: images.read(indices[i]), files)
 
 
 def concatenate(a: Images, b: Images) -> Images:
-    """The images of `a`, then those of `b` (same stored side); a view, no pixels are read."""
+    """Joins the images of `a` and `b` (of one stored side) without reading pixels."""
     split = len(a.labels)
 
     def read(indices: np.ndarray) -> np.ndarray:
@@ -91,10 +90,10 @@ def concatenate(a: Images, b: Images) -> Images:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The largest centered square of a Pillow image, resized to `side` pixels.
+    """Crops the largest centered square of a Pillow image and resizes it to `side` pixels.
 
-    The same as resizing the shorter side and cropping the center, in one pass. Bilinear, with
-    Pillow's wider filter when shrinking (no aliasing); exact where nothing has to be resized.
+    Equals resizing the shorter side and cropping the center, in one pass. Bilinear; when shrinking,
+    Pillow widens the filter against aliasing. Without resizing, pixels stay exact.
     """
     width, height = image.size
     short = min(width, height)
@@ -106,7 +105,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Uint8 [N, R, R] or [N, R, R, 3] to `side` pixels, like `square`; itself if R is `side`."""
+    """Resizes uint8 [N, R, R] or [N, R, R, 3] like `square`; no copy if R is `side`."""
     if pixels.shape[1] == side:
         return pixels
     out = np.empty((len(pixels), side, side, *pixels.shape[3:]), np.uint8)
@@ -118,14 +117,14 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
 def channel_statistics(
     images: Images, limit: int = 10_000
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of red, green and blue, for normalization.
+    """Computes the mean and standard deviation of red, green and blue, for normalization.
 
-    Taken over all pixels of at most `limit` images, evenly spaced over the set. The sums are
-    integers, so the result is exact and does not depend on how the reading is cut up.
+    Uses all pixels of at most `limit` images, evenly spaced over the set. The sums are integers, so
+    the result is exact and does not depend on the size of the parts that are read.
 
     Returns:
-      (mean, standard deviation), each three floats, in units where white is 1. A deviation is at
-      least one gray level (1/255), so that a constant channel can be divided by it.
+      (mean, standard deviation), each three floats, in units where white is 1. The standard
+      deviation is at least one gray level (1/255), so that division by it is always possible.
 
     Raises:
       ValueError: there are no images.
@@ -133,7 +132,9 @@ def channel_statistics(
     total = len(images.labels)
     count = min(total, limit)
     if count < 1:
-        raise ValueError(f"channel_statistics needs an image: has {total}, limit={limit}.")
+        raise ValueError(
+            f"channel_statistics needs at least one image: there are {total}, and limit={limit}."
+        )
     indices = np.arange(count) * total // count
     sums, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
     for start in range(0, count, _AT_ONCE):

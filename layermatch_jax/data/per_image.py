@@ -1,7 +1,7 @@
-"""The yardstick of the input: weak and strong views by tf.data as it is usually written.
+"""Baseline of the input benchmark: weak and strong views by tf.data, written the usual way.
 
-Each image goes through the map by itself, with one TensorFlow operation after another. Only the
-benchmark and its test use it.
+The map function gets single images and runs one TensorFlow operation after another. Only the
+benchmark and its test use this module.
 """
 
 import functools
@@ -18,13 +18,13 @@ from layermatch_jax.data.sampler import Sampler
 def view_batches(
     images: Images, sampler: Sampler, padding: int, steps: int = 8
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The views of the unlabeled images of the first steps, over and over.
+    """Makes the views of the unlabeled images of the first steps, again and again.
 
     Args:
-      images: the unlabeled ones.
-      sampler: of the run.
+      images: the unlabeled images.
+      sampler: the sampler of the run.
       padding: reflected border before the crop, pixels.
-      steps: whose images and draws are laid out in memory beforehand.
+      steps: number of steps; their images and draws are put into memory beforehand.
 
     Yields:
       Weak and strong views, uint8 [μB, size, size, 3] each, in the order of the rows.
@@ -53,13 +53,13 @@ def view_batches(
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     dataset = dataset.batch(rows).prefetch(2)
-    # TensorFlow's types know no data sets of pairs.
+    # TensorFlow's type stubs do not cover data sets of pairs.
     return dataset.as_numpy_iterator()  # pyright: ignore[reportReturnType]
 
 
 @tf.autograph.experimental.do_not_convert
 def _views(image, offset, flip, op, value, cutout, *, padding, size):
-    """An image [R, R, 3], its two offsets and flips, n operations and a box: its two views."""
+    """Makes both views of an image [R, R, 3] from its draws: n operations, 2 offsets and flips."""
     padded = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]], "REFLECT")
 
     def view(v):

@@ -1,4 +1,4 @@
-"""From positions to batches: the tf.data training pipeline and the evaluation batches."""
+"""Batches: the tf.data training pipeline and the evaluation batches."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.data.splits import Partition
 from layermatch_jax.views import Layout
 
-_ARRAYS = TrainBatch._fields.index("draws")  # what goes through tf.data; draws are a tree
+_ARRAYS = TrainBatch._fields.index("draws")  # fields that pass through tf.data; draws are a tree
 
 
 def create_sampler(
@@ -22,13 +22,13 @@ def create_sampler(
     layout: Layout,
     policy_draws: Callable | None = None,
 ) -> Sampler:
-    """The sampler of a run: a function of its config, the sizes of its sets and its policy.
+    """Creates the sampler of a run from its config, the sizes of its sets and its policy.
 
     Args:
       config: the whole config.
-      partition: the run's images; their numbers are read.
-      layout: of the views that the policy wants.
-      policy_draws: of the policy; see `Sampler`.
+      partition: the run's images; only their numbers are used.
+      layout: layout of the policy's views.
+      policy_draws: the policy's function; see `Sampler`.
     """
     dataset = config.dataset
     return Sampler(
@@ -50,13 +50,13 @@ def moved_views(partition: Partition, sampler: Sampler, padding: int, step: int,
 
     Args:
       partition: the run's images.
-      sampler: its draws.
+      sampler: the sampler of the run's draws.
       padding: reflected border, pixels.
       step: 0-based.
       rows: which rows of the global batch.
 
     Returns:
-      The TrainBatch, no view of which is augmented yet, and the draws of these rows.
+      (the TrainBatch, its views without RandAugment and Cutout; the draws of these rows).
     """
     draws, wanted = sampler.draw(step).rows(rows), sampler.layout.views
     count, mu = draws.unlabeled.shape
@@ -93,27 +93,27 @@ def train_batches(
     rows: slice = slice(None),
     prefetch: int = 4,
 ) -> Iterator[TrainBatch]:
-    """The batches of some steps through tf.data; stateless, so a run resumes from any step.
+    """Yields the batches of some steps by tf.data; stateless, so a run resumes from any step.
 
     Args:
       partition: the run's images.
-      sampler: its draws.
+      sampler: the sampler of the run's draws.
       padding: reflected border before the crop, pixels.
       steps: which steps, in order.
       rows: this host's rows of every global batch.
       prefetch: batches made ahead.
 
     Yields:
-      TrainBatch of NumPy arrays, one a step.
+      A TrainBatch of NumPy arrays for each step.
 
     Raises:
-      InputError: an image cannot be read; names its file.
+      InputError: an image cannot be read; the message names its file.
     """
     import tensorflow as tf
 
     from layermatch_jax.data.augment import host
 
-    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+    tf.config.set_visible_devices([], "GPU")  # JAX uses the accelerator
     layout, size, n = sampler.layout, sampler.image_size, sampler.randaugment_ops
     mu, V, A = layout.mu, len(layout.kinds), len(layout.augmented)
     failures = {}  # by step
@@ -121,8 +121,8 @@ def train_batches(
     def read(step):
         try:
             batch, draws = moved_views(partition, sampler, padding, int(step), rows)
-        # Raised here, TensorFlow would print pages of traceback. That holds for every error: when
-        # the process ends, batches made ahead find the threads that decode images gone.
+        # TensorFlow would print pages of traceback for an error raised here. So every error is
+        # stored, also those of prefetched batches after the decoding threads have ended.
         except Exception as error:
             failures[int(step)] = error
             batch, draws = moved_views(partition, sampler, padding, int(step), slice(0))
@@ -167,10 +167,10 @@ def train_batches(
 def eval_batches(
     images: Images, batch_size: int, image_size: int, rows: slice = slice(None)
 ) -> Iterator[EvalBatch]:
-    """A whole split in order, center-cropped; the last batch is padded and its padding masked.
+    """Yields the center crops of all images in order; pads the last batch and masks the padding.
 
     Args:
-      images: the split.
+      images: the evaluation images.
       batch_size: rows of every batch.
       image_size: side of the crop, pixels.
       rows: this host's rows of every batch.

@@ -1,8 +1,8 @@
-"""What happens in a step, as data: which images, and every random draw of their augmentation.
+"""Draws of a step: its images and all random numbers of their augmentation.
 
-Nothing downstream draws random numbers. The draws of a step are a function of (seed, step) and
-cover the whole global batch; hosts and devices take their rows of them. So the number of hosts and
-devices and the input backend cannot change a run, and a resumed run needs no iterator state.
+Later stages draw no random numbers. The draws of a step are a function of (seed, step) and cover
+the whole global batch; hosts and devices take their rows. So the number of hosts and devices and
+the input backend do not change a run, and a resumed run needs no iterator state.
 """
 
 import dataclasses
@@ -27,30 +27,30 @@ _LOWEST, _HIGHEST = np.array([limits for _, *limits in operations.RANDAUGMENT], 
 
 
 class Draws(NamedTuple):
-    """One step's choices for the global batch: B labeled images with μ unlabeled ones each.
+    """Draws of one step for the global batch: B labeled images with μ unlabeled images each.
 
-    V views of them in the order of views.Layout, A of which are augmented: the i-th entry on the
-    axis of length A belongs to the view at Layout.augmented[i].
+    Each row has V views in the order of views.Layout. A of them are augmented: entry i on the axis
+    of length A belongs to the view at position Layout.augmented[i].
     """
 
     labeled: Int32[np.ndarray, " B"]  # positions in the labeled set
     unlabeled: Int32[np.ndarray, "B μ"]  # positions in the unlabeled set
     flip: Bool[np.ndarray, "B V"]  # mirrored left-right
     offset: Int32[np.ndarray, "B V 2"]  # (y, x) of the crop in the padded image, pixels
-    op: Int32[np.ndarray, "B A n"]  # operations of the view in order, into RANDAUGMENT
+    op: Int32[np.ndarray, "B A n"]  # positions in RANDAUGMENT, in the order of application
     value: Float32[np.ndarray, "B A n"]  # their magnitudes, in the operation's own unit
     affine: Int32[np.ndarray, "B A n 6"]  # `operations.coefficients` of these
     cutout: Int32[np.ndarray, "B A 4"]  # box (y0, x0, y1, x1), half-open, pixels
     policy: Any = ()  # the policy's own draws, a tree of arrays [B, ...]
 
     def rows(self, rows: slice) -> "Draws":
-        """One host's share of the batch."""
+        """Selects rows of the batch, such as one host's."""
         return jax.tree.map(lambda x: x[rows], self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The settings that draws depend on, apart from the step. All sizes are global."""
+    """Makes the draws of any step from these settings. All sizes are global."""
 
     seed: int
     num_labeled: int
@@ -65,7 +65,7 @@ class Sampler:
     policy_draws: Callable[[np.random.Generator, int, int], Any] | None = None
 
     def draw(self, step: int) -> Draws:
-        """The draws of one step (0-based); a pure function of the settings and the step."""
+        """Makes the draws of one step (0-based); a pure function of the settings and the step."""
         B, mu, n = self.batch_size, self.layout.mu, self.randaugment_ops
         kinds, augmented = self.layout.kinds, self.layout.augmented
         V, A = len(kinds), len(augmented)
@@ -95,7 +95,7 @@ class Sampler:
         )
 
     def draw_for_policy(self, step: int) -> Any:
-        """The policy's own draws of one step (0-based), a tree of arrays [B, ...]."""
+        """Makes the policy's own draws of one step (0-based), a tree of arrays [B, ...]."""
         if self.policy_draws is None:
             return ()
         rng = _generator(self.seed, _POLICY, step)
@@ -103,7 +103,7 @@ class Sampler:
 
 
 def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
-    """A counter-based generator: cheap to start anywhere, independent for each (stream, count)."""
+    """Creates a counter-based generator, independent for each (seed, stream, count)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, count))))
 
 
@@ -115,15 +115,15 @@ _kept_permutation = functools.lru_cache(maxsize=8)(_permutation)
 
 
 def _stream(seed: int, stream: int, size: int, start: int, count: int) -> np.ndarray:
-    """Items start..start+count of the endless stream of one permutation of 0..size−1 after another.
+    """Returns `count` items, from `start` on, of an endless sequence of permutations of 0..size−1.
 
     Returns int32 [count].
     """
     if count == 0:
         return np.zeros(0, np.int32)
     first, last = start // size, (start + count - 1) // size
-    # Only the first and the last epoch reach into other steps. With few labels a step has many
-    # epochs between them; kept, they would push the long permutations out of the cache.
+    # Other steps use only the first and the last epoch. With few labels a step has many epochs
+    # between them; caching those would push the long permutations out of the cache.
     epochs = [
         (_kept_permutation if e in (first, last) else _permutation)(seed, stream, size, e)
         for e in range(first, last + 1)
@@ -132,7 +132,7 @@ def _stream(seed: int, stream: int, size: int, start: int, count: int) -> np.nda
 
 
 def _cutout_boxes(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
-    """Boxes of side U(0, 0.5)·size around a uniform center, cut off at the border.
+    """Draws boxes of side U(0, 0.5)·size around a uniform center, clipped at the border.
 
     The corners are rounded as in the field's reference code, which draws with PIL's
     `ImageDraw.rectangle` (both corners inclusive).

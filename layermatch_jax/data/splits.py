@@ -1,7 +1,7 @@
-"""Which images are labeled, unlabeled and for evaluation: the split, and the file it is kept in.
+"""The split into labeled, unlabeled and evaluation images, and the file that stores it.
 
-A split is a function of (data set, number of labels, label seed) alone. It is written down with a
-hash, so that two runs can be seen to have used the same one, and can be read back from its file.
+A split is a function of the data set, the number of labels and the label seed. Its file has a
+hash, which shows whether two runs used the same split, and later runs can read it.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ class Partition(NamedTuple):
     """The images of a run, by use."""
 
     labeled: Images
-    # Training images by position, then the source's extra ones. Labels are the truth, by which
-    # diagnostics test pseudo-labels; -1 where it is not known, and for the labeled images: the
-    # model is taught their labels, so they are no test.
+    # Training images by position, then the source's extra ones. Their labels are true classes, for
+    # diagnostics of pseudo-labels only; -1 = unknown, or a labeled image (the model learns its
+    # label, so it cannot test pseudo-labels).
     unlabeled: Images
     evaluation: Images
     class_names: tuple[str, ...]
@@ -39,35 +39,34 @@ class Partition(NamedTuple):
 
 
 def partition(source: Source, dataset: ConfigDict) -> Partition:
-    """Splits a data set as the settings say.
+    """Splits a data set into labeled, unlabeled and evaluation images.
 
-    The labeled images are drawn class by class, equally many of each; what is left over of a
-    number that the classes do not divide goes one each to classes drawn by label_seed. If the
-    number is that of all training images, all are labeled, however uneven the classes are. With
-    label_fraction it is that share of each class, rounded half up, at least one image. For one
-    label_seed, the split with fewer labels is part of the one with more.
+    With num_labels, each class gets the same number of labeled images; a remainder of the division
+    goes to classes drawn by label_seed, one image each. If num_labels is the number of all training
+    images, all are labeled, even if classes differ in size. With label_fraction, each class gets
+    this share of its images, rounded half up, at least one. For one label_seed, a split with more
+    labels contains each split with fewer.
 
-    evaluate_on='validation' evaluates on a fifth of the training images outside the labeled split
-    (drawn by label_seed), which then are not unlabeled images either: for choices of design,
-    which must not see the test set. Their labels serve that choice alone.
+    evaluate_on='validation' is for design choices, which must not use the test set. It evaluates on
+    a fifth of the training images outside the labeled split, drawn by label_seed; these images are
+    then not among the unlabeled images, and only the evaluation reads their labels.
 
     Args:
       source: the data set.
       dataset: config.dataset. Read: name, num_labels (all classes together), label_fraction (used
-        instead when > 0), label_seed, split_file ('' or a file that `write_split` wrote: its
-        split, if it is the data set's and agrees with the other settings), labeled_in_unlabeled
-        (whether the labeled images are unlabeled ones as well), evaluate_on ('test' or
-        'validation').
+        instead when > 0), label_seed, split_file ('' or a file from `write_split`; its split is
+        used and must fit the data set and the other settings), labeled_in_unlabeled (whether the
+        labeled images are also unlabeled images), evaluate_on ('test' or 'validation').
 
     Returns:
-      A Partition. Its record: data_set (str), num_labels (int), label_seed (int), num_train (int,
-      images in source.train), class_counts (list of int, labels of each class), indices (list of
-      int, ascending: the labeled positions in source.train), sha256 (see `indices_sha256`),
+      A Partition. Its record has data_set (str), num_labels (int), label_seed (int), num_train
+      (int, images in source.train), class_counts (list of int, labels of each class), indices (list
+      of int, ascending: the labeled positions in source.train), sha256 (see `indices_sha256`),
       labeled_in_unlabeled (bool), evaluate_on (str), num_unlabeled (int), num_evaluation (int).
 
     Raises:
       InputError: a setting is out of range, a class has too few images, the split file is
-        unreadable, altered or of something else, or no unlabeled or validation image is left.
+        unreadable, altered or does not fit the run, or no unlabeled or validation image is left.
     """
     if dataset.label_seed < 0:
         raise InputError(f"--config.dataset.label_seed={dataset.label_seed}: allowed are 0, 1, ...")
@@ -122,9 +121,9 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
 
 
 def indices_sha256(indices: Sequence[int] | np.ndarray) -> str:
-    """The SHA-256, in hex, of the indices as an ascending JSON list without spaces, in ASCII.
+    """Computes the SHA-256, in hex, of the indices as an ascending JSON list without spaces.
 
-    For [9, 2] it is that of the five bytes `[2,9]`. From a split file, without Python:
+    For [9, 2] it hashes the five bytes `[2,9]`. The same in a shell:
     `jq -cj .indices labeled_split.json | sha256sum`.
     """
     text = json.dumps(sorted(int(i) for i in indices), separators=(",", ":"))
@@ -132,13 +131,17 @@ def indices_sha256(indices: Sequence[int] | np.ndarray) -> str:
 
 
 def write_split(record: dict, path: str | epath.Path) -> None:
-    """Writes a Partition's record as a JSON object, one field a line; `path` may be a gs:// one."""
+    """Writes a Partition's record as JSON, one field on each line; `path` may be a gs:// path."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
     files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
-    """How many labels each class is to get: int64 [classes]. InputError if out of range."""
+    """Computes the number of labels of each class: int64 [classes].
+
+    Raises:
+      InputError: num_labels or label_fraction is out of range.
+    """
     names = source.class_names
     available = np.bincount(source.train.labels, minlength=len(names))
     present = available > 0
@@ -148,8 +151,8 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     fraction = dataset.label_fraction
     if not 0 <= fraction <= 1:
         raise InputError(
-            f"--config.dataset.label_fraction={fraction}: it is the labeled share of each class,"
-            " allowed are 0 < label_fraction <= 1 (0.01 is 1 %), or 0 to use num_labels."
+            f"--config.dataset.label_fraction={fraction}: allowed are 0 < label_fraction <= 1, the"
+            " labeled share of each class (0.01 is 1 %), or 0 to use num_labels."
         )
     if fraction > 0:
         return np.maximum(np.floor(fraction * available + 0.5).astype(np.int64), present)
@@ -157,10 +160,10 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
     classes = int(present.sum())
     if not classes <= number <= available.sum():
         raise InputError(
-            f"--config.dataset.num_labels={number}: it counts the labels of all {classes}"
-            f" classes together, and each needs at least one. {_allowed_numbers(available)}"
+            f"--config.dataset.num_labels={number}: this number is for all {classes} classes"
+            f" together, and each class needs at least one label. {_allowed_numbers(available)}"
         )
-    if number == available.sum():  # all of them, even where equal shares would not fit
+    if number == available.sum():  # all images, even if the classes differ in size
         return available
     each, rest = divmod(number, classes)
     counts = np.where(present, each, 0)
@@ -172,7 +175,7 @@ def _class_counts(source: Source, dataset: ConfigDict) -> np.ndarray:
 
 
 def _allowed_numbers(available: np.ndarray) -> str:
-    """Which num_labels can be drawn from classes of these sizes, as a sentence."""
+    """Says which num_labels are possible with classes of these sizes, in a sentence."""
     sizes = available[available > 0]
     fewest, equal, total = len(sizes), len(sizes) * sizes.min(), sizes.sum()
     if equal == total:
@@ -182,17 +185,16 @@ def _allowed_numbers(available: np.ndarray) -> str:
 
 
 def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """counts[c] positions of each class c in source.train, ascending: int64 [sum of counts]."""
+    """Draws counts[c] training images of each class c; ascending int64 [sum of counts]."""
     labels, names = source.train.labels, source.class_names
     available = np.bincount(labels, minlength=len(names))
     if (short := np.flatnonzero(available < counts)).size:
         c = short[0]
         raise InputError(
-            f"Data set {name!r}: class {names[c]!r} has {available[c]} training images, and"
-            f" {counts[c]} of them were to be labeled: the classes share"
-            f" --config.dataset.num_labels={counts.sum()} equally. {_allowed_numbers(available)} Or"
-            " add images of the class, or use --config.dataset.label_fraction, which takes a share"
-            " of each class."
+            f"Data set {name!r}: class {names[c]!r} has {available[c]} training images, but needs"
+            f" {counts[c]}: the classes share --config.dataset.num_labels={counts.sum()} equally."
+            f" {_allowed_numbers(available)} Or add images of the class, or use"
+            " --config.dataset.label_fraction, which takes a share of each class."
         )
     draws, chosen = _draws(name, seed, _IMAGES, len(labels)), []
     for c, count in enumerate(counts):
@@ -202,24 +204,24 @@ def _draw(source: Source, counts: np.ndarray, name: str, seed: int) -> np.ndarra
 
 
 def _draw_validation(total: int, labeled: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """A fifth of the positions 0..total-1 outside the labeled ones, ascending."""
+    """Draws a fifth of the positions 0..total-1 outside the labeled ones; ascending."""
     pool = np.setdiff1d(np.arange(total), labeled)
     count = int(VALIDATION_SHARE * len(pool) + 0.5)
     if count == 0:
         raise InputError(
-            f"--config.dataset.evaluate_on='validation': of {total} training images, {len(pool)}"
-            f" are outside the labeled split, too few to set {VALIDATION_SHARE:.0%} of them"
-            " aside. Lower --config.dataset.num_labels (or label_fraction)."
+            f"--config.dataset.evaluate_on='validation': only {len(pool)} of {total} training"
+            f" images are not labeled, too few to take {VALIDATION_SHARE:.0%} of them for"
+            " validation. Lower --config.dataset.num_labels (or label_fraction)."
         )
     draws = _draws(name, seed, _VALIDATION, total)[pool]
     return np.sort(pool[np.argsort(draws, kind="stable")[:count]])
 
 
 def _draws(name: str, seed: int, stream: int, size: int) -> np.ndarray:
-    """Uint64 [size], to rank things by.
+    """Draws random numbers, uint64 [size]; their ranks give a random order.
 
-    NumPy promises that the raw output of a bit generator and SeedSequence never change; the
-    methods of Generator (permutation, choice) may change between its versions.
+    NumPy guarantees that SeedSequence and the raw output of a bit generator never change; the
+    methods of Generator (permutation, choice) may change between versions.
     """
     data_set = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     sequence = np.random.SeedSequence((int(seed), data_set, stream))
@@ -227,7 +229,7 @@ def _draws(name: str, seed: int, stream: int, size: int) -> np.ndarray:
 
 
 def _read_split(path: str, source: Source, dataset: ConfigDict, count: int) -> np.ndarray:
-    """The checked indices of a split file, ascending: int64 [count]."""
+    """Reads and checks the indices of a split file; ascending int64 [count]."""
 
     def refuse(what: str) -> InputError:
         return InputError(f"The split file {path} {what}")
@@ -249,48 +251,51 @@ def _read_split(path: str, source: Source, dataset: ConfigDict, count: int) -> n
         )
     indices = record["indices"]
     if not isinstance(indices, list) or not all(type(i) is int for i in indices):
-        raise refuse("has indices that are no list of whole numbers.")
+        raise refuse("has indices that are not a list of whole numbers. Use the original file.")
     expected = indices_sha256(indices)
     if record["sha256"] != expected:
         raise refuse(
-            f"has sha256 {record['sha256']}, and its indices have {expected}: it was altered or cut"
-            " off. Take the file as the run wrote it; if the change is meant, put the second"
-            " value in."
+            f"has sha256 {record['sha256']}, but the hash of its indices is {expected}: it was"
+            " altered or cut off. Use the original file; if you changed the indices on purpose, set"
+            " sha256 to the second value."
         )
     total = len(source.train.labels)
     outside = [i for i in indices if not 0 <= i < total]
     if outside or len(set(indices)) < len(indices):
         wrong = f"index {outside[0]}" if outside else "an index twice"
         raise refuse(
-            f"has {wrong}; allowed are 0..{total - 1}, each once: data set {dataset.name!r} has"
-            f" {total} training images here."
+            f"has {wrong}; allowed are 0..{total - 1}, each at most once: data set"
+            f" {dataset.name!r} has {total} training images."
         )
 
-    # What the file says of itself, against what the run is asked to do. A field may be absent from
-    # a file that was written by hand.
+    # Compare the file's description of the split with the run's settings. A file written by hand
+    # may lack some of these fields.
     settings = {
-        "data_set": (dataset.name, "give the data set's own split file, or set dataset.name"),
-        "num_train": (total, "the positions mean other images there: take the same data"),
+        "data_set": (dataset.name, "use a split file of this data set, or change dataset.name"),
+        "num_train": (total, "its positions would mean different images, so use the same data"),
         "label_seed": (dataset.label_seed, "set --config.dataset.label_seed to the file's"),
     }
     for key, (here, mend) in settings.items():
         if record.get(key) is not None and record[key] != here:
-            raise refuse(f"is of {key} {record[key]!r}, and this run has {here!r}: {mend}.")
+            raise refuse(f"has {key} {record[key]!r}, but this run has {here!r}: {mend}.")
     if len(indices) != count:
         raise refuse(
-            f"has {len(indices)} labels, and the settings ask for {count}: set"
+            f"has {len(indices)} labels, but the settings ask for {count}: set"
             f" --config.dataset.num_labels={len(indices)} and --config.dataset.label_fraction=0,"
-            " or take another file."
+            " or use another file."
         )
     indices = np.sort(np.array(indices, np.int64))
     counts = np.bincount(source.train.labels[indices], minlength=len(source.class_names)).tolist()
     if record.get("class_counts") not in (None, counts):
         raise refuse(
-            f"says it has {record['class_counts']} labels of the classes; at these positions there"
-            f" are {counts}. The training images are not those it was made from (another order or"
-            " another class list): take the same data."
+            f"has class_counts {record['class_counts']}, but the images at its positions give"
+            f" {counts}. The split was made from different training images (another order or"
+            " another class list): use the same data."
         )
     for c in set(source.train.labels) - set(source.train.labels[indices]):
         name = source.class_names[c]
-        raise refuse(f"has no label of class {name!r}; every class that has images needs one.")
+        raise refuse(
+            f"has no label of class {name!r}; every class with training images needs one. Use"
+            " another file."
+        )
     return indices

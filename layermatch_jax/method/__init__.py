@@ -1,1 +1,1 @@
-"""The method: what a step computes. It knows nothing of devices, files or data sets."""
+"""The method: what a step computes. This code does not depend on devices, files or data sets."""

@@ -1,4 +1,4 @@
-"""What a step is made of apart from its state: read out of the config once."""
+"""Builds, once per run, the parts of a step that do not change: everything except the state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from layermatch_jax.views import Layout
 
 
 class Method(NamedTuple):
-    """What a step is made of apart from its state."""
+    """The parts of a step that do not change: everything except the state."""
 
     policy: policies.Policy
     layout: Layout  # of the policy's views
-    heads: Mapping[str, nn.Module]  # the policy's
+    heads: Mapping[str, nn.Module]  # the policy heads, by name
     centers: avg_clustering.Centers
-    multipliers: Any  # of layerwise.mask_multipliers
+    multipliers: Any  # from layerwise.mask_multipliers
     unsupervised_weight: float  # λ_u
     ema_decay: float
-    mean: tuple[float, ...]  # of the data set's channels, in [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # of red, green and blue, in [0, 1]; images are normalized by it
+    std: tuple[float, ...]  # in the same unit
     learning_rate: Callable  # step -> rate, for the log
 
 
@@ -31,13 +31,13 @@ def create_method(
     channel_statistics: tuple[tuple[float, ...], tuple[float, ...]],
     axis_name: str | None = None,
 ) -> Method:
-    """Reads the method's parts out of the config.
+    """Builds the parts of a step from the config.
 
     Args:
       config: the whole config.
       params: the tree of parameters, or of their shapes.
       channel_statistics: means and standard deviations of red, green and blue, in [0, 1].
-      axis_name: the device axis that BatchNorm's statistics of the policy's heads are taken over.
+      axis_name: the device axis over which BatchNorm in the policy heads takes its statistics.
 
     Raises:
       InputError: an expression of the gradient mask matches none of `params`.
@@ -60,6 +60,6 @@ def create_method(
 
 
 def create_layout(config: ml_collections.ConfigDict, policy: policies.Policy) -> Layout:
-    """The layout of the views that pass through the network: those that the policy wants."""
-    # Without a loss on them, unlabeled images would only change BatchNorm's statistics.
+    """Returns the layout of the views that the policy needs and the network processes."""
+    # Without an unsupervised loss, unlabeled images would only change BatchNorm's statistics.
     return Layout(policy.views, config.unlabeled_ratio if config.unsupervised_weight > 0 else 0)

@@ -1,6 +1,7 @@
-"""Avg-Clustering: what the features are pulled to, in four readings.
+"""Avg-Clustering: the centers that features are pulled to, in four readings.
 
-The paper (arXiv 2406.14207) names the idea; its formulas were not available to us.
+The paper (arXiv 2406.14207) names the idea. Its formulas were not available to us, so each reading
+is one way to understand the idea.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,16 @@ from layermatch_jax.method.linear_head import linear
 TEMPERATURE = 0.1
 
 
-# The logit of a class that has no center yet: its probability is an exact zero in float32, and
-# unlike -inf it gives no NaN when multiplied by a zero target.
+# The logit of a class that has no center yet. The probability of the class is exactly 0 in float32.
+# Unlike -inf, this number gives no NaN when it is multiplied by a target of 0.
 _NO_CENTER = -1e9
 
 
 class Rows(NamedTuple):
-    """What class centers are averaged over: this device's labeled images and their weak views.
+    """The features that class centers average, with the targets and weights on this device.
 
-    A row is n = 1 + μ images: the labeled one, and the weak views of its unlabeled ones.
+    A row has n = 1 + μ views: the weak view of its labeled image, then the target views of its μ
+    unlabeled images.
     """
 
     features: Float[jax.Array, "B n D"]
@@ -37,28 +39,29 @@ class Rows(NamedTuple):
 
 
 class Centers(NamedTuple):
-    """A reading: its state, what it does to the pseudo-labels, and what features are pulled to.
+    """A reading: its state, its effect on the pseudo-labels, and the head H that pulls features.
 
-    The state is float32 (counts int32), no parameter, and the same on every device.
+    The state is float32 (counts are int32) and the same on every device. It holds no parameters.
     """
 
     # (classifier, num_unlabeled) -> state
     init: Callable[[Any, int], Any]
-    # (state, classifier, weak features) -> the target head's logits
+    # (state, classifier, features of an unlabeled view) -> logits of the target head
     target_logits: Callable[[Any, Any, Float[Array, "n D"]], Float[jax.Array, "n K"]]
-    # (state, those of the global batch, their indices) -> state and the logits to label by
+    # (state, target logits of the global batch, indices of the images) -> (next state, the logits
+    # from which pseudo-labels are computed)
     observe: Callable[
         [Any, Float[jax.Array, "μB K"], Int32[Array, " μB"]], tuple[Any, Float[jax.Array, "μB K"]]
     ]
     # (state, classifier, features) -> logits of the head H
     head: Callable[[Any, Any, Float[Array, "n D"]], Float[jax.Array, "n K"]]
-    # (state, targets [n, K], weights [n]) -> the two as L_u(H)/∂z takes them
+    # (state, targets [n, K], weights [n]) -> (targets, weights) for ∂L_u(H)/∂z
     pullable: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     # (state, new classifier, step [] int32, Rows, axis_name) -> the state after the update
     update: Callable[[Any, Any, jax.Array, Rows, str | None], Any]
 
 
-# Without averaging: features see the loss through the classifier itself.
+# Without averaging, H is the classifier itself.
 _NONE = Centers(
     init=lambda classifier, num_unlabeled: (),
     target_logits=lambda state, classifier, features: linear(classifier, features),
@@ -70,15 +73,15 @@ _NONE = Centers(
 
 
 def _warmed_up(momentum: float, warm_up: float, count: jax.Array) -> jax.Array:
-    """min(m, (1 + t) / (w + t)): short memory while there is little to remember; w = 1 is none."""
+    """min(m, (1 + t) / (w + t)): averages over few updates at first; w = 1 is no warm-up."""
     return jnp.minimum(momentum, (1.0 + count) / (warm_up + count))
 
 
 def _classifier_centers(momentum: float, warm_up: float, target_head: str) -> Centers:
     """φ̄ ← m·φ̄ + (1 − m)·φ after each update, φ̄₀ = φ₀; H = g_φ̄.
 
-    With softmax cross-entropy ∂L/∂z = W(p − ŷ): the columns of W are the centers that features are
-    pulled to, and averaging the weights of a linear head averages its outputs on a feature.
+    With softmax cross-entropy, ∂L/∂z = W(p − ŷ): features are pulled to the columns of W. Averaging
+    the weights of a linear head averages its outputs for a given feature.
     """
 
     def update(state, classifier, step, rows, axis_name):
@@ -98,8 +101,8 @@ def _classifier_centers(momentum: float, warm_up: float, target_head: str) -> Ce
 def _feature_centers(momentum: float, warm_up: float) -> Centers:
     """c_k ← m_k·c_k + (1 − m_k)·(weighted mean feature of class k); H = cosine(z, c_k) / 0.1.
 
-    The mean is over the global batch's labeled and weak rows; a class without weight keeps its
-    center. m_k warms up with the number of updates that the class has had.
+    The mean is over the labeled images and the target views of the global batch. A class without
+    weight keeps its center. m_k warms up with the number of updates of class k.
     """
 
     def init(classifier, num_unlabeled):
@@ -143,8 +146,8 @@ def _feature_centers(momentum: float, warm_up: float) -> Centers:
 def _output_centers(momentum: float) -> Centers:
     """o_j ← m·o_j + (1 − m)·q_j per sample; labels from o_j / (1 − m^n_j) (Laine 2017, eq. 3).
 
-    Temporal ensembling: per-sample averages of the weak view's probabilities, n_j the visits. Where
-    a sample occurs twice in a batch, the last row in global order counts.
+    Temporal ensembling: o_j averages the probabilities q_j of the target view of sample j, and n_j
+    counts its visits. If a sample occurs twice in a batch, its last row in global order counts.
     """
 
     def init(classifier, num_unlabeled):
@@ -176,10 +179,10 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def create_centers(config: ml_collections.ConfigDict) -> Centers:
-    """The reading that `config.avg_clustering.centers` names.
+    """Makes the reading that `config.avg_clustering.centers` names.
 
     Args:
-      config: the whole config, of automatic.resolve; reads avg_clustering.{centers, momentum,
+      config: the whole config, from automatic.resolve; reads avg_clustering.{centers, momentum,
         warm_up, target_head}. The momentum is per step for `classifier`, per update of a class for
         `features`, per visit of an image for `outputs`.
     """

@@ -1,7 +1,7 @@
-"""One forward pass, and the gradients of the two losses down to the features.
+"""Runs the forward pass and computes the gradients of both losses down to the features.
 
-The supervised loss L_s is that of the labels, the unsupervised loss L_u that of the pseudo-labels.
-layerwise.py decides which layer gets which share of them.
+The supervised loss L_s compares predictions with labels, the unsupervised loss L_u with
+pseudo-labels. layerwise.py combines their gradients layer by layer.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from layermatch_jax.method.state import TrainState
 
 
 class Forward(NamedTuple):
-    """The forward half of a step: features, what the heads make of them, and pseudo-labels."""
+    """The forward half of a step: features, outputs of the heads, and pseudo-labels."""
 
     features: Float[jax.Array, "B V D"]  # of this device's rows
-    pull_back: Callable  # of them -> (gradient of the backbone's parameters,)
-    outputs: policies.Outputs  # of the global batch, by the head that features see the loss through
-    # of this device's rows of `outputs` -> (gradient of the policy heads' parameters, of features)
+    pull_back: Callable  # gradient of `features` -> (gradient of the backbone's parameters,)
+    outputs: policies.Outputs  # of the global batch, with the logits of the head H of the centers
+    # gradient of this device's rows of `outputs` -> (gradients of the policy heads, of `features`)
     pull_back_outputs: Callable
     # {unlabeled view: logits of the classifier}, of the global batch
     classifier_logits: dict[str, Float[jax.Array, "μB K"]]
-    # of this device's rows of `classifier_logits` -> (gradient of the classifier,)
+    # gradient of this device's rows of `classifier_logits` -> (gradient of the classifier,)
     pull_back_classifier: Callable
-    batch_stats: Any  # BatchNorm's next running statistics of the backbone
-    head_stats: Any  # and of the policy's heads
-    centers: Any  # Avg-Clustering's state, with this batch in it
+    batch_stats: Any  # next running statistics of BatchNorm in the backbone
+    head_stats: Any  # and in the policy heads
+    centers: Any  # state of Avg-Clustering after `Centers.observe` of this batch
     assignment: policies.Assignment  # for the global batch
     true_labels: Int32[Array, " μB"]  # of the global batch
 
@@ -41,9 +41,9 @@ class Forward(NamedTuple):
 def run_forward(
     state: TrainState, batch: TrainBatch, method: Method, axis_name: str | None
 ) -> Forward:
-    """Runs the network once over all views and has the policy assign pseudo-labels.
+    """Runs the network once over all views and assigns pseudo-labels.
 
-    It changes nothing; arguments as of `train_step`.
+    Pure. The arguments are those of `train_step`.
     """
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
@@ -61,7 +61,7 @@ def run_forward(
         features, _ = apply_backbone(backbone, images)
         return linear_head.linear(classifier, features)
 
-    # Views that the policy makes of those that were drawn.
+    # The policy makes its views of kind MADE from the augmented ones.
     pixels = batch.images.reshape(-1, *batch.images.shape[2:])
     images = normalize(pixels, method.mean, method.std).reshape(batch.images.shape)
     if policy.prepare:
@@ -78,7 +78,8 @@ def run_forward(
     features, pull_back, batch_stats = jax.vjp(apply_to_views, backbone, has_aux=True)
     views = layout.split(features)
 
-    # The heads, each by itself: a loss on their outputs can then be taken through another head.
+    # The heads are a function of their own, apart from the backbone: the gradient of the features
+    # can then pass through another head than that of the classifier.
     def apply_heads(policy_heads, features):
         logits = {
             name: centers.head(state.centers, classifier, x)
@@ -107,8 +108,8 @@ def run_forward(
         classifier,
     )
 
-    # Pseudo-labels: a decision on the global batch, without gradient.
-    def teacher_logits():  # a pass of its own, whose BatchNorm statistics are not kept
+    # The policy assigns pseudo-labels for the global batch, without gradient.
+    def teacher_logits():  # a separate pass; its BatchNorm statistics are not kept
         target_images = layout.split(images).unlabeled[policy.target_view]
         features, _ = apply_backbone(state.ema_params["backbone"], target_images)
         return linear_head.linear(state.ema_params["classifier"], features)
@@ -158,7 +159,7 @@ def run_forward(
 def supervised_gradients(
     state: TrainState, batch: TrainBatch, forward: Forward, method: Method, axis_name: str | None
 ) -> tuple[jax.Array, layerwise.HeadGradients]:
-    """This device's share of L_s, the mean over the labeled views, and of its gradients."""
+    """Returns this device's share of L_s, the mean over the labeled views, and of its gradients."""
     views = method.layout.views.labeled
     count = len(views) * batch.labels.size * reductions.num_shards(axis_name)
     labels = jax.nn.one_hot(batch.labels, state.params["classifier"]["bias"].shape[0])
@@ -176,7 +177,7 @@ def supervised_gradients(
         state.params["classifier"], forward.features
     )
     heads = {"classifier": by_classifier}
-    if "heads" in state.params:  # labels do not teach a policy's heads
+    if "heads" in state.params:  # labels do not train policy heads
         heads["heads"] = jax.tree.map(jnp.zeros_like, state.params["heads"])
     return loss_s, layerwise.HeadGradients(heads, by_features)
 
@@ -189,17 +190,17 @@ def unsupervised_gradients(
     axis_name: str | None,
     only: str | None = None,
 ) -> tuple[dict[str, jax.Array], layerwise.HeadGradients]:
-    """The terms of L_u, and this device's share of their gradients.
+    """Returns the terms of L_u, and this device's share of their gradients.
 
-    The classifier's gradient is that of L_u(H = g_φ), the features' that of L_u(H = centers). Both
-    are taken at the outputs of the global batch; each device pulls back its rows.
+    The classifier gets the gradient of L_u(H = g_φ), the features that of L_u(H = centers). Both
+    are computed at the outputs of the global batch; each device then pulls back its own rows.
 
     Args:
-      state: of the step.
-      forward: of `run_forward`.
+      state: the state before the step.
+      forward: from `run_forward`.
       assignment: for the global batch.
-      method: the parts.
-      axis_name: of the step.
+      method: the parts of a step.
+      axis_name: the device axis; None when the step sees the global batch.
       only: the one term to differentiate; None = all.
 
     Returns:
@@ -234,6 +235,6 @@ def unsupervised_gradients(
 def normalize(
     images: UInt8[Array, "n H W 3"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float32[Array, "n H W 3"]:
-    """Images with each channel of the data set at mean 0 and deviation 1."""
+    """Subtracts `mean` from each channel of images / 255 and divides by `std`."""
     center, scale = (jnp.array(x, jnp.float32)[None, None, None, :] for x in (mean, std))
     return (images.astype(jnp.float32) / 255 - center) / scale

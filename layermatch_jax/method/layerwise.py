@@ -1,13 +1,13 @@
-"""The paper: which layer sees which gradient of the unsupervised loss.
+"""The paper's idea: which gradient of the unsupervised loss each layer gets.
 
 With z = h_θ(image) the features and g_φ(z) = z·W + b the linear classifier, one step follows
 
     ∇θ = J_θᵀ [ ∂L_s/∂z + λ_u · ∂L_u(H = centers)/∂z ]     features: pulled to clustering centers
     ∇φ =        ∂L_s/∂φ + γ · λ_u · ∂L_u(H = g_φ)/∂φ       classifier: gated
 
-*Grad-ReLU* is γ = 0: pseudo-labels, whose noise harms the linear classifier, do not reach it.
-*Avg-Clustering* replaces the head H that the features see the loss through by an averaged one.
-FixMatch is γ = 1 and H = g_φ. ("Do Pseudo-labels Benefit All Layers?", arXiv 2406.14207. The
+*Grad-ReLU* is γ = 0: pseudo-labels do not train the linear classifier, because their noise harms
+it. *Avg-Clustering* computes the gradient of the features through an averaged head H. FixMatch is
+γ = 1 and H = g_φ. ("Do Pseudo-labels Benefit All Layers?", arXiv 2406.14207. The
 formulas are our reading of its abstract; docs/method.md says what is known and what is not.)
 """
 
@@ -22,16 +22,16 @@ from layermatch_jax.errors import InputError
 
 
 def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict:
-    """What each parameter's unsupervised gradient is multiplied by.
+    """Returns the multiplier of the unsupervised gradient for each parameter.
 
     Args:
-      gradient_mask: ordered (regular expression, multiplier) pairs. A pair names the parameters
-        whose whole path ('backbone/stem/kernel') its expression matches; the first match counts,
-        no match means 1. (('classifier/.*', 0.0),) is Grad-ReLU, () is FixMatch.
+      gradient_mask: ordered (regular expression, multiplier) pairs. The expression must match
+        the full path of a parameter ('backbone/stem/kernel'); the first match counts, no match
+        means 1. (('classifier/.*', 0.0),) is Grad-ReLU, () is FixMatch.
       params: the tree of parameters; only its structure is read.
 
     Returns:
-      The same tree of Python floats.
+      A tree of the same structure, of Python floats.
 
     Raises:
       InputError: an expression matches no parameter.
@@ -54,9 +54,9 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
 
 
 class HeadGradients(NamedTuple):
-    """The gradients of a loss down to the features: of this device's share of it."""
+    """The gradients of this device's share of a loss, down to the features."""
 
-    heads: dict[str, Any]  # {'classifier': its tree}, and {'heads': tree} of a policy with heads
+    heads: dict[str, Any]  # {'classifier': tree}; with policy heads also {'heads': tree}
     features: Float[jax.Array, "B V D"]
 
 
@@ -66,23 +66,23 @@ def masked_gradients(
     unsupervised: HeadGradients,
     multipliers,
 ) -> dict:
-    """Puts the two losses' gradients together, each layer with its own share of L_u.
+    """Adds the gradients of the two losses; each layer gets its own share of that of L_u.
 
-    Where all backbone parameters have one multiplier, the two cotangents are added and pulled back
-    once: the cost of plain FixMatch. Masks inside the backbone need a second pull-back.
+    If all backbone parameters have the same multiplier, the two cotangents are added and pulled
+    back once, at the cost of plain FixMatch. Other masks need a second pull-back.
 
     Args:
       pull_back: z-cotangent [B, V, D] -> (gradient of the backbone's parameters,).
       supervised: ∂L_s/∂φ and ∂L_s/∂z.
       unsupervised: λ_u·∂L_u(H = g_φ)/∂φ and λ_u·∂L_u(H = centers)/∂z.
-      multipliers: of `mask_multipliers`, for all parameters.
+      multipliers: from `mask_multipliers`, for all parameters.
 
     Returns:
-      Gradients for all parameters, this device's share of the global objective's.
+      This device's share of the gradient of the global objective, for all parameters.
     """
 
     def add(gradient, extra, multiplier):
-        # A zero multiplier is an exact zero, whatever the gradient (0 · inf is not).
+        # A multiplier of 0 removes the gradient even if it is infinite (0 · inf would be NaN).
         return gradient if multiplier == 0.0 else gradient + multiplier * extra
 
     of_heads = {name: multipliers[name] for name in supervised.heads}
@@ -98,7 +98,3 @@ def masked_gradients(
             multipliers["backbone"],
         )
     return {"backbone": backbone, **heads}
-
-
-# ---------------------------------------------------------------------------------------------
-# Avg-Clustering. Four readings of "EMA-smooth feature clustering centers".

@@ -12,7 +12,7 @@ from layermatch_jax.arrays import Array
 def linear(
     classifier: Mapping[str, Array], features: Float[Array, "n D"]
 ) -> Float[jax.Array, "n K"]:
-    """The linear classifier g_φ(z) = z·W + b: the logits, in float32 at full precision.
+    """Computes the logits of the linear classifier, g_φ(z) = z·W + b, at full float32 precision.
 
     Args:
       classifier: {'kernel': [D, K], 'bias': [K]} float32.

@@ -1,7 +1,7 @@
-"""The loss that optax does not have, one number per example. Reductions are the caller's.
+"""The one loss that optax does not have. It returns a number per example; the caller reduces them.
 
-It computes in the dtype of the logits, which the heads give in float32. The cross-entropy is
-`optax.softmax_cross_entropy`.
+The loss is computed in the dtype of the logits; the heads return float32. For the cross-entropy,
+use `optax.softmax_cross_entropy`.
 """
 
 import jax
@@ -15,8 +15,8 @@ from layermatch_jax.arrays import Array
 def squared_error(
     logits: Float[Array, "*rows K"], targets: Float[Array, "*rows K"]
 ) -> Float[jax.Array, "*rows"]:
-    """Squared error of probabilities, mean_k (softmax(logits)_k − targets_k)² (Tarvainen 2017).
+    """Computes the squared error of probabilities, mean_k (softmax(logits)_k − targets_k)².
 
-    Targets are probabilities; the error is dimensionless.
+    Targets are probabilities; the error is dimensionless. Source: Tarvainen 2017.
     """
     return jnp.mean(optax.squared_error(jax.nn.softmax(logits), targets), axis=-1)

@@ -7,27 +7,30 @@ import optax
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """The rate lr · cos(7πk / 16K) at step k of K (Sohn 2020, section 2.4): at last 0.195 lr."""
+    """Returns the schedule lr · cos(7πk / 16K) for step k of K (Sohn 2020, section 2.4).
+
+    The rate falls from lr to 0.195 lr.
+    """
     peak, steps = config.optimizer.learning_rate, config.train_steps
     return lambda step: peak * jax.numpy.cos(7 * np.pi / 16 * step / steps)
 
 
 def decayed(params) -> dict:
-    """True for the leaves that weight decay acts on: convolution and dense kernels, nothing else.
+    """Marks the parameters that weight decay acts on: the kernels of convolutions and dense layers.
 
     Args:
       params: any tree of parameters.
 
     Returns:
-      The same tree of bools.
+      A tree of the same structure, of bools.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def create(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with (Nesterov) momentum; weight decay is coupled: added to the gradient before momentum.
+    """Makes SGD with (Nesterov) momentum and coupled weight decay, added before the momentum.
 
-    No gradient mask touches the decay: the optimizer sees gradients that are masked already.
+    Gradient masks do not change the decay: they are applied before the optimizer gets a gradient.
     """
     settings = config.optimizer
     return optax.chain(

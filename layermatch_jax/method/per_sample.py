@@ -1,6 +1,7 @@
-"""State that is kept for every unlabeled sample, replicated and updated alike on every device.
+"""State for every unlabeled sample; every device holds a copy and updates it in the same way.
 
-A batch may hold a sample more than once, and a scatter with repeated indices has no defined order.
+A batch may hold a sample more than once, and the order of a scatter with repeated indices is
+undefined. So only the last row of each sample is written.
 """
 
 import jax
@@ -10,11 +11,11 @@ from layermatch_jax.arrays import Array
 
 
 def last_of_each(indices: Array, among: jax.Array | None = None) -> jax.Array:
-    """Which rows are the last ones of their sample, in global row order; n² comparisons.
+    """Marks the last row of each sample, in global row order; n² comparisons.
 
     Args:
-      indices: [n] int32, the rows' samples.
-      among: [n] bool, the rows that count at all; None = all.
+      indices: [n] int32, the sample of each row.
+      among: [n] bool, the rows to look at; None = all.
 
     Returns:
       [n] bool; at most one row of each sample.
@@ -26,13 +27,13 @@ def last_of_each(indices: Array, among: jax.Array | None = None) -> jax.Array:
 
 
 def write(values: jax.Array, indices: Array, rows: jax.Array, writes: jax.Array) -> jax.Array:
-    """Puts rows into their samples' places.
+    """Writes rows to the places of their samples.
 
     Args:
-      values: [N_u, ...].
-      indices: [n] int32.
+      values: [N_u, ...], the state of all samples.
+      indices: [n] int32, the sample of each row.
       rows: [n, ...].
-      writes: [n] bool of `last_of_each`; the other rows change nothing.
+      writes: [n] bool from `last_of_each`; rows with False are not written.
 
     Returns:
       The new values.

@@ -1,4 +1,4 @@
-"""The train program: one or several train steps, with the making of their batches, in one call."""
+"""The train program: makes batches and runs one or several train steps in one compiled call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +20,18 @@ def train_steps(
     method: assembly.Method,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """As many train steps as the chunk holds; pure.
+    """Runs the train steps of a chunk. Pure.
 
     Args:
       state: the same on every device.
-      resident: what the feed keeps on every device.
-      chunk: this device's rows of what the steps need, arrays [rows, K, ...].
-      batch: (resident, rows of one step) -> TrainBatch, of the feed.
+      resident: the data that the feed keeps on every device.
+      chunk: this device's rows of the input of S steps, arrays [rows, S, ...].
+      batch: the feed's function (resident, rows of one step) -> TrainBatch.
       method: the parts of a step.
-      axis_name: the device axis to reduce over; None when `chunk` is of global batches.
+      axis_name: the device axis to reduce over; None when `chunk` holds global batches.
 
     Returns:
-      The next state and the window of these steps (see metrics.py), the same on every device.
+      The next state and the window of these steps (see windows.py), the same on every device.
     """
 
     def one_step(state, rows):

@@ -1,30 +1,30 @@
-"""What a step does across devices: rows are gathered and cut again, sums are taken.
+"""Communication between devices in a step: gathering rows, selecting local rows, sums.
 
-`axis_name` names the device axis; None means that the step sees the global batch, and nothing is to
-be done.
+`axis_name` names the device axis. With None the step sees the global batch, and these functions
+return their input.
 """
 
 import jax
 
 
 def num_shards(axis_name: str | None) -> int:
-    """How many devices share the global batch, as seen from inside a step."""
+    """Returns the number of devices that share the global batch; called inside a step."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def gather_rows(tree, axis_name: str | None):
-    """Every device's rows [n, ...] in global order, [n · devices, ...]."""
+    """Gathers the rows [n, ...] of all devices in global order, [n · devices, ...]."""
     if axis_name is None:
         return tree
 
-    def gather(x):  # no rows, as of unlabeled images in supervised training, are refused by XLA
+    def gather(x):  # XLA rejects empty arrays (supervised training has no unlabeled rows)
         return jax.lax.all_gather(x, axis_name, tiled=True) if x.size else x
 
     return jax.tree.map(gather, tree)
 
 
 def local_rows(tree, axis_name: str | None):
-    """The inverse of `gather_rows`: this device's rows of global ones."""
+    """Selects this device's rows of global ones; the inverse of `gather_rows`."""
     if axis_name is None:
         return tree
     shards, index = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
@@ -37,5 +37,5 @@ def local_rows(tree, axis_name: str | None):
 
 
 def total(tree, axis_name: str | None):
-    """The sum over devices of every leaf."""
+    """Sums every leaf over the devices."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)

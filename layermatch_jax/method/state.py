@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it begins."""
+"""The training state that a run carries from step to step, and its initialization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,14 @@ from layermatch_jax.method import avg_clustering, optimizer, policies
 class TrainState(train_state.TrainState):
     """Flax's TrainState (step, params, opt_state, apply_fn, tx) with what LayerMatch adds.
 
-    `params` is {'backbone': the model's tree, 'classifier': {'kernel' [D, K], 'bias' [K]}}, and for
-    a policy that has heads of its own also {'heads': {name: its tree}}.
+    `params` is {'backbone': tree, 'classifier': {'kernel': [D, K], 'bias': [K]}}; if the policy
+    has policy heads, it also holds {'heads': {name: tree}}.
     """
 
     step: Any  # [] int32
     params: Any
-    batch_stats: Any  # BatchNorm's running statistics of the backbone, float32
-    head_stats: Any  # and of the policy's own heads, {name: tree}
+    batch_stats: Any  # running statistics of BatchNorm in the backbone, float32
+    head_stats: Any  # and in the policy heads, {name: tree}
     ema_params: Any  # exponential moving average of params
     centers: Any  # Avg-Clustering's state
     policy: Any  # the pseudo-label policy's state
@@ -37,16 +37,16 @@ def initializer(
     labels: np.ndarray,
     axis_name: str | None = None,
 ) -> Callable[[], TrainState]:
-    """A function that makes the state before the first step; it can be traced.
+    """Returns a function that makes the state before the first step; JAX can trace the function.
 
-    `jax.eval_shape` of it gives the shapes of a state without computing one.
+    `jax.eval_shape` of the function gives the shapes of a state without computing one.
 
     Args:
-      config: the whole config, resolved; the state is a function of it (its seed) alone.
+      config: the whole config, resolved; `config.seed` is the only source of randomness.
       num_classes: K.
       num_unlabeled: size of the unlabeled set, for per-sample state.
-      labels: [N_l] int32, of the labeled images, for a policy that remembers them.
-      axis_name: the device axis that BatchNorm's statistics are taken over in training.
+      labels: [N_l] int32, of the labeled images, for a policy that keeps them in its state.
+      axis_name: the device axis over which BatchNorm takes its statistics in training.
 
     Returns:
       () -> TrainState.
@@ -72,7 +72,7 @@ def initializer(
         dim, head_stats = features.shape[-1], {}
         for i, (name, create_head) in enumerate(policy.heads.items()):
             head = create_head(dim, num_classes, axis_name)
-            # Keys of their own: a policy with heads starts from the same backbone as one without.
+            # Separate keys, so that the backbone starts the same with and without policy heads.
             made = head.init(jax.random.fold_in(rng, 2 + i), features, train=False)
             params.setdefault("heads", {})[name] = made["params"]
             head_stats |= {name: made["batch_stats"]} if "batch_stats" in made else {}
@@ -109,14 +109,14 @@ def with_weights(
     classifier: Any,
     num_unlabeled: int,
 ) -> TrainState:
-    """The state before the first step with other weights; averages of them begin at them, too.
+    """Replaces the weights in a state before the first step; their averages start there, too.
 
     Args:
-      state: of `create`.
+      state: from `create`.
       config: the whole config, resolved.
-      backbone: in the form of its parameters.
-      batch_stats: in the form of its running statistics.
-      classifier: in the form of its classifier.
+      backbone: a tree like `state.params['backbone']`.
+      batch_stats: a tree like `state.batch_stats`.
+      classifier: a tree like `state.params['classifier']`.
       num_unlabeled: size of the unlabeled set.
     """
     backbone, batch_stats, classifier = jax.tree.map(
@@ -132,8 +132,8 @@ def with_weights(
 
 
 def create(*args, **kwargs) -> TrainState:
-    """The state before the first step, on the default device; arguments as of `initializer`."""
-    # One program: hundreds of initializers would otherwise compile one by one. It runs once, so it
-    # is not optimized on a CPU, where that takes a quarter of a minute.
+    """Makes the state before the first step on the default device; arguments of `initializer`."""
+    # One program, because hundreds of initializers would otherwise compile one by one. The program
+    # runs once, so it is not optimized on a CPU, where optimization takes about 15 seconds.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(initializer(*args, **kwargs), compiler_options=quick)()

@@ -17,14 +17,15 @@ from layermatch_jax.method import (
 from layermatch_jax.method.assembly import Method
 from layermatch_jax.method.state import TrainState
 
-# A metric is [sum, weight], so that steps can be averaged without a mean of means; [2, K] by class.
+# A metric is [sum, weight], so that steps are averaged without a mean of means. Metrics by class
+# are [2, K].
 Metrics = dict[str, jax.Array]
 
 
 def train_step(
     state: TrainState, batch: TrainBatch, *, method: Method, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One update of everything.
+    """Runs one train step: updates parameters, optimizer, statistics, averages and policy.
 
     Each device differentiates its share of the global objective (its rows, divided by the global
     count); gradients are summed over devices.
@@ -32,7 +33,7 @@ def train_step(
     Args:
       state: the same on every device.
       batch: this device's rows.
-      method: the parts.
+      method: the parts of a step.
       axis_name: the device axis to reduce over; None when `batch` is the global batch.
 
     Returns:
@@ -45,7 +46,7 @@ def train_step(
         state, forward, assignment, method, axis_name
     )
 
-    # Each layer's own mixture of the two, pulled back once, and summed over devices.
+    # Each layer gets its own combination of the two gradients, summed over devices.
     strength = method.unsupervised_weight * assignment.scale
     gradients, loss_s, head_gradients = reductions.total(
         (
@@ -61,7 +62,7 @@ def train_step(
         axis_name,
     )
 
-    # The update, and then what averages over updates.
+    # First the update, then the averages over updates (EMA and centers).
     new = state.apply_gradients(
         grads=gradients, batch_stats=forward.batch_stats, head_stats=forward.head_stats
     )
@@ -77,7 +78,7 @@ def train_step(
         policy=assignment.state,
     )
 
-    # What a step does not define is left out of the means: a weight of 0.
+    # A metric that this step does not define gets the weight 0, so that the means leave it out.
     any_labeled = jnp.any(assignment.labeled_weights > 0)
     any_unlabeled = method.layout.mu > 0
     metrics = {
@@ -97,7 +98,7 @@ def train_step(
 def _members(
     forward: backprop.Forward, batch: TrainBatch, method: Method, axis_name: str | None
 ) -> avg_clustering.Rows:
-    """What class centers average: the labeled images' and the target views' features."""
+    """Collects the features that class centers average: labeled images and target views."""
     layout = method.layout
     targets, weights = reductions.local_rows(
         (forward.assignment.targets, forward.assignment.weights), axis_name
@@ -106,7 +107,8 @@ def _members(
     labeled = layout.labeled("weak")
     target_view = layout.unlabeled(method.policy.target_view)
     labels = jax.nn.one_hot(batch.labels, K)
-    return avg_clustering.Rows(  # kept by labeled row: joined end to end, devices would swap them
+    # By labeled row, so that the order does not depend on the number of devices.
+    return avg_clustering.Rows(
         features=jnp.concatenate(
             [forward.features[:, labeled : labeled + 1], forward.features[:, target_view]], axis=1
         ),
@@ -116,14 +118,14 @@ def _members(
 
 
 def _pseudo_label_metrics(assignment: policies.Assignment, true_labels: Array) -> dict[str, tuple]:
-    """Utilization, accuracy where the truth is known, and what there is of each class.
+    """Returns the mask rate, the accuracy of pseudo-labels, and counts for each class.
 
-    Utilization (`mask_rate`) is over all rows. Accuracies are over the rows whose truth is not −1:
-    it is −1 where it is not known, and for labeled images.
+    `mask_rate` is the mean weight over all rows. Accuracies are over the rows with a known true
+    label; −1 marks rows where it is unknown or where the image is a labeled one.
 
-    By class: `class_acceptance`, the mean weight of its pseudo-labels; and of the rows whose truth
-    is known, in rows a step, `class_pseudo_labels`, the weight of all its pseudo-labels, beside
-    `class_truths`, how many are of it.
+    By class: `class_acceptance` is the mean weight of its pseudo-labels, over all rows.
+    `class_pseudo_labels` is the sum of the weights of its pseudo-labels, and `class_truths` the
+    number of images of this class; both are per step, over the rows with a known true label.
     """
     weights, pseudo_labels = assignment.weights, jnp.argmax(assignment.targets, axis=-1)
     num_classes = assignment.targets.shape[-1]
@@ -136,7 +138,7 @@ def _pseudo_label_metrics(assignment: policies.Assignment, true_labels: Array) -
         "pseudo_label_accuracy_all": (jnp.sum(correct), jnp.sum(known)),
         "class_acceptance": (weights @ by_class, jnp.sum(by_class, axis=0)),
         "class_pseudo_labels": ((weights * known) @ by_class, weights.size > 0),
-        # of −1 there is no class
+        # one_hot(−1) is all zeros
         "class_truths": (
             jnp.sum(jax.nn.one_hot(true_labels, num_classes), axis=0),
             weights.size > 0,
@@ -145,21 +147,21 @@ def _pseudo_label_metrics(assignment: policies.Assignment, true_labels: Array) -
 
 
 def _pair(total, weight) -> jax.Array:
-    """[2] or, of what is counted by class, [2, K] float32."""
+    """Stacks a sum and its weight: [2] float32, or [2, K] for a metric by class."""
     return jnp.stack(jnp.broadcast_arrays(jnp.float32(total), jnp.float32(weight)))
 
 
 def eval_step(
     state: TrainState, batch: EvalBatch, *, method: Method, axis_name: str | None = None
 ) -> Metrics:
-    """Accuracy and loss of the raw and of the EMA parameters on a batch.
+    """Computes accuracy and loss of the raw and of the EMA parameters on a batch.
 
-    Both use the live BatchNorm statistics.
+    Both use the running BatchNorm statistics of the state; there is no EMA of these.
 
     Args:
       state: the same on every device.
-      batch: this device's rows; those with mask 0 count for nothing.
-      method: the parts; reads mean and std.
+      batch: this device's rows; rows with mask 0 do not count.
+      method: the parts of a step; reads mean and std.
       axis_name: the device axis to reduce over; None when `batch` is the global batch.
 
     Returns:
@@ -181,10 +183,10 @@ def eval_step(
 
 
 def cosine(a, b) -> tuple[jax.Array, jax.Array]:
-    """The cosine of two trees seen as vectors, and the weight that it has in a mean.
+    """Computes the cosine between two trees as vectors, and its weight in a mean.
 
     Returns:
-      (cosine, True); (0, False) where one of them is 0, which has no direction.
+      (cosine, True); (0, False) if one of the vectors is 0 and so has no direction.
     """
     norms = optax.tree.norm(a) * optax.tree.norm(b)
     defined = norms > 0

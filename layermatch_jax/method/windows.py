@@ -10,7 +10,7 @@ NEVER = np.iinfo(np.int32).max
 
 
 def empty_window(window) -> dict:
-    """A window without steps, of the form of another one (or its shapes)."""
+    """Returns the window of no steps, with the shapes and dtypes of `window`."""
     return {
         "sums": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), window["sums"]),
         "nonfinite_step": np.array(NEVER, np.int32),
@@ -18,22 +18,22 @@ def empty_window(window) -> dict:
 
 
 def window_of(metrics: dict, step: int | jax.Array) -> dict:
-    """The window of one step.
+    """Returns the window of one step.
 
     Args:
-      metrics: {name: float32 [2] or [2, K]} of [sum, weight] pairs, 'loss' among them.
+      metrics: {name: float32 [2] or [2, K]}, [sum, weight] pairs; must contain 'loss'.
       step: int32 [], the step's number, 1-based.
 
     Returns:
-      {'sums': the metrics, 'nonfinite_step': int32 [], the step if its loss is NaN or infinite,
-      else NEVER}.
+      {'sums': the metrics, 'nonfinite_step': int32 []}. The latter is the step if its loss is NaN
+      or infinite, else NEVER.
     """
     finite = jnp.isfinite(metrics["loss"][0])
     return {"sums": metrics, "nonfinite_step": jnp.where(finite, NEVER, step)}
 
 
 def add_up(windows: dict) -> dict:
-    """The window of all steps, of windows that are stacked along a new first axis."""
+    """Adds up windows that are stacked along a new first axis."""
     return {
         "sums": jax.tree.map(lambda x: jnp.sum(x, axis=0), windows["sums"]),
         "nonfinite_step": jnp.min(windows["nonfinite_step"]),
@@ -42,7 +42,7 @@ def add_up(windows: dict) -> dict:
 
 @jax.jit
 def join(window: dict, later: dict) -> dict:
-    """The window of the steps of both."""
+    """Adds up two windows; `later` holds the later steps."""
     return add_up(jax.tree.map(lambda *x: jnp.stack(x), window, later))
 
 
@@ -50,9 +50,9 @@ def check_finite(window: dict, state=None) -> None:
     """Raises NonFiniteLossError, naming the step, if a run has diverged.
 
     Args:
-      window: one of its losses may be NaN or infinite.
-      state: a TrainState, if that is to be checked as well: the step whose loss is the last finite
-        one may have spoilt it, and then it is no good checkpoint.
+      window: the window to check.
+      state: a TrainState to check as well, or None. A step with a finite loss may make parameters
+        that are not finite; such a state must not be saved as a checkpoint.
     """
     step = int(window["nonfinite_step"])
     if step != NEVER:
@@ -67,9 +67,9 @@ def _all_finite(tree) -> jax.Array:
 
 
 def means(sums: dict) -> dict[str, float | list[float | None] | None]:
-    """{name: [sum, weight]} -> {name: sum / weight}, None where nothing was counted.
+    """Maps {name: [sum, weight]} to {name: sum / weight}; None where the weight is 0.
 
-    What is counted by class, [2, K], becomes a list of K, or None if it is None for every class.
+    A metric by class, [2, K], becomes a list of K numbers; None if every weight is 0.
     """
 
     def mean(total, weight):

@@ -1,25 +1,25 @@
-"""Backbones: images to features. The linear classifier on top of them is not theirs.
+"""Backbones: networks from images to features, without the linear classifier.
 
-All are called alike: `module.apply({"params": …, "batch_stats": …}, images, train,
+All backbones have the same call: `module.apply({"params": …, "batch_stats": …}, images, train,
 mutable=["batch_stats"])` maps float images [n, H, W, 3] to float32 features [n, D].
 
-Gradient masks are regular expressions on parameter paths, so the paths are regular:
+Gradient masks are regular expressions on parameter paths, so all backbones name them alike:
 
-    stem/…                       the first convolution, in most with its BatchNorm
+    stem/…                       the first convolution, in most backbones with its BatchNorm
     stage{1…}_block{0…}/…        conv1, norm1, conv2, norm2, …, shortcut (conv4: conv, norm)
-    final_norm/…                 the last BatchNorm of a WideResNet, LayerNorm of a transformer
+    final_norm/…                 the last BatchNorm of a WideResNet or LayerNorm of a transformer
 
-with leaves `kernel` (convolutions, dense layers), `scale` and `bias` (BatchNorm; in transformers,
-all layers have one). Networks that others trained have four stages, so a mask of stages means the
-same depth in all of them:
+with leaves `kernel` (convolutions, dense layers), `scale` and `bias` (normalization layers; in
+transformers, dense layers and patches also have a bias). Backbones for which pretrained
+weights exist have four stages, so a mask by stages means a similar depth in all of them:
 
-    resnet50            the paper's
-    efficientnet_lite0  3, 2, 6 and 6 blocks, at whose end the image has 1/4, 1/8, 1/16 and 1/32 of
-                        its side; the very last is the 1x1 convolution that makes the features, and
-                        conv2 is the depthwise convolution of all others
-    vit_…               quarters, of 3 blocks each: norm1, attention/{query, key, value, out},
-                        scale1, norm2, dense1, dense2, scale2. stem/ has patches, positions,
-                        class_token and registers
+    resnet50            the stages of the paper
+    efficientnet_lite0  stages of 3, 2, 6 and 6 blocks, which reduce the side of the image to 1/4,
+                        1/8, 1/16 and 1/32. The last block is the 1x1 convolution that makes the
+                        features; in all other blocks, conv2 is the depthwise convolution
+    vit_…               stages of 3 blocks, a quarter of the network. A block has
+                        norm1, attention/{query, key, value, out}, scale1, norm2, dense1, dense2
+                        and scale2; stem/ has patches, positions, class_token and registers
 """
 
 from collections.abc import Callable
@@ -38,22 +38,25 @@ from layermatch_jax.models.wide_resnet import WideResNet
 
 
 def create_model(config_model: Any, axis_name: str | None = None) -> nn.Module:
-    """Makes the backbone that the configuration names.
+    """Makes the backbone that the config names.
 
     Args:
-      config_model: `config.model`: `name`, `dtype` and the fields that this model reads below.
-      axis_name: the device axis of pmap that BatchNorm statistics are averaged over; None where
-        one program sees the whole batch (one device, or jit over a mesh).
+      config_model: `config.model`: `name`, `dtype` and the fields that the backbone reads.
+      axis_name: the device axis over which BatchNorm averages its statistics; None if the program
+        sees the global batch (one device, or jit over a mesh).
 
     Raises:
-      InputError: a name, a compute dtype or a depth that does not exist.
+      InputError: the name or the dtype is unknown, or the depth is not allowed.
     """
     return _lookup(_MODELS, config_model, "name")(config_model, axis_name)
 
 
 def _wide_resnet(c: Any, axis_name: str | None) -> nn.Module:
     if c.depth < 10 or (c.depth - 4) % 6:
-        raise InputError(f"model.depth={c.depth}: a WideResNet has 6·b + 4, as 10, 16, 22, 28")
+        raise InputError(
+            f"--config.model.depth={c.depth} is not allowed. A WideResNet's depth must be "
+            "6·b + 4 for a whole number b ≥ 1, for example 10, 16, 22 or 28"
+        )
     return WideResNet(
         depth=c.depth,
         widen_factor=c.widen_factor,
@@ -74,7 +77,7 @@ def _efficientnet_lite0(c: Any, axis_name: str | None) -> nn.Module:
 
 def _vit(width: int, patch: int) -> Callable[[Any, str | None], nn.Module]:
     def create(c: Any, axis_name: str | None) -> nn.Module:
-        del axis_name  # it looks at every image by itself
+        del axis_name  # no layer depends on other images of the batch
         return VisionTransformer(
             width=width,
             patch=patch,
@@ -93,7 +96,7 @@ def _conv4(c: Any, axis_name: str | None) -> nn.Module:
 
 
 def _linear(c: Any, axis_name: str | None) -> nn.Module:
-    del axis_name  # nothing in it looks at the batch
+    del axis_name  # no layer depends on other images of the batch
     return Linear(width=c.width, dtype=_lookup(_DTYPES, c, "dtype"))
 
 

@@ -1,8 +1,8 @@
-"""Convolutions that XLA computes slowly on a CPU, for nn.Conv(conv_general_dilated=...).
+"""Faster convolutions on a CPU, for nn.Conv(conv_general_dilated=...).
 
-XLA's depthwise convolution takes 25 to 60 times as long on a CPU as the sum of its k·k shifted
-products, and the gradient of the kernel 4 times as long. Which of the two is computed is chosen by
-the platform that a program is compiled for; both are the same numbers, up to rounding.
+On a CPU, XLA's depthwise convolution takes 25 to 60 times as long as the sum of its k·k shifted
+products, and the gradient of the kernel 4 times as long. So programs that are compiled for a CPU
+compute the sum; other programs use XLA's convolution. The results are equal up to rounding.
 """
 
 import functools
@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PARTS = 8  # that sums over a batch are cut into
+_PARTS = 8  # number of slices in `_sum_of_parts`
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, *unused, **neutral) -> jax.Array:
-    """Convolution of 1x1 and stride 1, as one matrix product.
+    """Computes a 1x1 convolution with stride 1 as one matrix product.
 
     Args:
       x: [n, h, w, c].
       kernel: [1, 1, c, d].
-      *unused: strides and padding of nn.Conv, which are neutral here.
-      **neutral: what nn.Conv passes besides.
+      *unused: strides and padding from nn.Conv; without effect on a 1x1 convolution of stride 1.
+      **neutral: further arguments from nn.Conv, at their neutral values.
 
     Returns:
       [n, h, w, d].
@@ -35,16 +35,16 @@ def pointwise(x: jax.Array, kernel: jax.Array, *unused, **neutral) -> jax.Array:
 def depthwise(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **unused
 ) -> jax.Array:
-    """Convolution of every channel by a kernel of its own.
+    """Computes a depthwise convolution: each channel has its own kernel.
 
-    It has a gradient (reverse mode) only, no jvp.
+    It supports only reverse-mode differentiation (jax.grad, jax.vjp), not jax.jvp.
 
     Args:
       x: [n, h, w, c].
       kernel: [k, k, 1, c].
-      strides: of rows and columns, equal.
-      padding: "SAME", or zeros (before, after) rows and columns.
-      **unused: what nn.Conv passes besides, at its neutral value here.
+      strides: of rows and columns; they must be equal.
+      padding: "SAME", or the number of zeros (before, after) for rows and for columns.
+      **unused: further arguments from nn.Conv, at their neutral values.
 
     Returns:
       [n, h', w', c].
@@ -96,11 +96,11 @@ def _by_xla(x, kernel, stride, padding):
 
 
 def _windows(x, sides, stride, padding) -> list[jax.Array]:
-    """For each of the k·k weights of a kernel, what it is multiplied by: [n, h', w', c]."""
+    """Returns, for each of the k·k weights, the pixels that it multiplies: [n, h', w', c]."""
     (rows, columns), pads = sides, ((0, 0), *padding, (0, 0))
     x = jnp.pad(x, pads)
     height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
-    # Every stride-th row and column once, instead of once for each weight.
+    # Take every stride-th row and column once, not once for each weight.
     phases = [[x[:, i::stride, j::stride] for j in range(stride)] for i in range(stride)]
     if stride > 1:
         phases = lax.optimization_barrier(phases)
@@ -120,7 +120,7 @@ def _products(x, kernel, stride, padding):
 
 
 def _gradient_of_input(gradient, kernel, stride, padding, shape):
-    """The products that a pixel was part of, by its row and column modulo the stride."""
+    """Computes the gradient of the input, one phase (row and column modulo stride) at a time."""
     rows, columns = kernel.shape[:2]
     (top, _), (left, _) = padding
     height, width = (-(-side // stride) for side in shape[1:3])
@@ -128,7 +128,7 @@ def _gradient_of_input(gradient, kernel, stride, padding, shape):
     kernel = _wide(kernel)
 
     def of_phase(a, b):
-        # Row stride·u + a was multiplied by weight i for the output row u + (a + top - i) / stride.
+        # Weight i multiplied row stride·u + a for the output row u + (a + top - i) / stride.
         parts = []
         for i in range((a + top) % stride, rows, stride):
             for j in range((b + left) % stride, columns, stride):
@@ -144,8 +144,8 @@ def _gradient_of_input(gradient, kernel, stride, padding, shape):
 
 
 def _gradient_of_kernel(x, gradient, kernel, stride, padding):
-    # XLA sums over all rows channel by channel, without vectors. So rows are cut into parts that
-    # are added to each other, again and again; the barriers keep XLA from joining it all.
+    # XLA sums over all rows channel by channel, without vector instructions. So the rows are cut
+    # into parts, which are added, again and again. The barriers keep XLA from fusing these sums.
     windows = _windows(x, kernel.shape[:2], stride, padding)
     sums = [_sum_of_parts(lambda rows, of=of: of[rows] * gradient[rows], len(of)) for of in windows]
     sums = jnp.stack(lax.optimization_barrier(sums)).reshape(len(windows), -1, x.shape[-1])
@@ -156,7 +156,7 @@ def _gradient_of_kernel(x, gradient, kernel, stride, padding):
 
 
 def _sum_of_parts(part: Callable[[slice], jax.Array], rows: int, axis: int = 0) -> jax.Array:
-    """The sum of up to _PARTS slices, as even as can be; a shorter last one is padded by zeros."""
+    """Adds up to _PARTS slices of equal size; zeros pad the last slice if it is shorter."""
     size = -(-rows // _PARTS)
     parts = [_wide(part(slice(i, i + size))) for i in range(0, rows, size)]
     if missing := size - parts[-1].shape[axis]:
@@ -167,7 +167,7 @@ def _sum_of_parts(part: Callable[[slice], jax.Array], rows: int, axis: int = 0) 
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """In float32, if it was in fewer bits: sums of bfloat16 would lose what is small."""
+    """Converts narrower types to float32: sums in bfloat16 would lose small summands."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

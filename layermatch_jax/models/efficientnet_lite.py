@@ -13,14 +13,14 @@ from layermatch_jax.arrays import Array
 from layermatch_jax.models.convolutions import depthwise, pointwise
 from layermatch_jax.models.layers import Layers, global_average
 
-# A depthwise kernel's outputs have k·k inputs each; its fan-out would count all channels.
+# Fan-in, because an output of a depthwise kernel has k·k inputs; fan-out would count all channels.
 _DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class Group(NamedTuple):
-    """Blocks of one form, as a row of the paper's table 1."""
+    """Consecutive blocks with the same settings: one row of table 1 of the paper."""
 
-    stage: int  # that they belong to here: stages end where the image is halved
+    stage: int  # in parameter paths; stages 2 to 4 begin where the image is halved
     blocks: int
     kernel_size: int
     stride: int  # of the first block
@@ -40,7 +40,7 @@ LITE0 = (
 
 
 def block_names(groups: tuple[Group, ...] = LITE0) -> list[str]:
-    """The modules of the blocks, from the first to the last; and of the last 1x1 convolution."""
+    """Returns the module names of the blocks in order, then that of the last 1x1 convolution."""
     stages = [group.stage for group in groups for _ in range(group.blocks)]
     stages.append(stages[-1])
     return [f"stage{s}_block{stages[:i].count(s)}" for i, s in enumerate(stages)]
@@ -68,12 +68,12 @@ class ConvNorm(nn.Module):
 class Block(nn.Module):
     """Inverted residual (Sandler 2018): 1x1 that widens, depthwise, 1x1 that narrows.
 
-    BN follows each, and ReLU6 the first two. "SAME" padding is TensorFlow's: of an even image, a
-    stride of 2 pads more on the right and at the bottom. Without expansion, `conv1` and `norm1` are
-    left out.
+    BN follows each, and ReLU6 the first two. The padding is TensorFlow's "SAME": with stride 2, an
+    image with an even side gets more padding on the right and at the bottom. Without expansion,
+    there are no `conv1` and `norm1`.
 
     Attributes:
-      group: the form.
+      group: the settings of the block.
       stride: of the depthwise convolution.
       layers: the settings of convolutions and BatchNorm.
       train: normalize by the batch's statistics and update the running ones.
@@ -113,7 +113,7 @@ class EfficientNetLite(nn.Module):
 
     Attributes:
       layers: the settings of convolutions and BatchNorm.
-      groups: of blocks, from the first to the last.
+      groups: the groups of blocks in order.
       stem: channels of the first convolution.
       features: D, channels of the last convolution.
       remat: compute each block's activations again in the backward pass instead of storing them.
@@ -127,7 +127,7 @@ class EfficientNetLite(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
           images: [n, H, W, 3] float, normalized.

@@ -1,4 +1,4 @@
-"""The convolution, the BatchNorm and the pooling that every backbone is made of."""
+"""The convolution, the BatchNorm and the pooling that backbones share."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from jaxtyping import Float, Float32
 
 from layermatch_jax.arrays import Array
 
-# Fan-out (He 2015, eq. 14) rather than fan-in, and an untruncated normal: what FixMatch's code and
-# torchvision's ResNet use.
+# Fan-out (He 2015, eq. 14) rather than fan-in, and an untruncated normal, as in FixMatch's code and
+# torchvision's ResNet.
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -18,24 +18,24 @@ HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Layers:
     """Settings that all layers of a backbone share, and the layers made from them.
 
-    Parameters and running statistics are float32 whatever `dtype` is; BatchNorm computes its mean
-    and variance in float32, too. The running variance is the biased one, as in Flax (PyTorch
-    stores the unbiased one; over the thousands of values of a batch it is the same number).
+    Parameters and running statistics are always float32; BatchNorm also computes its mean and
+    variance in float32. The running variance is the biased one, as in Flax. (PyTorch stores the
+    unbiased one; over the thousands of values in a batch, the difference is negligible.)
     """
 
     dtype: jnp.dtype | str  # of the computation: float32 or bfloat16
     bn_decay: float = 0.999  # the share of the old running statistics that is kept per step
     bn_epsilon: float = 1e-3
-    axis_name: str | None = None  # device axis that BatchNorm statistics are averaged over
+    axis_name: str | None = None  # device axis over which BatchNorm averages its statistics
 
     def conv(
         self, features: int, kernel_size: int, stride: int = 1, *, name: str, **options
     ) -> nn.Conv:
-        """Square convolution without bias, zero-padded by kernel_size // 2 on every side.
+        """Makes a square convolution without bias, zero-padded by kernel_size // 2 on every side.
 
-        The padding is explicit because "SAME" pads stride-2 convolutions on the right and bottom
-        only, which shifts the features and would not fit PyTorch checkpoints. `options` are further
-        ones of nn.Conv, or others than these.
+        The padding is explicit because, with stride 2, "SAME" pads more on the right and at the
+        bottom. That shifts the features and does not match PyTorch checkpoints. `options` are
+        arguments of nn.Conv; they override these defaults.
         """
         defaults = {
             "padding": kernel_size // 2,
@@ -47,7 +47,7 @@ class Layers:
         return nn.Conv(features, size, strides=stride, name=name, **(defaults | options))
 
     def norm(self, train: bool, *, name: str) -> nn.BatchNorm:
-        """BatchNorm by the statistics of the (global) batch, or by the running ones."""
+        """Makes a BatchNorm; if `train`, it uses the batch's statistics, else the running ones."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.bn_decay,
@@ -59,10 +59,10 @@ class Layers:
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
-    """LeakyReLU with the slope 0.1 that the field's WideResNets use."""
+    """Computes LeakyReLU with slope 0.1, as WideResNets in the field do."""
     return nn.leaky_relu(x, 0.1)
 
 
 def global_average(x: Float[Array, "n h w D"]) -> Float32[jax.Array, "n D"]:
-    """Mean over the image, in float32."""
+    """Averages over rows and columns, in float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

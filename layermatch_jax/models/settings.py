@@ -11,7 +11,7 @@ SETTINGS: dict[str, Setting] = {
     "model.pretrained": Setting(
         "",
         "Weights that the backbone starts from: the path of a file, the folder of another run, or "
-        "a name (imagenet: EfficientNet-Lite0's, from an installed package). '': random ones.",
+        "a name (imagenet: weights of EfficientNet-Lite0 from a package). '': random weights.",
     ),
     "model.depth": Setting(28, "For wide_resnet: depth, 10, 16, 22, 28, …"),
     "model.widen_factor": Setting(
@@ -30,28 +30,29 @@ SETTINGS: dict[str, Setting] = {
         0, "For vit: number of register tokens; DINOv2 with registers has 4.", low=0
     ),
     "model.layer_scale": Setting(
-        False, "For vit: whether every block's parts have a factor for each feature, as DINOv2's."
+        False,
+        "For vit: whether each block has LayerScale, learned factors per feature, as DINOv2 has.",
     ),
     "model.pool": Setting(
         "token",
-        "For vit: what the features are. token: the class token; average: the mean over the "
+        "For vit: source of the features. token: the class token; average: the mean over the "
         "patches, without a class token.",
         choices=("token", "average"),
     ),
     "model.dtype": Setting(
         "float32",
-        "Type in which the backbone is computed; the parameters stay float32.",
+        "Type in which the backbone computes; the parameters stay float32.",
         choices=("float32", "bfloat16"),
     ),
     "model.bn_decay": decay("BatchNorm's running statistics"),
     "model.bn_epsilon": Setting(
         None,
-        "Number that is added to the variances in BatchNorm. Automatic: 0.001; 0.00001 for a "
-        "resnet50 that starts from pretrained weights, which were trained with it.",
+        "Number that BatchNorm adds to variances. Automatic: 0.001; 0.00001 for a resnet50 that "
+        "starts from pretrained weights, because they were trained with it.",
         above=0,
         kind=float,
     ),
     "model.remat": Setting(
-        False, "Whether blocks are computed again in the backward pass: less memory, more time."
+        False, "Whether the backward pass computes blocks again: less memory, more time."
     ),
 }

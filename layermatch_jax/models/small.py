@@ -1,4 +1,4 @@
-"""Small backbones for two CPU cores: four convolutions for the demo, one matrix for tests."""
+"""Small backbones: four convolutions for the demo on two CPU cores, one matrix for tests."""
 
 from collections.abc import Sequence
 
@@ -18,17 +18,17 @@ def matrix_convolution(
     padding: Sequence[tuple[int, int]],
     **unused,
 ) -> jax.Array:
-    """Convolution as one matrix product over patches; for nn.Conv(conv_general_dilated=...).
+    """Computes a convolution as a matrix product, for nn.Conv(conv_general_dilated=...).
 
-    With XLA's own convolutions the demo's steps take 1.4 times as long on two CPU cores, input and
-    all.
+    With XLA's convolutions, a step of the demo, including its input, takes 1.4 times as long on two
+    CPU cores.
 
     Args:
       x: [n, h, w, c].
       kernel: [kh, kw, c, d].
       strides: of rows and columns.
-      padding: zeros (before, after) rows and columns.
-      **unused: what nn.Conv passes besides, at its neutral value here.
+      padding: the number of zeros (before, after) for rows and for columns.
+      **unused: further arguments from nn.Conv, at their neutral values.
 
     Returns:
       [n, h', w', d].
@@ -44,7 +44,7 @@ def matrix_convolution(
         ],
         axis=-1,
     )
-    # Flat, because products of more than two axes are slow there, too.
+    # Flattened, because products with more than two axes are also slow on a CPU.
     product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
     return product.reshape(*patches.shape[:-1], kernel.shape[-1])
 
@@ -67,14 +67,14 @@ class ConvNorm(nn.Module):
 
 
 class Conv4(nn.Module):
-    """Four convolutions with BatchNorm, for images of 16 to 32 pixels; ours.
+    """Four convolutions with BatchNorm, for images of 16 to 32 pixels; not from a paper.
 
     The names are those of a residual network (stem, then one block a stage), so that a regular
     expression such as "backbone/stage3.*" means the same for the demo as for a WideResNet.
 
     Attributes:
-      width: channels of the first convolution; the others have 2, 4 and 4 times as many. All halve
-        the image, which keeps a step short.
+      width: channels of the first convolution; the others have 2, 4 and 4 times as many. Each
+        convolution halves the image, to keep steps fast.
       layers: the settings of convolutions and BatchNorm.
     """
 
@@ -100,12 +100,12 @@ class Conv4(nn.Module):
 
 
 class Linear(nn.Module):
-    """One matrix and nothing else, so that a few lines of NumPy can follow a whole training step.
+    """One matrix and nothing else, so that a few lines of NumPy can compute a whole train step.
 
-    It has no batch statistics: its variables are {"params": {"stem": {"kernel": [H·W·3, width]}}}.
+    It has no batch statistics. Its variables are {"params": {"stem": {"kernel": [H·W·3, width]}}}.
 
     Attributes:
-      width: D, the features.
+      width: D, the number of features.
       dtype: of the computation.
     """
 
@@ -118,7 +118,7 @@ class Linear(nn.Module):
 
         Args:
           images: normalized.
-          train: without meaning here; every backbone is called alike.
+          train: without effect; present because all backbones have the same call.
 
         Returns:
           D = width.

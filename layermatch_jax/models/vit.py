@@ -1,7 +1,7 @@
 """Vision transformer (Dosovitskiy 2021, arXiv 2010.11929; DINOv2: Oquab 2024, arXiv 2304.07193).
 
-In the form of timm's models of these names, so that their weights fit: augreg (Steiner 2022) and
-DINOv2, with or without registers (Darcet 2024, arXiv 2309.16588).
+The architecture is that of the timm models with these names, so that their weights fit: augreg
+(Steiner 2022) and DINOv2, with or without registers (Darcet 2024, arXiv 2309.16588).
 """
 
 import flax.linen as nn
@@ -12,23 +12,23 @@ from jaxtyping import Float, Float32
 from layermatch_jax.arrays import Array
 from layermatch_jax.errors import InputError
 
-STAGES = 4  # that the blocks are counted in, of equally many each
+STAGES = 4  # with the same number of blocks each
 _EPSILON = 1e-6  # added to LayerNorm's variances
 _NORMAL = nn.initializers.normal(0.02)
 
 
 def block_names(depth: int = 12) -> list[str]:
-    """The modules of the blocks, from the first to the last: stages are quarters of the network."""
+    """Returns the module names of the blocks in order; a stage is a quarter of the network."""
     of_stage = depth // STAGES
     return [f"stage{1 + i // of_stage}_block{i % of_stage}" for i in range(depth)]
 
 
 def resample_positions(positions: Array, grid: tuple[int, int]) -> jax.Array:
-    """Position embeddings for another number of patches: bicubic, antialiased (as timm's).
+    """Resamples position embeddings to another grid: bicubic and antialiased, as in timm.
 
     Args:
-      positions: [1, s·s, D], of a square of patches.
-      grid: rows and columns of patches that are wanted.
+      positions: [1, s·s, D], of a square grid of patches.
+      grid: rows and columns of patches of the new grid.
 
     Returns:
       [1, rows · columns, D].
@@ -43,16 +43,16 @@ def resample_positions(positions: Array, grid: tuple[int, int]) -> jax.Array:
 
 
 class Stem(nn.Module):
-    """Patches, linearly embedded, behind a class token and registers; with position embeddings.
+    """Embeds patches linearly, adds positions, and prepends a class token and registers.
 
-    The class token's own position is part of it: their sum is all that the network sees. Registers
-    have no position.
+    The class token includes its position embedding, because the network only uses their sum.
+    Registers have no position embedding.
 
     Attributes:
       width: D.
       patch: side of a patch, pixels.
-      registers: how many there are.
-      class_token: whether there is one.
+      registers: number of register tokens.
+      class_token: whether to add a class token.
       dtype: of the computation.
     """
 
@@ -68,7 +68,7 @@ class Stem(nn.Module):
         size = (self.patch, self.patch)
         x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype, name="patches")(images)
         n, rows, columns, width = x.shape
-        if self.has_variable("params", "positions"):  # of images of any size
+        if self.has_variable("params", "positions"):  # may belong to another image size
             positions = self.get_variable("params", "positions")
         else:
             positions = self.param("positions", _NORMAL, (1, rows * columns, width))
@@ -83,7 +83,7 @@ class Stem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of all tokens, by heads of 64 features."""
+    """Self-attention between all tokens, with heads of 64 features."""
 
     dtype: jnp.dtype
 
@@ -101,14 +101,14 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a LayerNorm and added to its input.
+    """Pre-norm block: two residual branches, attention and a two-layer MLP.
 
     Attributes:
-      dtype: of the computation; LayerNorm takes its statistics in float32.
-      layer_scale: whether each sum's second part has a factor for every feature (Touvron 2021).
-      drop_path: probability that a part is left out for an image, in training (Huang 2016); what
-        is not left out is divided by 1 - drop_path. It draws from the stream of the name drop_path.
-      train: whether parts are left out.
+      dtype: of the computation; LayerNorm computes its statistics in float32.
+      layer_scale: whether `Scale` multiplies the output of each branch (Touvron 2021).
+      drop_path: probability that a branch is dropped for an image in training (Huang 2016). Kept
+        branches are divided by 1 - drop_path. The random stream is named "drop_path".
+      train: whether branches are dropped.
     """
 
     dtype: jnp.dtype
@@ -122,8 +122,8 @@ class Block(nn.Module):
         y = Attention(self.dtype, name="attention")(self._norm("norm1")(x))
         x = x + self._part(y, "scale1")
         y = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name="dense1")(self._norm("norm2")(x))
-        # The error function itself, as in timm and PyTorch. big_vision's models were trained with
-        # an approximation of it by tanh; published accuracies are those of the former, too.
+        # Exact GELU, as in timm and PyTorch. big_vision trained its models with the tanh
+        # approximation; published accuracies are those of the exact function, too.
         y = nn.gelu(y, approximate=False)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="dense2")(y)
         return x + self._part(y, "scale2")
@@ -142,7 +142,7 @@ class Block(nn.Module):
 
 
 class Scale(nn.Module):
-    """A factor for every feature, 1e-5 at first."""
+    """LayerScale: a learned factor for each feature, initially 1e-5."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -159,11 +159,11 @@ class VisionTransformer(nn.Module):
       patch: side of a patch, pixels.
       dtype: of the computation.
       depth: blocks, a multiple of 4.
-      layer_scale: as of `Block`.
-      registers: tokens beside the patches' that nothing reads.
-      pool: what the features are, behind the last LayerNorm. token: the class token; average: the
-        mean over the patches, and there is no class token.
-      drop_path: as of `Block` for the last block; from 0 for the first one, it grows linearly.
+      layer_scale: as in `Block`.
+      registers: number of register tokens, which the features leave out.
+      pool: how features are computed from the output of the last LayerNorm. token: the class
+        token; average: the mean over the patches, without a class token.
+      drop_path: `Block.drop_path` of the last block; it grows linearly from 0 in the first block.
       remat: compute each block's activations again in the backward pass instead of storing them.
     """
 
@@ -179,23 +179,23 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
           images: [n, H, W, 3] float, normalized; H and W are multiples of `patch`. Position
             embeddings of another image size are resampled.
-          train: whether `drop_path` leaves parts out.
+          train: whether `drop_path` drops branches.
 
         Returns:
           [n, D] float32.
 
         Raises:
-          InputError: the image is no whole number of patches.
+          InputError: H or W is not a multiple of `patch`.
         """
         if any(side % self.patch for side in images.shape[1:3]):
             raise InputError(
-                f"--config.dataset.image_size={images.shape[1]} is no multiple of {self.patch}, "
-                "the side of this transformer's patches"
+                f"--config.dataset.image_size={images.shape[1]} is not a multiple of "
+                f"{self.patch}, the side of this transformer's patches. Set it to such a multiple"
             )
         token = self.pool == "token"
         x = Stem(self.width, self.patch, self.registers, token, self.dtype, name="stem")(images)

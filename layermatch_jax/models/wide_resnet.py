@@ -1,4 +1,4 @@
-"""WideResNet (Zagoruyko & Komodakis 2016, arXiv 1605.07146) in the form of FixMatch's code."""
+"""WideResNet (Zagoruyko & Komodakis 2016, arXiv 1605.07146) as in FixMatch's code."""
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,9 @@ class Block(nn.Module):
     """Pre-activation residual block: BN, LeakyReLU, 3x3, BN, LeakyReLU, 3x3, plus the shortcut.
 
     Attributes:
-      channels: of both convolutions.
+      channels: output channels of both convolutions.
       stride: of the first convolution and of the shortcut.
-      activate_shortcut: the shortcut takes the activated input instead of the raw one.
+      activate_shortcut: whether the shortcut takes the input after BN and LeakyReLU.
       layers: the settings of convolutions and BatchNorm.
       train: normalize by the batch's statistics and update the running ones.
     """
@@ -42,16 +42,16 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """WideResNet without its classifier.
 
-    Only in the very first block does the shortcut see BN + LeakyReLU: elsewhere the raw sum is
-    carried on, so that there is a path of additions from the first block to the last.
+    Only the shortcut of the first block takes the input after BN and LeakyReLU. All other shortcuts
+    take the raw input, so that a path of additions leads from the first block to the last.
 
     Attributes:
-      depth: 6·b + 4 for b blocks a stage. The name counts three stages: with four the network is
-        deeper than its `depth` (FixMatch's "WRN-37-2" for STL-10 has depth 28 here).
+      depth: 6·b + 4 for b blocks a stage. The formula counts three stages; with four, the network
+        is deeper than `depth` (FixMatch's "WRN-37-2" for STL-10 has depth 28 here).
       widen_factor: k; the stages have 16k, 32k, 64k, ... channels.
       stages: 3, or 4 for 96-pixel images.
-      first_stride: of the first stage; every later stage halves the image. FixMatch has 1 always;
-        TorchSSL and USB have 2 for STL-10, at a quarter of the arithmetic.
+      first_stride: stride of the first stage; every later stage halves the image. FixMatch always
+        uses 1; TorchSSL and USB use 2 for STL-10, with a quarter of the arithmetic.
       layers: the settings of convolutions and BatchNorm.
       remat: compute each block's activations again in the backward pass instead of storing them.
     """
@@ -65,7 +65,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
           images: normalized.

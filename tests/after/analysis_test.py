@@ -43,9 +43,9 @@ def test_a_thinned_curve_has_means_of_neighbors():
 def test_a_band_is_of_the_steps_that_all_runs_have():
     runs = [
         Curve(np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 3.0, 9.0])),
-        Curve(np.array([1, 3]), np.array([3.0, 3.0])),  # under way, and one value not known
+        Curve(np.array([1, 3]), np.array([3.0, 3.0])),  # not finished, and one value is not known
         Curve(np.array([1, 2, 3]), np.array([5.0, 0.0, 9.0])),
-        Curve(np.zeros(0, int), np.zeros(0)),  # not begun
+        Curve(np.zeros(0, int), np.zeros(0)),  # not started
     ]
     band = analysis.band(runs)
     np.testing.assert_array_equal(band.steps, [1, 3])
@@ -74,7 +74,7 @@ def test_the_surest_mistake_comes_first():
         [
             [0.9, 0.1, 0.0],  # right
             [0.6, 0.3, 0.1],  # wrong
-            [0.1, 0.1, 0.8],  # wrong, surer
+            [0.1, 0.1, 0.8],  # wrong, more confident
             [0.0, 1.0, 0.0],  # unknown
             [0.3, 0.7, 0.0],  # wrong
         ]
@@ -98,5 +98,5 @@ def test_the_plane_is_numpys_decomposition(count, dim):
     np.testing.assert_allclose(plane.shares, sizes[:2] ** 2 / np.sum(sizes**2), rtol=1e-4)
     for axis in plane.axes.T:
         assert axis[np.abs(axis).argmax()] > 0  # the same picture on every machine
-    # Features that are all one: no direction, no division by zero.
+    # Constant features have no direction; nothing is divided by zero.
     assert np.isfinite(analysis.principal_plane(np.ones((4, 3))).shares).all()

@@ -1,4 +1,4 @@
-"""Bundles: what they hold, who can read them, and which files are refused."""
+"""Bundles: their content, reading them, and the errors for other files."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ from layermatch_jax.errors import InputError
 
 
 def with_header(path, to, change):
-    """The same bundle with another JSON in its metadata."""
+    """Writes a copy of a bundle with changed JSON in its metadata."""
     with safetensors.safe_open(path, "np") as file:
         header = json.loads(file.metadata()["layermatch"])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -80,11 +80,11 @@ def test_written_once(tmp_path):
     before = path.read_bytes()
     bundle.write(make_model(), str(path))
     assert path.read_bytes() == before
-    with pytest.raises(InputError, match="is there already, and is not this model"):
+    with pytest.raises(InputError, match="already exists and is not this model"):
         bundle.write(make_model(alpha="drop"), str(path))
     assert path.read_bytes() == before
     for name, told in (
-        ("model.zip", r"the name of a bundle ends with \.layermatch"),
+        ("model.zip", r"the name must end with \.layermatch"),
         ("none/model.layermatch", "there is no folder .*none. Make it"),
         ("gs://b/model.layermatch", "give a local path, and copy the file"),
     ):
@@ -97,39 +97,41 @@ def test_what_is_no_whole_bundle(tmp_path):
     path, other = make_bundle(tmp_path), tmp_path / "other.layermatch"
     size = path.stat().st_size
     for keep in (size - 1, size // 2, 100):
-        with pytest.raises(InputError, match=r"is a bundle that is cut off or damaged. Copy it"):
+        with pytest.raises(InputError, match=r"The bundle .* is incomplete or damaged. Copy it"):
             trained.read(str(cut(path, keep, other)))
     for content in (b"", b"abc", b"no bundle at all, but text\n" * 9, b"\x89PNG" + bytes(200)):
         other.write_bytes(content)
-        with pytest.raises(InputError, match=r"is no bundle. Give the folder of a run, or a file"):
+        with pytest.raises(
+            InputError, match=r"is not a bundle. Use the folder of a run, or a file"
+        ):
             trained.read(str(other))
     safetensors.numpy.save_file({"x": np.zeros(3)}, other, {"format": "np"})
-    with pytest.raises(InputError, match="is no bundle"):
+    with pytest.raises(InputError, match="is not a bundle"):
         trained.read(str(other))
     flipped = bytearray(path.read_bytes())
     flipped[-1] ^= 1
     other.write_bytes(flipped)
-    with pytest.raises(InputError, match="is a bundle that is damaged"):
+    with pytest.raises(InputError, match=r"The bundle .* is damaged"):
         trained.read(str(other))
 
     def later(header):
         header["format"] = 2
         header["new"] = 1
 
-    with pytest.raises(InputError, match=r"of format 2; this version .* up to format 1. Take a"):
+    with pytest.raises(InputError, match=r"has format 2, but this version .* up to 1. Install a"):
         trained.read(str(with_header(path, other, later)))
     for change in (
         lambda header: header.pop("mean"),
         lambda header: header.update(stored_size=9),
         lambda header: header.update(new=1),
     ):
-        with pytest.raises(InputError, match="is a bundle that is damaged"):
+        with pytest.raises(InputError, match=r"The bundle .* is damaged"):
             trained.read(str(with_header(path, other, change)))
     assert trained.read(str(with_header(path, other, lambda header: None))).stored_size == 8
 
 
 def test_neither_run_nor_bundle(tmp_path):
-    with pytest.raises(InputError, match=r"no such folder or file. Give the folder of a run, or a"):
+    with pytest.raises(InputError, match=r"no such folder or file. Use the folder of a run, or a"):
         trained.read(str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"holds no run: there is no .*config.json"):
         trained.read(str(tmp_path))

@@ -1,4 +1,4 @@
-"""What stands in the pictures; how they look, people have seen."""
+"""The content of the figures; people have checked their look."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ STEPS = np.array([10, 20, 30])
 
 
 def drawn(figure):
-    """The axes of a figure, after it was drawn without a complaint."""
+    """Draws a figure without warnings; returns its axes."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert figures.png(figure).startswith(b"\x89PNG")
@@ -46,7 +46,7 @@ def test_curves_keep_their_colors_whoever_else_is_there():
     assert [text.get_text() for text in figure.legends[0].texts] == ["b"]
     long = figures.draw_curves([figures.Series("c", np.arange(1000), np.ones(1000))], "", "")
     assert long.axes[0].lines[0].get_marker() == "None"
-    assert not long.legends  # the title says what the only line is
+    assert not long.legends  # the title describes a single line
 
 
 def test_21_lines_can_be_told_apart():
@@ -74,7 +74,7 @@ def test_class_counts_of_many_classes_are_a_ratio():
     truths[2, 7] = 0
     axes, bar = drawn(figures.class_counts(STEPS, counted, truths, ["x"] * 100))
     mesh = axes.collections[0]
-    values = mesh.get_array().T  # log2, cut off at a quarter and at four times
+    values = mesh.get_array().T  # log2, clipped at 1/4 and 4
     np.testing.assert_array_equal(values[1, :5], [1, -2, 2, -2, 0])
     assert values.mask[2, 7]
     assert values.mask.sum() == 1

@@ -86,7 +86,7 @@ def test_the_four_gradients_are_those_of_four_losses(name):
 
 
 def test_a_regularizer_is_no_pseudo_label():
-    """FreeMatch's is left out: right and wrong rows together are L_u's gradient, and no more."""
+    """FreeMatch's regularizer is left out: right and wrong rows sum to the gradient of L_u."""
     with jax.enable_x64(True):
         params, batch = make_params(), make_batch()
         batch = batch._replace(true_labels=np.maximum(batch.true_labels, 0))
@@ -149,13 +149,13 @@ def test_where_there_is_nothing_to_compare():
 
 
 def test_a_length_that_the_noise_hides_is_not_known():
-    """Squared lengths that are estimated as −1/3 of both g_u and g_true: no cosine of −1 or 1."""
+    """The squared lengths of g_u and g_true are both estimated as −1/3: no cosine is reported."""
     hidden = BY_HAND.copy()
     hidden[1] = hidden[2] = [[1, 0], [-1, 0], [0, 1]]
     hidden[3] = 0
     told = estimates.compare(gram(hidden))
     assert told == {name: [None] * 3 for name in estimates.QUANTITIES}
-    # Without the first batch it is negative, though not with all: no interval, so no value.
+    # Negative only without the first batch: no interval, so no value.
     hidden[2] = [[9, 0], [1, 1], [0, -1]]
     assert estimates.compare(gram(hidden))["norm_ratio"] == [None] * 3
 

@@ -1,4 +1,4 @@
-"""The layer report of a run: its files, its refusals, and that it leaves the run alone."""
+"""The layer report of a run: its files and errors; it does not change the run."""
 
 import contextlib
 import csv
@@ -69,7 +69,7 @@ def test_its_batches_are_those_that_would_follow_the_last_step(K, prepared):
 
 
 def known_rows(prepared):
-    """Unlabeled rows of the report's batches whose truth is known: not those of labeled images."""
+    """Counts unlabeled images of known class in the report's batches, without labeled images."""
     partition = prepared.data.partition
     sampler = setup.create_sampler(reported(), partition)
     drawn = [sampler.draw(step).unlabeled for step in range(8, 8 + BATCHES)]
@@ -153,7 +153,7 @@ def test_cut_back(tmp_path):
 
 
 def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
-    """Of one program for all devices, where the run was one of a program each."""
+    """The report uses one program for all devices, although the run had one for each."""
     values = config_lib.base()
     values.layer_report.batches = BATCHES
     before = {name: (whole / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
@@ -166,7 +166,7 @@ def test_the_report_of_a_finished_run_is_that_of_its_last_step(whole, tmp_path):
     )
     assert {name: (whole / name).read_bytes() for name in before} == before
     known = again["known"]
-    assert said.startswith(f"step 8: {BATCHES} batches, {known} unlabeled rows of known truth, ")
+    assert said.startswith(f"step 8: {BATCHES} batches, {known} unlabeled images of known class, ")
     value, low, high = again["layers"]["classifier"]["cosine_true"]
     line = next(x for x in said.splitlines() if x.startswith("classifier"))
     assert line.split(maxsplit=1)[1].startswith(f"{value:.3f} ({low:.3f}, {high:.3f})  ")
@@ -187,16 +187,16 @@ def test_a_method_without_pseudo_labels_is_compared_with_the_labeled_images_alon
 
 
 def test_a_table_without_a_known_row():
-    """No row of known truth was drawn, or none of them was used: nothing is known of any layer."""
+    """Without images of known class, or without used ones, nothing is known of any layer."""
     told = {"parameters": 1} | {name: [None] * 3 for name in estimates.QUANTITIES}
     report = {"step": 8, "batches": 3, "known": 0, "mask_rate": None, "strength": 1.0}
     report |= {"pseudo_label_accuracy": None, "layers": {"stem": told}}
     first, _, _, stem, _, _, legend = record.as_table(report).splitlines()
-    assert first == "step 8: 3 batches, 0 unlabeled rows of known truth"
+    assert first == "step 8: 3 batches, 0 unlabeled images of known class"
     assert stem.split() == ["stem", "–", "–", "–", "–"]
     assert legend.startswith("–: not known. ")
     first, *_ = record.as_table(report | {"known": 5, "mask_rate": 0.0}).splitlines()
-    assert first == "step 8: 3 batches, 5 unlabeled rows of known truth, 0.0% of them used"
+    assert first == "step 8: 3 batches, 5 unlabeled images of known class, 0.0% of them used"
     assert record.comma_separated([report]).splitlines()[1] == "8,stem,1" + 12 * ","
 
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_reported_on(prepared):
         measuring.create(reported(), prepared.data.partition._replace(unlabeled=unknown), *of_run)
     one_known = unlabeled._replace(labels=np.append(unknown.labels[1:], 0))
     measuring.create(reported(), prepared.data.partition._replace(unlabeled=one_known), *of_run)
-    with pytest.raises(InputError, match="supervised has none"):
+    with pytest.raises(InputError, match="supervised makes none"):
         measuring.create(tiny("supervised"), prepared.data.partition, *of_run)
 
 

@@ -1,4 +1,4 @@
-"""Predictions of image files: the numbers, what goes on, what is refused, what is broken."""
+"""Predictions of image files: numbers, continuation, errors and broken images."""
 
 import concurrent.futures
 import json
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_numpy(place, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on images of all sorts and sizes, whose training images are gone."""
+    """A run on images of many kinds and sizes; its training images are deleted."""
     root, rng = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
     for part, count in (("train", 6), ("test", 40)):
         for c, name in enumerate(("a", "b", "c")):
@@ -115,7 +115,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_test_folder_has_the_accuracy_of_the_evaluation(trained, tmp_path, call):
-    """Its images are cut, resized and cropped as the run does."""
+    """The images are resized and cropped as in the run."""
     flags = [f"--workdir={trained}/run", f"--images={trained}/data/test"]
     status, said, err = call("--mode=predict", *flags, f"--out={tmp_path}/out.csv", "--top=3")
     assert status == 0, err
@@ -187,7 +187,7 @@ def test_reading_computing_and_writing_go_on_at_once():
     assert 0.4 <= seconds < 0.75  # in turn it would be 0.9
 
 
-# ---- Going on ----
+# ---- Continuation ----
 
 
 @pytest.mark.parametrize("out", ["out.csv", "out.jsonl"])
@@ -200,25 +200,25 @@ def test_an_interrupted_prediction_goes_on(place, out, monkeypatch, capsys):
         append(self, some, of_some)
         batches.append(len(some))
         if len(batches) == 2:
-            self._table.write(b"017.png,do")  # the line that Ctrl-C came into
+            self._table.write(b"017.png,do")  # Ctrl-C interrupts this line
             raise KeyboardInterrupt
 
     monkeypatch.setattr(output.Output, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predicted(place, out, features=features, top=2)
-    told = f"32 of 37 images are in {place}/{out}: the same command goes on"
+    told = f"32 of 37 images are in {place}/{out}: the same command continues"
     assert told in capsys.readouterr().err
 
     decoded = count_decoded(monkeypatch)
     said = predicted(place, out, features=features, top=2)
     assert sorted(decoded) == [f"{place}/images/{n:03}.png" for n in range(32, COUNT)]
-    assert f"32 of 37 images are in {place}/{out} already\n" in capsys.readouterr().err
+    assert f"32 of 37 images are already in {place}/{out}\n" in capsys.readouterr().err
     assert (place / out).read_bytes() == (place / f"whole{out[3:]}").read_bytes()
     assert (place / "f.npy").read_bytes() == (place / "whole.npy").read_bytes()
     again = predicted(place, out, features=features, top=2)
     assert len(decoded) == 5
     assert again.split("\n\n")[1:] == said.split("\n\n")[1:]
-    assert f"37 of 37 images are in {place}/{out} already: nothing to do" in capsys.readouterr().err
+    assert f"37 of 37 images are already in {place}/{out}: nothing to do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["out.csv", "out.jsonl"])
@@ -238,9 +238,9 @@ def test_other_predictions_are_not_gone_on_with(place):
     (place / "other").mkdir()
     other = make_bundle(place / "other", std=(0.5, 0.5, 0.125))
     for changed, told in (
-        ({"top": 2}, "begun otherwise: --top differed. Give the same again to go on with them, or"),
+        ({"top": 2}, "inputs: --top differed. To continue them, use the same inputs; else start"),
         ({"features": None}, "--features differed"),
-        ({"workdir": str(other)}, "otherwise: the model differed"),
+        ({"workdir": str(other)}, "inputs: the model differed"),
         ({"images": f"{place}/images/000.png"}, "the list of images, the number of images differ"),
     ):
         with pytest.raises(InputError, match=told):
@@ -254,14 +254,16 @@ def test_other_predictions_are_not_gone_on_with(place):
         (5, table.replace("003.png,", "")),
     ):
         (place / "out.csv").write_text(content)
-        with pytest.raises(InputError, match=rf"line {line} is not what was written there"):
+        with pytest.raises(InputError, match=rf"line {line} was altered"):
             predicted(place, features=features)
     (place / "out.csv").write_text(table)
     (place / "f.npy").unlink()
-    with pytest.raises(InputError, match=r"f.npy is gone, and the predictions go on. Bring it"):
+    with pytest.raises(
+        InputError, match=r"f.npy is missing, but the predictions have begun. Restore"
+    ):
         predicted(place, features=features)
     (place / "f.npy").write_bytes(b"other")
-    with pytest.raises(InputError, match=r"f.npy is no file of float32 \[37, 4\]"):
+    with pytest.raises(InputError, match=r"f.npy is not a .npy file of float32 \[37, 4\]"):
         predicted(place, features=features)
 
 
@@ -276,7 +278,7 @@ def test_two_processes_do_not_write_one_table(place):
     predicted(place)
 
 
-# ---- What is broken ----
+# ---- Broken images ----
 
 
 def test_broken_images_are_named_and_all_others_predicted(place, call):
@@ -288,7 +290,7 @@ def test_broken_images_are_named_and_all_others_predicted(place, call):
     (place / "list.txt").write_text("\n".join(names))
     flags = [f"--workdir={place}/model.layermatch", f"--images={place}/list.txt"]
     flags += [f"--out={place}/out.csv", f"--features={place}/f.npy"]
-    for _ in range(2):  # the second has nothing to do, and is no success either
+    for _ in range(2):  # the second has nothing to do, but fails, too
         status, said, err = call("--mode=predict", *flags)
         assert status == 3
         assert "35 of 37 images are predicted" in said
@@ -327,7 +329,9 @@ def test_a_folder_that_goes_away_is_not_a_folder_of_broken_images(place, monkeyp
 
     monkeypatch.setattr(output.Output, "append", gone)
     monkeypatch.setattr(apply, "_AHEAD", 0)
-    with pytest.raises(InputError, match=r"images is gone. Bring it back; the same command goes"):
+    with pytest.raises(
+        InputError, match=r"images no longer exists. Restore it; then the same command"
+    ):
         predicted(place, batch_size=8)
     table = rows(place / "out.csv")
     assert 8 <= len(table) < COUNT
@@ -370,7 +374,7 @@ def test_the_commands_of_the_docs(trained, tmp_path, call, monkeypatch):
         assert names["probabilities"][n].max() == pytest.approx(float(row["probability"]), rel=1e-4)
 
 
-# ---- What is refused, and what is said ----
+# ---- Errors and messages ----
 
 
 def test_places_that_cannot_be_written(place, monkeypatch):
@@ -379,14 +383,14 @@ def test_places_that_cannot_be_written(place, monkeypatch):
     (place / "mine.csv").write_text("mine")
     (place / "mine.npy").write_text("mine")
     for given, told in (
-        ({"out": ""}, "--out is needed: the file of the predictions"),
+        ({"out": ""}, "--out is needed: the output file"),
         ({"out": "out.txt"}, "--out=out.txt: the name must end with .csv or .jsonl"),
         ({"out": "none/out.csv"}, "there is no folder none. Make it"),
         ({"out": "folder.csv"}, "--out=folder.csv is a folder. Give the name of a file"),
         ({"out": "gs://b/out.csv"}, "give a local path, and copy the file"),
-        ({"out": "mine.csv"}, "--out=mine.csv is there already, and there is no mine.csv.about"),
+        ({"out": "mine.csv"}, "--out=mine.csv already exists, but mine.csv.about.json"),
         ({"out": "out.csv", "features": "f.npz"}, "--features=f.npz: the name must end with .npy"),
-        ({"out": "out.csv", "features": "mine.npy"}, "--features=mine.npy is there already"),
+        ({"out": "out.csv", "features": "mine.npy"}, "--features=mine.npy already exists"),
         ({"out": "out.csv", "top": 0}, "--top=0: allowed are 1..3, the number of classes"),
         ({"out": "out.csv", "top": 4}, "--top=4: allowed are 1..3, the number of classes"),
     ):
@@ -413,7 +417,7 @@ def test_places_that_cannot_be_written(place, monkeypatch):
             "--config.seed is not",
         ),
         (["--mode=predict", "--top=many"], "flag --top=many"),
-        (["--mode=predict", "--images=.", "--workdir=none", "--out=a.csv"], "no image in this"),
+        (["--mode=predict", "--images=.", "--workdir=none", "--out=a.csv"], "has no images"),
     ],
 )
 def test_flags_that_are_refused(flags, told, call, tmp_path, monkeypatch):

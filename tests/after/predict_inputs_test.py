@@ -1,4 +1,4 @@
-"""Which images are predicted, and how a line of theirs looks."""
+"""The images that --images names, and their lines in the table."""
 
 import csv
 import json
@@ -84,13 +84,16 @@ def test_what_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").touch()
     for images, told in (
         ("", "--images is needed"),
-        ("none", "there is no none. Give a folder, a text file"),
-        ("a.png,b.png", "there is no b.png"),
-        ("a.png,folder", "folder must be given alone"),
-        ("folder,a.png", "folder must be given alone"),
-        ("empty.txt,a.png", "empty.txt must be given alone"),
+        ("none", "none does not exist. Use a folder, a text file"),
+        ("a.png,b.png", "b.png does not exist"),
+        ("a.png,folder", "folder cannot be combined"),
+        ("folder,a.png", "folder cannot be combined"),
+        ("empty.txt,a.png", "empty.txt cannot be combined"),
         ("empty.txt", "--images=empty.txt is empty"),
-        ("folder", r"no image in this folder. passed over: 1 .heic \(first: x.heic\). Files count"),
+        (
+            "folder",
+            r"the folder has no images. passed over: 1 .heic \(first: x.heic\). Files count",
+        ),
     ):
         with pytest.raises(InputError, match=told):
             inputs.find(images)

@@ -1,4 +1,4 @@
-"""Models without training, folders of images, and the predictions of these, for tests."""
+"""Untrained models, folders of images and their predictions, for tests."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def _random(draw, shapes):
 
 
 def make_bundle(folder, **changed):
-    """The path of its bundle."""
+    """Writes a bundle of `make_model`; returns its path."""
     path = folder / "model.layermatch"
     bundle.write(make_model(**changed), str(path))
     return path

@@ -1,4 +1,4 @@
-"""Predictions at their full length: killed at any moment, as fast as the model, flat in memory."""
+"""Long predictions: killed at random moments, compared in speed with the model, and in memory."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def environment(**changed):
 
 
 def test_killed_at_any_moment(tmp_path):
-    """The table and the features are those of a prediction that was left alone."""
+    """The table and the features equal those of an uninterrupted prediction."""
     make_bundle(tmp_path)
     make_images(tmp_path / "images", 3000)
     small = "--config.eval_batch_size=8"  # many batches to be killed in
@@ -100,7 +100,7 @@ def test_at_least_nine_tenths_of_the_speed_of_the_forward_pass(tmp_path, capsys)
             mode._predict(model, asked, read, files, telling.Tally(), True, size)
 
     seconds = {bare: [], whole: []}
-    for n in range(20):  # in turn, and the best of them: the machine may be busy with other things
+    for n in range(20):  # alternating; the best time counts, because the machine may be busy
         for function, of_function in seconds.items():
             began = time.monotonic()
             function(tmp_path / str(n))
@@ -132,7 +132,7 @@ def _wider(model):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
 def test_memory_stays_flat(tmp_path, capsys):
-    """Of 30,000 images of a list, the second half needs no more than the first."""
+    """For 30,000 images of a list, the second half needs no more memory than the first."""
     bundle.write(_wider(make_model("conv4", batch_size=128)), str(tmp_path / "model.layermatch"))
     make_images(tmp_path / "few", 50)
     (tmp_path / "images").mkdir()

@@ -1,4 +1,4 @@
-"""Runs written by hand, and the page of a report as a reader gets it."""
+"""Run folders written by hand, and a parser of report pages, for tests."""
 
 import html
 import html.parser
@@ -13,7 +13,7 @@ from layermatch_jax.runtime import workdir
 
 
 class Page(html.parser.HTMLParser):
-    """What a reader gets of a page."""
+    """The visible content of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -37,13 +37,13 @@ class Page(html.parser.HTMLParser):
             self.headings.append(data)
 
     def row(self, name):
-        """The only row that begins with this."""
+        """Returns the only row that begins with this cell."""
         (row,) = [row for row in self.rows if row[0] == name]
         return row[1:]
 
 
 def read(path) -> Page:
-    """The page, after it was found to stand alone."""
+    """Parses a page, and checks that it needs no other file."""
     text = path.read_text()
     page = Page(text)
     for tag, attributes in page.tags:

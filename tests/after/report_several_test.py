@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two methods with two finished runs each, a third of one under way, and what is no run."""
+    """Two methods with two finished runs each, an unfinished run, and a folder without a run."""
     folder = tmp_path / "a<b> & c"
     for seed, fixmatch, layermatch in ((0, 0.5, 0.7), (1, 0.6, 0.7)):
         seeds = {"seed": seed, "dataset.label_seed": seed}
@@ -61,16 +61,19 @@ def test_several_runs_by_method(sweep):
     assert page.row("l2")[:7] == [
         "layermatch", "classifier", "classifier", "2", "2", "2 of 4, not finished", "90.0",
     ]  # fmt: skip
-    assert f"Left out of the table by method: {sweep}/l2 (2 of 4, not finished)" in page.text
+    assert (
+        f"Not finished, so not in the table by method: {sweep}/l2 (2 of 4, not finished)"
+        in page.text
+    )
     assert "Bands: ± one standard deviation (sd) over these runs." in page.text
     assert page.row("avg_clustering.centers") == ["none", "classifier"]
     assert page.row("layerwise.gradient_mask") == ["none", "classifier"]
-    # fixmatch's 55 %, and layermatch's up to where all three have come: (30 + 30 + 90) / 3.
+    # fixmatch's 55 %, and layermatch's at the last step of all three runs: (30 + 30 + 90) / 3.
     assert page.images[0]["alt"] == (
         "Accuracy: EMA of the parameters, over training steps: fixmatch (2 runs) 55.0% at step 4; "
         "layermatch (3 runs) 50.0% at step 2."
     )
-    # A seed that only one of the methods has finished is compared to nothing.
+    # A seed that only one method has finished is not compared.
     (sweep / "f1" / "result.json").unlink()
     page = read(report.write(str(sweep)))
     assert page.row("layermatch")[2:5] == ["2 of 3", "50.0 ± 0.0", "+15.0"]
@@ -95,10 +98,10 @@ def test_bands_are_drawn_around_means(sweep, monkeypatch):
     np.testing.assert_allclose(fixmatch.low, [0.1, 0.45 - deviation])
     np.testing.assert_allclose(fixmatch.high, [0.1, 0.45 + deviation])
     np.testing.assert_allclose(layermatch.values, [0.4])
-    # Of many methods, bands would hide each other.
+    # With many methods, bands would hide each other.
     many = {f"method {i}": groups["fixmatch"] for i in range(7)}
     reading, *_ = curves.of_several(many)
-    assert "no bands" in reading
+    assert "No bands for more than 6 methods" in reading
     assert all(series.low is None for series in drawn["Accuracy: raw parameters"])
     reading, *_ = curves.of_several({m: of_m[:1] for m, of_m in groups.items()})
     assert reading.startswith("One run of each method")
@@ -143,7 +146,7 @@ def test_classes_over_training(tmp_path, monkeypatch):
         class_threshold=[0.25, 0.75],
     )
     alts = curves.of_classes(logs.read(epath.Path(tmp_path / "run")), ["a", "b"])
-    assert "In the end, 50% of the images have a pseudo-label that is used" in alts[0]
+    assert "At the end, 50% of the images have a used pseudo-label" in alts[0]
     (((steps, counted, truths, names), _),) = drawn["class_counts"]
     np.testing.assert_array_equal(steps, [2, 4])
     np.testing.assert_array_equal(counted, [[3, 1], [3, 1]])
@@ -153,7 +156,7 @@ def test_classes_over_training(tmp_path, monkeypatch):
     np.testing.assert_array_equal(acceptance[1], [[0.5, np.nan], [0.5, np.nan]])
     np.testing.assert_array_equal(threshold[1], [[0.25, 0.75], [0.25, 0.75]])
     assert (limits["limits"], high["limits"]) == ((0, 1), (0, 0.75))
-    # One threshold for all classes is no map; an older run has not counted; supervised has none.
+    # No map: for one common threshold, for an old run without counts, for supervised training.
     of_all = {"class_acceptance": [0.5, 1.0], "class_threshold": [0.9, 0.9]}
     write_run(tmp_path / "old", config_of("fixmatch"), (0.5, 0.5), **of_all)
     note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "old")), ["a", "b"])
@@ -163,7 +166,7 @@ def test_classes_over_training(tmp_path, monkeypatch):
     write_run(tmp_path / "unknown", config_of("fixmatch"), (0.5, 0.5), **of_all)
     note, *alts = curves.of_classes(logs.read(epath.Path(tmp_path / "unknown")), ["a", "b"])
     assert note.text == (
-        "How many pseudo-labels are right is not known: no unlabeled image has a known class "
+        "The accuracy of pseudo-labels is not known: no unlabeled image has a known class "
         "(labeled images do not count)."
     )
     assert len(alts) == 1
@@ -204,7 +207,7 @@ def test_commas_separate_but_in_the_names_of_folders(tmp_path, monkeypatch, with
     assert found("[1] é\n,a") == ["[1] é\n", "a"]
     assert found("nowhere,b,x,y") == ["nowhere", "b", "x", "y"]
     assert found(str(tmp_path)) == sorted(str(tmp_path / name) for name in names)
-    (tmp_path / "a,b").mkdir()  # what is there as a whole is meant as a whole
+    (tmp_path / "a,b").mkdir()  # an existing name is not split at its comma
     assert found("a,b") == ["a,b"]
     page = read(report.write(f"{tmp_path}/lr=1,wd=2,{tmp_path}/[1] é\n"))
     assert page.row("lr=1,wd=2")[0] == "fixmatch"
@@ -213,7 +216,7 @@ def test_commas_separate_but_in_the_names_of_folders(tmp_path, monkeypatch, with
 
 @pytest.fixture
 def without_images(monkeypatch):
-    """The runs' images are not looked for, and pictures are not made."""
+    """Skips the images of runs and the drawing of figures."""
     monkeypatch.setattr(figures, "png", lambda figure: b"")
 
     def gone(folder, config):
@@ -250,14 +253,14 @@ def test_the_same_run_in_several_folders_counts_once(sweep, caplog, without_imag
         sentence = f"{sweep}/{left_out} is left out: it is the same run as {sweep}/{kept}, {reason}"
         assert sentence in page.text
         assert sentence in caplog.messages
-    # Of two that are not finished, the one that has come farther.
+    # Of two unfinished runs, the one with more steps is kept.
     for name in ("l2", "l2 finished"):
         (sweep / name / "result.json").unlink(missing_ok=True)
     page = read(report.write(f"{sweep}/l2,{sweep}/l2 finished"))
     assert page.headings[0] == "layermatch on cifar10, 20 labels (label seed 2, seed 2)"
     assert page.row("folder") == [f"{sweep}/l2 finished"]
     assert f"{sweep}/l2 is left out" in page.text
-    # Other labeled images by a split file are another run, and no pair of those of the seed.
+    # With a split file, the run has other labeled images: it is not paired by its seed.
     split = json.loads((sweep / "l0" / "labeled_split.json").read_text()) | {"sha256": "other"}
     (sweep / "l0" / "labeled_split.json").write_text(json.dumps(split))
     page = read(report.write(f"{sweep}/l0,{sweep}/l1,{sweep}/f0,{sweep}/f1,{sweep}/z"))
@@ -280,7 +283,7 @@ def test_what_cannot_be_reported(tmp_path, monkeypatch):
         f"  cifar10, 2 classes, 100 training images, evaluated on test images: {tmp_path}/a",
         f"  cifar10, 2 classes, 100 training images, evaluated on validation images: {tmp_path}/b",
         f"  cifar10, 2 classes, 50 training images, evaluated on test images: {tmp_path}/c",
-        "Give those of one kind together.",
+        "Make one report for each of these groups.",
     ]
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""Reports of one run: the file needs nothing else, and what stands in it is what the run did."""
+"""Reports of one run: the file needs no others, and its content agrees with the run."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run on images in a file, which can go missing; six of the unlabeled are of no class."""
+    """A run on an .npz file, which tests delete; six unlabeled images have no class."""
     root = tmp_path_factory.mktemp("report")
     rng = np.random.RandomState(0)
     labels = {"train": np.arange(60) % 3, "test": np.arange(30) % 3}
@@ -89,15 +89,15 @@ def test_a_run_from_result_to_settings(made):
     ]  # fmt: skip
     assert any(alt.startswith("8 unlabeled images of step 12, each above its") for alt in alts)
     assert any(alt.startswith("Confusion matrix of 30 test images in 3 classes") for alt in alts)
-    assert f"{last['accuracy_ema']:.1%} of 30 images are right" in page.text
+    assert f"{last['accuracy_ema']:.1%} of 30 predictions are right" in page.text
     assert "averaged classifier" in page.text
-    assert "R&D" in page.text  # as a class is called, and not as markup
+    assert "R&D" in page.text  # the name of a class, not markup
     assert "a<b>" in page.text
     assert path.stat().length < 3e6
 
 
 def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
-    """What is handed to the drawing functions is what the run's own parts say."""
+    """The drawing functions get the values that the parts of the run give."""
     drawn = {}
     for name in ("confusion", "draw_images", "feature_map"):
         original = getattr(pictures, name)
@@ -112,7 +112,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     data = runs.read_data(epath.Path(made), run.config)
     evaluation = data.partition.evaluation
     answer = predict.predict(trained.of_run(run), evaluation)
-    # A model that is sure of itself: 3 images of each class are taken for the next.
+    # A confident model that predicts the next class for 3 images of each class.
     sure = np.full((30, 3), 0.1)
     guesses = np.where(np.arange(30) < 9, (evaluation.labels + 1) % 3, evaluation.labels)
     sure[np.arange(30), guesses] = 0.5 + np.arange(30) / 100
@@ -125,12 +125,12 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     ]  # fmt: skip
     ((rows, titles),) = drawn.pop("draw_images")
     middle = crop.center_crop(evaluation.read(np.arange(30)), 6)
-    np.testing.assert_array_equal(rows[0], middle[8:0:-1])  # 8 is the surest of those 9
+    np.testing.assert_array_equal(rows[0], middle[8:0:-1])  # 8 is the most confident of those 9
     np.testing.assert_array_equal(rows[1], middle[:1])
     assert titles[0][0] == "c → a<b>\n58.0%"
     assert titles[1] == ["a<b> → R&D\n50.0%"]
 
-    # The views: those that the twelfth step was given.
+    # The views are those of the twelfth step.
     model.draw_views(run.config, data, 11)
     ((pixels, titles, kinds),) = drawn["draw_images"]
     sampler = setup.create_sampler(run.config, data.partition)
@@ -151,7 +151,7 @@ def test_numbers_behind_the_pictures_of_a_model(made, monkeypatch):
     assert titles == [truths, [""] * 8, [""] * 8]
     assert kinds == ["image", "weak view", "strong view"]
 
-    # The centers: columns of the averaged classifier, from their mean, in the features' plane.
+    # The centers are columns of the averaged classifier minus their mean, in the features' plane.
     model.features(run, data, answer)
     ((points, labels, _, _, stars, wrong),) = drawn["feature_map"]
     centered = answer.features - answer.features.mean(axis=0)
@@ -182,8 +182,8 @@ def test_centers_are_those_of_the_reading(made):
 
 
 def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monkeypatch, caplog):
-    """No checkpoint; then no data either; then nothing but a config."""
-    monkeypatch.setattr(figures, "png", lambda figure: b"")  # they are not looked at
+    """Without checkpoints; then without data, too; then with only a config."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"")  # the figures are not checked
     shutil.rmtree(workdir_ / "checkpoints")
     (workdir_ / "result.json").unlink()
     lines = (workdir_ / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -213,9 +213,9 @@ def test_what_is_missing_is_named_and_the_rest_is_there(workdir_, tmp_path, monk
     layers["head"] = dict.fromkeys(told, [None] * 3) | {"cosine_true": [None] * 3}
     layers = [{"step": step, "batches": 2, "layers": layers} for step in (2, 4)]
     (workdir_ / "layer_report.json").write_text(json.dumps(layers))
-    page = read(report.write(str(workdir_), data_dir))  # where they are now
+    page = read(report.write(str(workdir_), data_dir))  # the present location
     assert page.headings[4:] == ["Images and their views", "Layers", "Settings"]
-    assert page.images[-1]["alt"].endswith("of the true labels: stem 0.87")
+    assert page.images[-1]["alt"].endswith("and of true labels: stem 0.87")
     (workdir_ / "layer_report.json").unlink()
 
     (workdir_ / "metrics.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""Runs that are opened again: their settings, state, data and predictions."""
+"""Existing runs: reading their settings, state, data and predictions."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def make_config():
             "eval_every": 2, "log_every": 2, "checkpoint_every": 2, "input.backend": "device",
             "layerwise.gradient_mask": (("classifier/.*", 0.5),), "eval_batch_size": 24,
             "tensorboard": False,
-            # A long memory: averages differ from what they are of.
+            # A slow average, so that averaged and raw parameters differ.
             "ema_decay": 0.999, "model.bn_decay": 0.999,
         }
     )  # fmt: skip
@@ -114,7 +114,7 @@ def test_predictions_compile_once_for_any_number_of_images(made):
 
 
 def test_padding_is_read_once(made):
-    """Images may be files: the last one is not decoded again for each row of padding."""
+    """Padding does not decode the last image file again for each row."""
     run = runs.read(str(made))
     images, asked = evaluated(made, run), []
 
@@ -129,10 +129,10 @@ def test_padding_is_read_once(made):
 @pytest.mark.parametrize(
     ("pixels", "told"),
     [
-        (np.zeros((3, 12, 12, 3), np.uint8), r"uint8 \[N, 12, 12, 3\]\. .*\[N, 8, 8, 3\]"),
-        (np.zeros((3, 6, 6, 3), np.uint8), r"uint8 \[N, 6, 6, 3\]\. .*from_files\(paths, 8\)"),
-        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[N, 8, 8\]\. .*uint8 \(0\.\.255\)"),
-        (np.zeros((3, 8, 8, 3), np.float32), r"float32 \[N, 8, 8, 3\]\. .*uint8 \(0\.\.255\)"),
+        (np.zeros((3, 12, 12, 3), np.uint8), r"uint8 \[N, 12, 12, 3\], but .*\[N, 8, 8, 3\]"),
+        (np.zeros((3, 6, 6, 3), np.uint8), r"uint8 \[N, 6, 6, 3\], but .*from_files\(paths, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[N, 8, 8\], but .*uint8 \(0\.\.255\)"),
+        (np.zeros((3, 8, 8, 3), np.float32), r"float32 \[N, 8, 8, 3\], but .*uint8 \(0\.\.255\)"),
     ],
 )
 def test_predictions_of_images_of_another_form_are_refused(made, pixels, told):
@@ -167,7 +167,7 @@ def test_what_cannot_be_opened(workdir, tmp_path):
     with pytest.raises(InputError, match="holds a run on other images"):
         runs.read_data(epath.Path(workdir), make_config())
     (workdir / "labeled_split.json").unlink()
-    with pytest.raises(InputError, match=r"labeled_split.json is missing or lacks how many"):
+    with pytest.raises(InputError, match=r"labeled_split.json is missing or lacks the numbers"):
         runs.read(str(workdir))
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"color": "red"}))
@@ -179,33 +179,33 @@ def test_a_run_knows_its_data(workdir, caplog):
     path = workdir / "data.json"
     kept = json.loads(path.read_text())
     assert runs.read_class_names(epath.Path(workdir)) == tuple(f"class {c}" for c in range(10))
-    # Its statistics count, not those of how images are decoded today.
+    # The run's statistics count, not those of the present decoder.
     path.write_text(json.dumps(kept | {"channel_mean": [0.25, 0.5, 0.75]}))
     assert runs.read(str(workdir)).statistics[0] == (0.25, 0.5, 0.75)
     assert runs.read_data(epath.Path(workdir), make_config()).statistics[0] == (0.25, 0.5, 0.75)
 
     other = kept | {"class_names": ["cat", *kept["class_names"][1:]]}
     path.write_text(json.dumps(other))
-    (workdir / "result.json").unlink()  # as in a run that is to go on
-    told = r"on other data:\n  classes: no longer there: 'cat'; new: 'class 0'"
+    (workdir / "result.json").unlink()  # as in an unfinished run
+    told = r"different data:\n  classes: missing: 'cat'; new: 'class 0'"
     with pytest.raises(InputError, match=told):
         runs.read_data(epath.Path(workdir), make_config())
     with pytest.raises(InputError, match=told):
         train.train_and_evaluate(make_config(), str(workdir))
 
-    path.unlink()  # as an earlier version left it
+    path.unlink()  # as after an earlier version
     assert runs.read(str(workdir)).statistics == (
         tuple(kept["channel_mean"]),
         tuple(kept["channel_std"]),
     )
-    assert "holds no data.json" in caplog.text
+    assert "has no data.json" in caplog.text
     assert not path.exists()
     train.train_and_evaluate(make_config(), str(workdir))
     assert json.loads(path.read_text()) == kept
 
 
 def test_newest_checkpoint_damaged(workdir):
-    """The one before it is read, and nothing is moved: the run may be under way."""
+    """Reads the checkpoint before it and moves nothing, because the run may still go on."""
     for path in (workdir / "checkpoints" / "4").rglob("*"):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,4 +1,4 @@
-"""Digits, made-up images, and arrays in an .npz file."""
+"""Digits, synthetic images, and arrays in an .npz file."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def test_digits_are_scikit_learns():
     assert len(made.train.labels) == 1297
     assert np.bincount(made.test.labels).tolist() == [50] * 10
 
-    # Class 0 has 178 images; a fifth of them, say, is every 3.56th.
+    # Class 0 has 178 images; 50 of them, evenly spaced, are every 3.56th.
     zeros = np.flatnonzero(digits.target == 0)[[0, 3, 7, 10, 14, 17]]
     got = all_of(made.test)[made.test.labels == 0][:6]
     expected = np.repeat(np.round(digits.images[zeros] * 15.9375)[..., None], 3, -1)
     np.testing.assert_array_equal(got, expected)
 
-    # Every image is in one of the two, once, with its label.
+    # Every image is once in training or test, with its label.
     def keys(images, labels):
         return sorted((int(c), x.tobytes()) for x, c in zip(images, labels, strict=True))
 
@@ -56,12 +56,12 @@ def test_names_of_classes_in_bytes(tmp_path):
 def test_classes_with_one_name_and_a_single_class_are_refused(tmp_path):
     path = tmp_path / "data.npz"
     np.savez(path, **npz_arrays(class_names=["cat", "owl", "cat"]))
-    with pytest.raises(InputError, match="class_names has these twice: cat"):
+    with pytest.raises(InputError, match="class_names repeats cat"):
         sources.load(settings("npz", path))
     one = npz_arrays()
     one = {key: array * 0 if key.endswith("labels") else array for key, array in one.items()}
     np.savez(path, **one)
-    with pytest.raises(InputError, match="has 1 class; it takes two or more"):
+    with pytest.raises(InputError, match=r"has fewer than two classes \(1\)"):
         sources.load(settings("npz", path))
 
 
@@ -77,7 +77,7 @@ def test_classes_without_test_images_are_named(tmp_path, caplog):
 def test_settings_of_folders_are_not_those_of_arrays(tmp_path):
     np.savez(tmp_path / "data.npz", **npz_arrays())
     made = sources.load(settings("npz", tmp_path / "data.npz", on_broken="skip"))
-    assert made.notes == ("only an image folder has these settings: on_broken; not used",)
+    assert made.notes == ("not used: on_broken (a setting of image folders only)",)
 
 
 @pytest.mark.parametrize("classes", [2, 7, 10])
@@ -95,7 +95,7 @@ def test_fake_is_deterministic_and_learnable(classes):
 
 
 def test_fake_needs_some_classes():
-    with pytest.raises(InputError, match=r"num_classes=1, allowed 2\.\.100"):
+    with pytest.raises(InputError, match=r"num_classes=1: allowed are 2\.\.100"):
         sources.load(settings("fake", num_classes=1))
 
 
@@ -128,7 +128,10 @@ def test_npz_gray_and_resized(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"test_images": None, "test_labels": None}, "lacks test_images, test_labels; it has"),
+        (
+            {"test_images": None, "test_labels": None},
+            "lacks the keys test_images, test_labels; its keys are",
+        ),
         ({"train_images": np.zeros((12, 8, 8, 3))}, r"train_images is float64 \[12, 8, 8, 3\]"),
         ({"test_images": noise(5, 8, 9, 3)}, r"test_images is uint8 \[5, 8, 9, 3\].*square"),
         ({"test_images": noise(5, 8, 8, 4)}, r"test_images is uint8 \[5, 8, 8, 4\]"),
@@ -136,15 +139,15 @@ def test_npz_gray_and_resized(tmp_path):
         ({"unlabeled_images": noise(5, 64)}, r"unlabeled_images is uint8 \[5, 64\]"),
         ({"train_labels": np.zeros(11, int)}, r"train_labels is int64 \[11\].*integers \[12\]"),
         ({"train_labels": np.zeros(12)}, r"train_labels is float64"),
-        ({"test_labels": np.array([0, 1, -1, 0, 0])}, "test_labels goes down to -1.*unlabeled_im"),
-        ({"test_labels": np.array([0, 1, 3, 0, 0])}, r"up to 3, and there are 3.*0\.\.2"),
+        ({"test_labels": np.array([0, 1, -1, 0, 0])}, "test_labels has the label -1.*unlabeled_im"),
+        ({"test_labels": np.array([0, 1, 3, 0, 0])}, r"up to 3, but there are 3.*0\.\.2"),
         ({"class_names": ["a", "b"]}, r"train_labels goes up to 2.*by class_names.*0\.\.1"),
-        ({"train_labels": np.array([None] * 12)}, r"cannot be read as \.npz"),
+        ({"train_labels": np.array([None] * 12)}, r"cannot be read as an \.npz file"),
         (
             {"train_labels": np.arange(12) % 3 + 1},
             r"from 1 to 3.*no image of 0\. .*0\.\.K-1",
         ),
-        ({"train_labels": np.arange(12) % 2 * 4}, r"from 0 to 4, and has no image of 1, 2, 3\."),
+        ({"train_labels": np.arange(12) % 2 * 4}, r"from 0 to 4, but has no image of 1, 2, 3\."),
         ({"train_labels": np.arange(12) * 9}, r"no image of 1, 2, 3, 4, 5 and more\."),
         ({"train_labels": np.arange(12) + 2**60}, r"no image of 0, 1, 2, 3, 4 and more\."),
         ({"unlabeled_imges": noise(5, 8, 8, 3)}, "'unlabeled_imges'.*mean 'unlabeled_images'"),
@@ -176,7 +179,9 @@ def test_npz_keys_that_are_passed_over_are_named(tmp_path):
     others = {"val_images": noise(2, 8, 8, 3), "val_labels": np.zeros(2, int)}
     np.savez(tmp_path / "data.npz", **npz_arrays(**others))
     made = sources.load(settings("npz", tmp_path / "data.npz"))
-    assert made.notes == (f"{tmp_path / 'data.npz'}: passed over: val_images, val_labels.",)
+    assert made.notes == (
+        f"{tmp_path / 'data.npz'}: keys that are not used: val_images, val_labels.",
+    )
 
 
 def test_npz_class_names_may_name_a_class_without_training_images(tmp_path):
@@ -202,5 +207,5 @@ def test_npz_no_such_file(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     for name in ("one.npy", "text.npz", "cut.npz"):
-        with pytest.raises(InputError, match=r"cannot be read as \.npz"):
+        with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
             sources.load(settings("npz", tmp_path / name))

@@ -1,4 +1,4 @@
-"""The views made on the device are Pillow's and NumPy's, whoever compiles them.
+"""The device makes the same views as Pillow and NumPy, with every compiler.
 
 With the optimizations that conftest.py turns off:
 JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest tests/data/augment_jax_test.py
@@ -158,7 +158,7 @@ def test_crops_are_numpys(side, pad, size, channels):
 
 def test_crop_larger_than_image():
     none = np.zeros((0, 2), np.int32)
-    with pytest.raises(ValueError, match="crop of 11"):
+    with pytest.raises(ValueError, match="crops of 11"):
         crop_and_flip(np.zeros((1, 8, 8, 3), np.uint8), none[:, 0], none, none[:, 0] > 0, 1, 11)
 
 
@@ -195,12 +195,12 @@ def several(sampler=SAMPLER):
 
 
 def make_batch(data, draws, layout):
-    """Compiled for a layout, as a feed does it: the program's arguments are arrays alone."""
+    """Compiles make_batch for a layout as a feed does: all arguments are arrays."""
     return jax.jit(lambda data, draws: device.make_batch(data, draws, layout, 2, SIZE))(data, draws)
 
 
 def scan(data, draws):
-    """All their batches, as in a step that is a scan over steps."""
+    """Makes all batches in a scan over steps, as a train program does."""
 
     def step(done, draws):
         return done + 1, device.make_batch(data, draws, SAMPLER.layout, 2, SIZE)

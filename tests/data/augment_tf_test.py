@@ -99,7 +99,7 @@ def test_autocontrast_rounds_as_pillow_for_every_range():
 
 
 def test_shifts_are_not_rounded_to_fixed_point():
-    # 0.5 and just less than 0.5 pixels, by less than 16.16 numbers can tell.
+    # 0.5 pixels, and slightly less; 16.16 numbers cannot represent the difference.
     images, shift = photographs(32, 2), NAMES.index("translate_x")
     value = np.array([0.5, 0.5 - 2**-18], np.float32) / 32
     got = run(images, [[shift], [shift]], value[:, None])

@@ -34,7 +34,7 @@ def test_known_numbers():
     # Padded by one, without repeating the border: 4 3 4 5 4 / 1 0 1 2 1 / 4 3 4 5 4 / ...
     view = crop.crop_and_flip(image, np.array([[0, 2]]), np.array([False]), 1, 3)
     assert view[0, ..., 0].tolist() == [[4, 5, 4], [1, 2, 1], [4, 5, 4]]
-    # The crop is mirrored, not the image: other pixels would come in sight.
+    # The crop is mirrored, not the image, which would show other pixels.
     view = crop.crop_and_flip(image, np.array([[1, 0]]), np.array([True]), 1, 3)
     assert view[0, ..., 0].tolist() == [[1, 0, 1], [4, 3, 4], [7, 6, 7]]
 
@@ -67,9 +67,9 @@ def test_offset_out_of_range(offset):
 
 
 def test_crop_larger_than_image():
-    with pytest.raises(ValueError, match="crop of 11"):
+    with pytest.raises(ValueError, match="crops of 11"):
         crop.crop_and_flip(noise(1, 8, 8, 3), np.zeros((1, 2), int), np.array([False]), 1, 11)
-    with pytest.raises(ValueError, match="crop of 9"):
+    with pytest.raises(ValueError, match="crops of 9"):
         crop.center_crop(noise(1, 8, 8, 3), 9)
 
 

@@ -1,4 +1,4 @@
-"""What a run keeps of its data set, and which changes of the data set it notices."""
+"""data.json: its content, and the changes of a data set that its check finds."""
 
 import hashlib
 import json
@@ -98,14 +98,14 @@ def make_gray(root, part):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (rename_class, "classes: no longer there: 'bear'; new: 'ursus'"),
-        (swap_classes, "train: the same number of images, but others \\(their content differs\\)"),
-        (lambda root: make_gray(root, "train"), "train: the same number of images, but files"),
-        (lambda root: make_gray(root, "test"), "test: the same number of images, but files"),
-        (lambda root: make_gray(root, "unlabeled"), "unlabeled: the same number of images, but f"),
+        (rename_class, "classes: missing: 'bear'; new: 'ursus'"),
+        (swap_classes, "train: the same number of images with different content"),
+        (lambda root: make_gray(root, "train"), "train: the same number of images; their files"),
+        (lambda root: make_gray(root, "test"), "test: the same number of images; their files"),
+        (lambda root: make_gray(root, "unlabeled"), "unlabeled: the same number of images; the"),
         (
             lambda root: write_noise(root / "train/cat/0.png"),
-            "train: the same number of images, but others \\(their content differs\\)",
+            "train: the same number of images with different content",
         ),
         (
             lambda root: write_noise(root / "unlabeled/9.png"),
@@ -115,11 +115,11 @@ def make_gray(root, part):
         (lambda root: shutil.rmtree(root / "unlabeled"), "unlabeled: 3 images before, 0 now"),
         (
             lambda root: (root / "train/ant/0.png").rename(root / "train/cat/00.png"),
-            "train: the same number of images, but other labels",
+            "train: the same number of images with different labels",
         ),
         (
             lambda root: (root / "train/ant/0.png").rename(root / "train/ant/9.png"),
-            "train: the same number of images, but files of other names",
+            "train: the same number of images; their files have different names",
         ),
     ],
 )
@@ -129,10 +129,10 @@ def test_a_run_is_not_opened_on_other_data(root, tmp_path, change, told):
     description.check(workdir, described(config))
     change(root)
     other = described(config)
-    with pytest.raises(InputError, match=f"holds a run on other data:\n(.*\n)*  {told}"):
+    with pytest.raises(InputError, match=f"started with different data:\n(.*\n)*  {told}"):
         description.check(workdir, other)
-    description.write(workdir, other)  # what the run was begun with stays
-    with pytest.raises(InputError, match="holds a run on other data"):
+    description.write(workdir, other)  # the first description stays
+    with pytest.raises(InputError, match=r"The run in .* started with different data"):
         description.check(workdir, other)
 
 
@@ -150,9 +150,9 @@ def test_arrays_that_were_replaced(tmp_path):
     np.savez(tmp_path / "data.npz", **data)
     description.write(workdir, described(config))
     for changed, told in (
-        ({"test_images": noise(5, 8, 8, 3)}, "test: .* others"),
-        ({"train_labels": data["train_labels"][::-1]}, "train: .* other labels"),
-        ({"class_names": ["b", "a", "c"]}, "in another order .before: 'a', 'b', 'c'; now: 'b', 'a"),
+        ({"test_images": noise(5, 8, 8, 3)}, "test: .* with different content"),
+        ({"train_labels": data["train_labels"][::-1]}, "train: .* with different labels"),
+        ({"class_names": ["b", "a", "c"]}, "order differs .before: 'a', 'b', 'c'; now: 'b', 'a"),
     ):
         np.savez(tmp_path / "data.npz", **data | changed)
         with pytest.raises(InputError, match=told):
@@ -160,7 +160,7 @@ def test_arrays_that_were_replaced(tmp_path):
 
 
 def test_statistics_are_kept_and_not_compared(tmp_path):
-    """Decoders of other versions give pixels that differ by a little."""
+    """Other versions of decoders may give slightly different pixels."""
     np.savez(tmp_path / "data.npz", **npz_arrays())
     kept = described(dataset("npz", tmp_path / "data.npz"))
     description.write(epath.Path(tmp_path), kept)
@@ -173,7 +173,7 @@ def test_a_run_of_an_earlier_version_is_accepted_with_a_warning(tmp_path, caplog
     assert not caplog.text  # a folder without a run
     (workdir / "config.json").write_text("{}")
     description.check(workdir, {})
-    assert "holds no data.json" in caplog.text
+    assert "has no data.json" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"class_names": []}'])

@@ -149,7 +149,7 @@ def test_a_picture_in_the_alpha_channel_is_seen_unless_it_is_dropped(tmp_path):
     assert decoding.decode(str(tmp_path / "x.png"), 8, "drop").max() == 0
     assert decoding.examine(str(tmp_path / "x.png"), 8, "drop") == (
         None,
-        ("transparent pixels are taken as opaque (dataset.alpha=drop)",),
+        ("transparent pixels become opaque (dataset.alpha=drop)",),
     )
 
 

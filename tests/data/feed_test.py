@@ -1,4 +1,4 @@
-"""What the two backends give to the train program."""
+"""The feeds of both backends."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def prepared(**fields):
 
 
 def of_step(chunk, k):
-    """One step of a chunk; the policy's draws are a tree."""
+    """Selects one step of a chunk; the policy's draws are a tree."""
     return jax.tree.map(lambda x: x[:, k], chunk)
 
 
@@ -95,8 +95,8 @@ def test_what_stays_on_the_devices():
     assert created.resident_bytes == (400 + 20) * 12 * 12 * 3
 
 
-# Of images that are made when they are read, as files are decoded: how far the process's memory
-# rises while they are placed, in multiples of their size.
+# Prints how much the process's memory rises while images are placed, in multiples of their size.
+# The images are made at each read, as decoded files are.
 MEMORY = """
 import re
 import numpy as np
@@ -114,7 +114,7 @@ def of(count):
     sampler = setup.create_sampler(config, partition)
     return feed.create(config, partition, sampler, slice(8))
 
-def peak():  # of this program alone; getrusage's begins at that of the process that started it
+def peak():  # of this program; getrusage's peak includes the process that started it
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 
 of(1000).resident("jit")

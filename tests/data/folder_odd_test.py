@@ -1,4 +1,4 @@
-"""Image folders as people have them: odd layouts, names and files. Nothing is lost silently."""
+"""Image folders with odd layouts, names and files. Nothing is left out without a note."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_what_is_passed_over_is_in_the_notes(root):
     (note,) = load(root).notes
     assert note == (
         "passed over: 1 .heic (first: train/cat/2.heic), 1 .txt (first: test/owl/notes.txt), "
-        "1 linked to nothing (first: train/fox), "
+        "1 broken link (first: train/fox), "
         "1 of the system (thumbnails, trash) (first: unlabeled/@eaDir), "
         "1 outside the class folders (first: train/9.png)"
     )
@@ -58,7 +58,7 @@ def test_where_nothing_is_found_it_says_what_was_passed_over(root):
     for name in ("0", "1"):
         (root / f"train/cat/{name}.png").rename(root / f"train/cat/{name}.heic")
     said = refusal(root)
-    assert f"No training images in {root} of: cat. passed over: 2 .heic" in said
+    assert f"{root} has no training images of: cat. passed over: 2 .heic" in said
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "unlabelled", "Unlabeled", "UNLABELLED"])
@@ -82,7 +82,7 @@ def test_capital_letters_in_the_names_of_the_parts(root):
 def test_two_folders_for_one_part(root):
     (root / "unlabeled").mkdir()
     (root / "unlabelled").mkdir()
-    assert "two folders for its unlabeled images, unlabeled and unlabelled" in refusal(root)
+    assert "two folders of unlabeled images, unlabeled and unlabelled" in refusal(root)
 
 
 def test_what_else_is_in_the_root_is_named(root):
@@ -102,18 +102,18 @@ def test_an_image_of_two_classes_or_twice_in_one(root):
     owls = len(list((root / "train/owl").iterdir()))
     notes = load(root).notes
     assert notes[0].startswith(
-        f"training images that links put into more than one class: {owls} (first: train/cat/others/"
+        f"training images in more than one class, by links: {owls} (first: train/cat/others/"
     )
     assert notes[1].startswith(
-        f"images that links add to the training images once more: {owls + 1} (first: train/"
+        f"training or unlabeled images that count again, by links: {owls + 1} (first: train/"
     )
 
 
 def test_a_class_inside_another_counts_as_the_outer_one(root):
     write(root / "train/cat/owl/0.png", noise(8, 8, 3))
     assert load(root).notes == (
-        "images in a folder that is inside one class and named like another, which count as the"
-        " outer one: 1 (first: train/cat/owl/0.png counts as cat)",
+        "images in a folder that lies inside one class and has the name of another; they count as"
+        " the outer class: 1 (first: train/cat/owl/0.png counts as cat)",
     )
 
 
@@ -121,7 +121,7 @@ def test_folders_that_are_no_classes_are_named(root):
     for name in (".night", "@Recycle", "lost+found"):
         write(root / "train" / name / "0.png", noise(8, 8, 3))
     notes = load(root).notes
-    assert notes[0] == "folders that are no classes, by their names: .night, @Recycle, lost+found"
+    assert notes[0] == "folders that do not count as classes: .night, @Recycle, lost+found"
 
 
 def test_test_classes_too_deep_are_explained(root):
@@ -137,9 +137,9 @@ def test_comments_and_test_folders_beside_the_class_list(root, tmp_path_factory)
     listed = tmp_path_factory.mktemp("list") / "list.txt"
     listed.write_text("#a\nowl\ncat\n")
     assert load(root, class_list=str(listed)).notes == (
-        "not used, for the class list does not name them: #a",
+        "not used, because not in the class list: #a",
         "lines of the class list that begin with # are comments",
-        "no classes of the list, in test/: zzz",
+        "folders in test/ that are not in the class list: zzz",
     )
 
 
@@ -149,7 +149,7 @@ def test_a_flat_test_folder_beside_a_good_val(root, flat):
     write(root / "test" / flat, noise(8, 8, 3))
     made = load(root)
     assert made.test.labels.tolist() == [0, 1]
-    assert made.notes[0] == "test images are those of val/: test/ has no class folders"
+    assert made.notes[0] == "the test images are in val/: test/ has no class folders"
 
 
 def test_test_images_in_no_class_folder(root):
@@ -157,7 +157,7 @@ def test_test_images_in_no_class_folder(root):
     write(root / "test/images/0.png", noise(8, 8, 3))
     write(root / "test/1.png", noise(8, 8, 3))
     said = refusal(root)
-    assert "test has no folder of a class of the training images; it has images/. " in said
+    assert "test has no folder with the name of a training class; its folders: images/. " in said
 
 
 def test_without_a_test_folder_validation_images_serve(root):
@@ -184,9 +184,9 @@ def test_without_a_test_folder_validation_images_serve(root):
 def test_one_class_is_refused(root, tmp_path):
     (root / "train/owl").rename(root / "owl")
     (root / "test/owl").rename(root / "owl2")
-    assert "train has one class folder, cat; it takes two or more" in refusal(root)
+    assert "train has only one class folder, cat. At least two are needed" in refusal(root)
     (root / "list.txt").write_text("cat")
-    assert "names one class" in refusal(root, class_list=str(root / "list.txt"))
+    assert "names only one class" in refusal(root, class_list=str(root / "list.txt"))
 
 
 def test_class_folders_a_level_too_deep_are_explained(root):
@@ -205,7 +205,7 @@ def test_class_folders_that_the_list_leaves_out_are_named(root):
     write(root / "train/fox/0.png", noise(8, 8, 3))
     (root / "list.txt").write_text("owl\ncat\n")
     notes = load(root, class_list=str(root / "list.txt")).notes
-    assert notes[0] == "not used, for the class list does not name them: fox"
+    assert notes[0] == "not used, because not in the class list: fox"
 
 
 def test_the_two_unicode_forms_of_a_class_are_one(root):
@@ -219,7 +219,7 @@ def test_the_two_unicode_forms_of_a_class_are_one(root):
     listed = load(root, class_list=str(root / "list.txt"))
     assert listed.class_names == ("\u00c4pfel", "cat")
     (root / "train/\u00c4pfel").mkdir()
-    assert "two folders whose names are one text in different bytes, \u00c4pfel" in refusal(root)
+    assert "two folders with the name \u00c4pfel, in different bytes" in refusal(root)
 
 
 def test_names_that_are_no_utf_8(root):
@@ -246,7 +246,7 @@ def test_test_images_that_are_trained_on_are_named(root):
     (root / "unlabeled").mkdir()
     (root / "unlabeled/0.png").symlink_to(root / "test/cat/0.png")
     assert load(root).notes == (
-        "test images that are files trained on, too: 2 (first: test/cat/0.png)",
+        "test images that are also training or unlabeled images: 2 (first: test/cat/0.png)",
     )
 
 
@@ -291,13 +291,13 @@ def test_a_class_whose_images_are_all_broken_is_no_class(root):
     for name in ("0", "1"):
         (root / f"train/cat/{name}.png").write_bytes(b"")
     said = refusal(root, on_broken="skip")
-    assert f"No training images in {root} of: cat. left out: 2 of 6 images" in said
+    assert f"{root} has no training images of: cat. left out: 2 of 6 images" in said
 
 
 def test_an_image_that_breaks_later_is_named(root):
     made = load(root)
     (root / "train/cat/0.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"train/cat/0\.png.*Put the whole file back"):
+    with pytest.raises(InputError, match=r"train/cat/0\.png.*Restore the original file"):
         made.train.read(np.array([1, 0]))
     assert made.train.read(np.array([1, 2])).shape == (2, 8, 8, 3)
 
@@ -311,7 +311,7 @@ def test_many_broken_images_are_counted():
 def test_alpha_is_as_set_and_said(root):
     pixels = np.zeros((8, 8, 4), np.uint8)
     write(root / "train/cat/0.png", pixels)
-    for alpha, color, said in (("white", 255, "become white"), ("drop", 0, "are taken as opaque")):
+    for alpha, color, said in (("white", 255, "become white"), ("drop", 0, "become opaque")):
         made = load(root, alpha=alpha)
         assert np.unique(made.train.read(np.array([0]))).tolist() == [color]
         assert made.notes == (
@@ -342,9 +342,9 @@ def test_a_long_check_tells_how_far_it_is_and_is_not_repeated(
     assert "checking images: 4 of 6 decoded" in err
     assert "checking images: 6 of 6 decoded, 0 s left\n" in err
 
-    assert load(root).notes == (*first, "all images were found whole at an earlier start")
+    assert load(root).notes == (*first, "an earlier start found no broken image")
     assert len(examined) == 6
-    load(root, alpha="drop")  # another question
+    load(root, alpha="drop")  # other settings need another check
     assert len(examined) == 12
     time = os.stat(root / "test/owl/0.png").st_mtime
     os.utime(root / "test/owl/0.png", (time + 1, time + 1))
@@ -354,7 +354,7 @@ def test_a_long_check_tells_how_far_it_is_and_is_not_repeated(
         path.write_text("[")  # cut off
     load(root)
     assert len(examined) == 24
-    # Broken images may be whole at the next look: nothing is kept of such a check.
+    # A check that found broken images is not recorded, because they may be repaired.
     (root / "test/owl/0.png").write_bytes(b"")
     for _ in range(2):
         refusal(root)

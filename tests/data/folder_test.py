@@ -68,7 +68,7 @@ def test_folder_class_list(root, tmp_path):
 
     for text, message in [
         ("owl\neel\ncat\n", r"1 of the classes in .*classes\.txt.*: eel"),
-        ("owl\nowl\n", "twice: owl"),
+        ("owl\nowl\n", "repeats owl"),
         ("# nothing\n", "names no class"),
     ]:
         path.write_text(text)
@@ -86,12 +86,12 @@ def test_folder_of_another_form(root, tmp_path, caplog):
     refused(r"data_dir='' is not a folder\. Expected: ROOT/train/CLASS", "")
     refused("is not a folder", tmp_path / "none")
     (tmp_path / "bare").mkdir()
-    refused(r"train is missing; .*bare has nothing\. Expected", tmp_path / "bare")
+    refused(r"train is missing; .*bare contains: nothing\. Expected", tmp_path / "bare")
     (tmp_path / "bare/train").mkdir()
     refused(r"train has no class folders\. Expected", tmp_path / "bare")
     write(tmp_path / "bare/train/cat/0.png", noise(8, 8, 3))
     write(tmp_path / "bare/train/owl/0.png", noise(8, 8, 3))
-    refused(r"test is missing; .*bare has train\. Expected", tmp_path / "bare")
+    refused(r"test is missing; .*bare contains: train\. Expected", tmp_path / "bare")
 
     (root / "unlabeled").mkdir()
     refused("unlabeled has no images")
@@ -100,8 +100,8 @@ def test_folder_of_another_form(root, tmp_path, caplog):
     assert sources.load(settings("folder", root)).test.labels.tolist() == [1]
     assert "No test images for: cat." in caplog.text
     (root / "test/owl/0.png").unlink()
-    refused(r"No test images in .* of: cat, owl\.")
+    refused(r"has no test images of: cat, owl\.")
     write(root / "test/eel/0.png", noise(8, 8, 3))
     refused(r"1 of the classes in .*test have no folder in .*train: eel")
     (root / "train/eel").mkdir()
-    refused(r"No training images in .* of: eel\.")
+    refused(r"has no training images of: eel\.")

@@ -1,4 +1,4 @@
-"""Sets of images: cut, joined, measured."""
+"""Sets of images: selection, concatenation, resizing and statistics."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_channel_statistics_of_constant_images_can_be_divided_by():
     mean, std = sources.channel_statistics(sources.from_array(pixels, None))
     assert mean == (0.2, 0.2, 0.2)
     assert std == (1 / 255,) * 3
-    with pytest.raises(ValueError, match="needs an image"):
+    with pytest.raises(ValueError, match="needs at least one image"):
         sources.channel_statistics(sources.from_array(pixels[:0], None))
 
 

@@ -1,4 +1,4 @@
-"""Is the batched input worth its code? Timed against a plain per-image tf.data map.
+"""Times the batched input against a plain per-image tf.data map.
 
 TFDS_DATA_DIR=... python -m pytest -m slow -n 0 -s tests/data/input_speed_test.py
 """

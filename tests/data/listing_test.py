@@ -60,9 +60,9 @@ def test_what_is_passed_over_is_named(tmp_path):
         "without an extension": ["noext"],
         "hidden": [".thumbnails", "sub/._1.jpg"],
         "of the system (thumbnails, trash)": ["@eaDir", "__MACOSX", "sub/Thumbs.db"],
-        "linked to nothing": ["gone", "gone.jpg"],
+        "broken link": ["gone", "gone.jpg"],
         "unreadable": ["itself"],
-        "no regular file": ["pipe.jpg"],
+        "not a regular file": ["pipe.jpg"],
     }
 
 
@@ -84,7 +84,7 @@ def test_links_in_a_circle_end(tmp_path):
     found = listing.find(tmp_path / "cat")
     assert below(found, tmp_path) == ["cat/1.jpg", "cat/in/2.jpg"]
     assert passed_over(found, tmp_path) == {
-        "linked in a circle or twice": ["cat/a", "cat/all", "cat/in/again"]
+        "circular or repeated link": ["cat/a", "cat/all", "cat/in/again"]
     }
 
 
@@ -92,7 +92,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     touch(tmp_path, "1.jpg", "secret/2.jpg")
     scandir = os.scandir
 
-    def refuse(path):  # the tests may run as root, to whom nothing is forbidden
+    def refuse(path):  # tests that run as root have all permissions
         if os.path.basename(path) == "secret":
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
@@ -129,7 +129,7 @@ def test_the_sentence():
     )
     assert listing.passed_over({}, "/r") == ""
     many = {f".{number}": [f"/r/{number}"] for number in range(10, 42)}
-    assert listing.passed_over(many, "/r").endswith("1 .39 (first: 39), 2 others")
+    assert listing.passed_over(many, "/r").endswith("1 .39 (first: 39), 2 of other kinds")
     assert listing.merge([{"a": ["1"]}, {}, {"b": ["2"], "a": ["3"]}]) == {
         "a": ["1", "3"],
         "b": ["2"],

@@ -1,4 +1,4 @@
-"""The affine maps as numbers; what they do to images is compared with Pillow's beside a backend."""
+"""The affine maps as numbers; the tests of the backends compare images with Pillow's."""
 
 import numpy as np
 import pytest

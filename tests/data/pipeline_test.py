@@ -1,4 +1,4 @@
-"""From positions to batches, against NumPy and Pillow."""
+"""Batches of the tf.data pipeline, compared with NumPy and Pillow."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def batches(partition, sampler, steps, rows=slice(None)):
 
 
 def view(image, offset, flip):
-    """One weak view, by the letter: reflect, cut, mirror."""
+    """Makes one weak view step by step: pads, crops, mirrors."""
     y, x = offset
     cut = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="reflect")[y : y + 8, x : x + 8]
     return cut[:, ::-1] if flip else cut
@@ -99,7 +99,7 @@ def test_the_devices_batches_are_the_same(weight):
 
     for step, expected in zip(range(3, 6), batches(partition, sampler, range(3, 6)), strict=True):
         batch = make_batch(data, sampler.draw(step))
-        for name in TrainBatch._fields[:-1]:  # but for the policy's own draws: there are none
+        for name in TrainBatch._fields[:-1]:  # without the policy's own draws, which are empty
             a, b = getattr(batch, name), getattr(expected, name)
             assert (a.shape, a.dtype) == (b.shape, b.dtype), name
             np.testing.assert_array_equal(a, b, err_msg=name)
@@ -135,8 +135,8 @@ def test_evaluation_batches_cover_the_split_once(size):
 
 
 def test_any_error_of_reading_is_raised_as_it_is():
-    # As at the end of a process, when the threads that decode images are gone. TensorFlow would
-    # print pages of traceback, and raise an error of its own.
+    # At the end of a process the decoding threads have ended. TensorFlow would print pages of
+    # traceback and raise its own error.
     _, _, partition, sampler = prepared()
     wanted = np.unique(sampler.draw(2).unlabeled)[-1]
 

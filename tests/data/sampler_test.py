@@ -44,7 +44,7 @@ def test_shapes_and_types():
         "cutout": ((8, 3, 4), np.int32),
     }
     found = SAMPLER.draw(5)._asdict()
-    assert found.pop("policy") == ()  # this sampler's policy draws nothing of its own
+    assert found.pop("policy") == ()  # this sampler's policy has no draws
     assert {k: (v.shape, v.dtype) for k, v in found.items()} == expected
 
 
@@ -105,7 +105,7 @@ def test_a_stream_does_not_depend_on_how_it_is_cut():
 
 
 def permutations(seed, stream, size, first, last):
-    """One after another, each of a generator of its own, with nothing kept."""
+    """Joins permutations, each from its own generator, without a cache."""
     words = [(seed, stream, epoch) for epoch in range(first, last)]
     generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(w))) for w in words]
     return np.concatenate([g.permutation(size) for g in generators])

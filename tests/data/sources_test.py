@@ -1,4 +1,4 @@
-"""What all data sets have in common."""
+"""The loader of data sets, and steps that all of them share."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_drop_test_duplicates(tmp_path):
     data["unlabeled_images"][[3, 300, 699]] = data["test_images"][[4, 0, 0]]
     data["unlabeled_images"][5] = data["train_images"][0]
     data["unlabeled_images"][6] = data["test_images"][1]
-    data["unlabeled_images"][6, 7, 7, 2] ^= 1  # one bit is enough to be another image
+    data["unlabeled_images"][6, 7, 7, 2] ^= 1  # one bit makes a different image
     np.savez(tmp_path / "data.npz", **data)
     made = sources.load(settings("npz", tmp_path / "data.npz"))
     assert len(made.unlabeled.labels) == 700
@@ -62,4 +62,4 @@ def test_paths_may_begin_in_the_home_folder(tmp_path, monkeypatch):
     given = settings("npz", "~/a.npz", class_list="~/classes")
     sources.load(given)
     assert seen == [(f"{tmp_path}/a.npz", f"{tmp_path}/classes")]
-    assert given.data_dir == "~/a.npz"  # a run's config says what was given
+    assert given.data_dir == "~/a.npz"  # the run's config is not changed

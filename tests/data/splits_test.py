@@ -26,7 +26,7 @@ def settings(**changed):
 
 
 def numbered(labels, offset=0):
-    """Images whose first pixel's red and green say which they are."""
+    """Makes images that store their position in red and green of the first pixel."""
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     number = np.arange(len(labels)) + offset
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = number // 256, number % 256
@@ -135,11 +135,11 @@ def test_unlabeled_order_and_membership():
     data = source(extra=4)
     made = splits.partition(data, settings())
     assert numbers(made.unlabeled)[:30].tolist() == list(range(30))
-    # No truth to test pseudo-labels by: of labeled images, and of those that came without.
+    # True classes are hidden for labeled images, and unknown for images without labels.
     expected = [-1 if i in made.record["indices"] else i % 3 for i in range(30)]
     assert made.unlabeled.labels.tolist() == [*expected, -1, -1, -1, -1]
     assert expected.count(-1) == 7
-    np.testing.assert_array_equal(data.train.labels, np.arange(30) % 3)  # the source is as it was
+    np.testing.assert_array_equal(data.train.labels, np.arange(30) % 3)  # the source did not change
     assert (made.unlabeled.read(np.array([29, 30, 33]))[1:] == 99).all()
     assert made.record["num_unlabeled"] == 34
     np.testing.assert_array_equal(numbers(made.evaluation), 1000 + np.arange(6))
@@ -191,7 +191,10 @@ def test_label_fraction_is_of_each_class():
         ({"label_seed": -1}, r"label_seed=-1.*allowed are 0, 1"),
         ({"evaluate_on": "valid"}, r"'valid'.*'test' and 'validation'"),
         ({"num_labels": 30, "labeled_in_unlabeled": False}, "30 of the 30.*labeled_in_unlabeled"),
-        ({"num_labels": 29, "evaluate_on": "validation"}, "1 are outside.*too few.*20%"),
+        (
+            {"num_labels": 29, "evaluate_on": "validation"},
+            "only 1 of 30 .*not labeled, too few.*20%",
+        ),
     ],
 )
 def test_settings_that_cannot_be(changed, message):
@@ -202,7 +205,7 @@ def test_settings_that_cannot_be(changed, message):
 def test_class_with_too_few_images():
     data = source()._replace(train=numbered(np.repeat([0, 1, 2], [20, 2, 20])))
     message = (
-        r"class 'b' has 2 training images, and .*Allowed are 3\.\.6 .*42 \(all.*label_fraction"
+        r"class 'b' has 2 training images, but .*Allowed are 3\.\.6 .*42 \(all.*label_fraction"
     )
     for number in (9, 41):
         with pytest.raises(InputError, match=message):
@@ -243,7 +246,7 @@ def test_split_file_of_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_split_of_ones_own(tmp_path):
-    # Another split than would be drawn, unsorted, with nothing but the fields that must be there.
+    # A split that would not be drawn, unsorted, with only the required fields.
     indices = [29, 0, 1, 2, 3, 4, 5]
     path = tmp_path / "own.json"
     sha256 = hashlib.sha256(b"[0,1,2,3,4,5,29]").hexdigest()
@@ -268,20 +271,20 @@ def _with_hash(record, **changed):
         (lambda r: {**r, "sha256": "0" * 64}, "sha256 0000.*194d"),
         (lambda r: {k: v for k, v in r.items() if k != "sha256"}, "lacks sha256"),
         (lambda r: [1, 2], "lacks data_set, sha256, indices"),
-        (lambda r: {**r, "indices": "all"}, "no list of whole numbers"),
-        (lambda r: {**r, "indices": [1.5]}, "no list of whole numbers"),
+        (lambda r: {**r, "indices": "all"}, "not a list of whole numbers"),
+        (lambda r: {**r, "indices": [1.5]}, "not a list of whole numbers"),
         (lambda r: _with_hash(r, indices=[5, 5, 19, 21, 23, 24, 28]), r"twice.*0\.\.29"),
         (lambda r: _with_hash(r, indices=[5, 7, 19, 21, 23, 24, 30]), r"index 30.*0\.\.29"),
         (lambda r: _with_hash(r, indices=[-1, 7, 19, 21, 23, 24, 28]), r"index -1.*0\.\.29"),
-        (lambda r: _with_hash(r, indices=[5, 7, 19]), "3 labels, and.*ask for 7.*num_labels=3"),
+        (lambda r: _with_hash(r, indices=[5, 7, 19]), "3 labels, but.*ask for 7.*num_labels=3"),
         (lambda r: _with_hash(r, indices=[0, 1, 2, 3, 4, 5, 6]), r"\[2, 3, 2\].*\[3, 2, 2\]"),
         (
             lambda r: _with_hash(r, indices=[0, 1, 3, 4, 6, 7, 9], class_counts=None),
             "no label of class 'c'",
         ),
-        (lambda r: {**r, "data_set": "cifar10"}, "data_set 'cifar10', and this run has 'toy'"),
-        (lambda r: {**r, "num_train": 50_000}, "num_train 50000, and this run has 30"),
-        (lambda r: {**r, "label_seed": 3}, "label_seed 3, and this run has 0.*set --config"),
+        (lambda r: {**r, "data_set": "cifar10"}, "data_set 'cifar10', but this run has 'toy'"),
+        (lambda r: {**r, "num_train": 50_000}, "num_train 50000, but this run has 30"),
+        (lambda r: {**r, "label_seed": 3}, "label_seed 3, but this run has 0.*set --config"),
     ],
 )
 def test_split_file_that_does_not_fit(tmp_path, alter, message):

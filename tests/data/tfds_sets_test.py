@@ -118,11 +118,11 @@ def test_tfds_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("dataset_info.json", b"", r"cannot be opened by tfds \(.*{}/cifar10 is damaged.*delete"),
+        ("dataset_info.json", b"", r"cannot be opened by tfds \(.*{}/cifar10 is damaged.*Delete"),
         ("dataset_info.json", b'{"name": "cif', r"cannot be opened by tfds \("),
         ("dataset_info.json", b"\xff\xfe", r"cannot be opened by tfds \("),
         ("dataset_info.json", b"{}", r"cannot be opened by tfds \("),
-        ("label.labels.txt", b"name 0\nname 1", "it names 2 classes and has the label 9"),
+        ("label.labels.txt", b"name 0\nname 1", "it names 2 classes, but has the label 9"),
     ],
 )
 def test_tfds_damaged_description(tmp_path, file, content, message):
@@ -161,7 +161,7 @@ def test_tfds_offline_says_what_to_do_at_once(tmp_path, monkeypatch, name, archi
 
 
 def test_tfds_takes_the_archive_that_is_there(tmp_path, monkeypatch):
-    # Nobody asks the network, tfds opens the file, and finds that it is not the right one.
+    # Without asking the network, tfds opens the file and finds a wrong checksum.
     monkeypatch.setattr(tfds_sets, "_answers", None)
     (tmp_path / "downloads/manual").mkdir(parents=True)
     (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").write_bytes(b"no archive")
@@ -209,7 +209,7 @@ def test_probe_gives_up(monkeypatch):
 
 @pytest.mark.parametrize(("name", "side"), [("cifar10", 32), ("cifar100", 32), ("stl10", 96)])
 def test_tfds_prepared_sets(name, side):
-    """Against the stored records, read without tfds: some 50 images of each split."""
+    """Compares about 50 images of each split with the stored records, read without tfds."""
     root = os.environ.get("TFDS_DATA_DIR", "")
     found = sorted(Path(root).glob(f"{name}/*/dataset_info.json")) if root else []
     if not found:

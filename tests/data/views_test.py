@@ -1,4 +1,4 @@
-"""Views of every kind in any order: their place in a batch, their draws and their pixels."""
+"""Views of every kind in any order: positions in a batch, draws and pixels."""
 
 import jax
 import numpy as np
@@ -109,7 +109,7 @@ def test_each_kind_of_view_has_its_own_draws(flip):
 
 
 def test_the_classic_views_keep_their_draws():
-    """Numbers of commit 49b359c, whose sampler knew 1 + 2μ views only."""
+    """Compares with numbers of commit 49b359c, which only supported 1 + 2μ views."""
     draws = SAMPLER.draw(5)
     assert draws.labeled.tolist() == [8, 7, 2, 4, 5, 0, 9, 3]
     assert draws.unlabeled[7].tolist() == [46, 37, 5]
@@ -182,7 +182,7 @@ def test_the_devices_batches_are_the_same(mu):
     for step, expected in zip(range(3, 5), batches(partition, sampler, range(3, 5)), strict=True):
         batch = make_batch(data, sampler.draw(step))
         assert expected.images.shape == (16, 2 + 4 * mu, 8, 8, 3)
-        for name in TrainBatch._fields[:-1]:  # but for the policy's own draws: there are none
+        for name in TrainBatch._fields[:-1]:  # without the policy's own draws, which are empty
             a, b = getattr(batch, name), getattr(expected, name)
             assert (a.shape, a.dtype) == (b.shape, b.dtype), name
             np.testing.assert_array_equal(a, b, err_msg=name)

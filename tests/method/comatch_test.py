@@ -1,7 +1,7 @@
-"""CoMatch against its paper (Li, Xiong and Hoi 2021), transcribed in NumPy float64.
+"""Compares CoMatch with its paper (Li, Xiong and Hoi 2021), written in NumPy float64.
 
-Where the paper is silent, the authors' code decides: it aligns before it smooths, and it compares
-the first strong view's embeddings with all of the second's.
+Where the paper leaves details open, this follows the authors' code: alignment comes before
+smoothing, and each embedding of the first strong view is compared with all of the second one.
 """
 
 import functools
@@ -23,7 +23,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}  # float32
 
 
 class Batch(NamedTuple):
-    """What CoMatch looks at. Embeddings have unit length."""
+    """The inputs of CoMatch. Embeddings have unit length."""
 
     weak_logits: np.ndarray  # [μB, K]
     strong_logits: np.ndarray  # [μB, K], of the first strong view
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 def assign(s, x, threshold):
-    """Pseudo-labels p, their weights and the graph. `s`: what is remembered, which it changes."""
+    """Computes pseudo-labels p, their weights and the graph. Changes the memory in `s`."""
     K = x.weak_logits.shape[-1]
     raw = softmax(x.weak_logits)
     s.setdefault("means", []).append(raw.mean(0))
@@ -85,7 +85,7 @@ def unit(x):
 
 
 def draw(rng, B=6, mu=4, K=10):
-    """A random batch in which images of a class are alike, some surely and some hardly."""
+    """Makes a random batch with classes of similar images, some easy and some hard."""
     rows, labels = mu * B, rng.integers(K, size=B)
     centers = unit(np.random.default_rng(K).normal(size=(K, DIM)))
     classes = rng.choice(min(K, 5), size=rows)  # few, for pairs; the others are in the labels
@@ -115,7 +115,7 @@ def expect(batches, threshold):
 
 
 def settle(make_batches, threshold, margin=1e-5):
-    """The batches of the first seed that leaves no decision to rounding, and what is expected."""
+    """Finds batches in which rounding decides nothing; returns them and the expected results."""
     for seed in range(200):
         batches = make_batches(np.random.default_rng(seed))
         assignments = expect(batches, threshold)
@@ -128,7 +128,7 @@ def settle(make_batches, threshold, margin=1e-5):
 
 
 def outputs_of(x):
-    """Views that the loss must not look at hold numbers of their own."""
+    """Makes Inputs; views that the loss must not use hold other numbers."""
     noise = np.random.default_rng(5).normal(size=x.weak_logits.shape).astype(np.float32)
     embeddings = {"weak": x.weak, "strong": x.strong, "second_strong": x.second_strong}
     return policies.Outputs(
@@ -230,7 +230,7 @@ def test_the_projection_is_two_layers_and_of_unit_length():
     assert set(variables) == {"params"}
     assert sorted(leaf.shape for leaf in leaves) == [(D,), (D, D), (D, DIM), (DIM,)]
     by_shape = {leaf.shape: np.float64(leaf) for leaf in leaves}
-    nudged = jax.tree.map(lambda p: p + 0.1 * (p.ndim == 1), variables)  # biases begin at 0
+    nudged = jax.tree.map(lambda p: p + 0.1 * (p.ndim == 1), variables)  # biases start at 0
     hidden = x @ by_shape[D, D] + by_shape[D,] + 0.1
     expected = unit(np.where(hidden > 0, hidden, 0.1 * hidden) @ by_shape[D, DIM] + 0.1)
     np.testing.assert_allclose(head.apply(nudged, x, train=True), expected, **TOLERANCE)
@@ -240,17 +240,17 @@ def test_the_projection_is_two_layers_and_of_unit_length():
 
 @pytest.mark.parametrize(("threshold", "K"), [(0.95, 10), (0.7, 10), (0.95, 100)])
 def test_follows_its_formulas_over_many_steps(threshold, K):
-    steps = 13  # the memory is used from the sixth on, and overwritten twice
+    steps = 13  # from the sixth on the memory is used; it is overwritten twice
     batches, assignments = settle(lambda rng: [draw(rng, K=K) for _ in range(steps)], threshold)
     follow(batches, assignments, threshold)
-    for part in (assignments[:5], assignments[5:]):  # the test decides something
+    for part in (assignments[:5], assignments[5:]):  # some rows are accepted and some are not
         assert 0.1 <= np.mean([assignment["weights"] for assignment in part]) <= 0.9
         assert 0.02 <= np.mean([assignment["edges"] for assignment in part]) <= 0.9
 
 
 def test_alignment_looks_back_over_thirty_two_batches():
     def make_batches(rng):
-        # Class frequencies change slowly: what is forgotten makes a difference.
+        # Class frequencies change slowly, so forgotten batches matter.
         batches = [draw(rng, B=2, mu=2, K=3) for _ in range(45)]
         drift = 3 * np.cos(np.arange(45) / 10)
         return [
@@ -260,7 +260,7 @@ def test_alignment_looks_back_over_thirty_two_batches():
 
     batches, assignments = settle(make_batches, 0.7)
     follow(batches, assignments, 0.7)
-    # All that went before the last 32 + 4 batches is forgotten, by the formulas and by the policy.
+    # The formulas and the policy both forget all but the last 32 + 4 batches.
     probe = batches[0]
     policy, assignment_of = make(0.7)
 
@@ -272,7 +272,7 @@ def test_alignment_looks_back_over_thirty_two_batches():
 
     everything = after(batches)
     np.testing.assert_allclose(after(batches[-36:]), everything, rtol=1e-5, atol=1e-6)
-    assert np.abs(after(batches[-31:]) - everything).max() > 1e-4  # one batch more is remembered
+    assert np.abs(after(batches[-31:]) - everything).max() > 1e-4  # the batch before these matters
 
 
 def unsure(x):
@@ -291,13 +291,13 @@ def one_class(x):
 
 
 def absent_class(x):
-    """Class 0 has the probability 0, in float64, too."""
+    """Sets the probability of class 0 to 0, also in float64."""
     absent = np.where(np.arange(10) == 0, np.float32(-1e4), 0)
     return x._replace(weak_logits=x.weak_logits + absent)
 
 
 def one_image(x):
-    """All embeddings are one."""
+    """Makes all embeddings equal."""
     return x._replace(
         **{
             name: np.broadcast_to(x.weak[:1], getattr(x, name).shape)
@@ -307,7 +307,7 @@ def one_image(x):
 
 
 def opposite(x):
-    """The second strong view is as far from the first as can be."""
+    """Makes the embeddings of the second strong view opposite to those of the first."""
     return x._replace(second_strong=-x.strong)
 
 
@@ -328,7 +328,7 @@ def test_follows_its_formulas_in_degenerate_batches(case):
 def test_one_labeled_row_is_enough(mu):
     batches, assignments = settle(lambda rng: [draw(rng, B=1, mu=mu) for _ in range(12)], 0.95)
     follow(batches, assignments, 0.95)
-    if mu == 1:  # the row is compared with itself alone
+    if mu == 1:  # the row is compared only with itself
         assert contrastive_loss(batches[0].strong, batches[0].second_strong, np.eye(1)) == 0
 
 
@@ -345,8 +345,8 @@ def test_without_unlabeled_images_there_is_no_loss_and_all_stays_finite():
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
-# What is remembered, worked out by hand. Two labeled and two unlabeled images a step, four classes;
-# an embedding of its own, a basis vector, for each of the 20 images that the memory holds.
+# The memory, computed by hand. Two labeled and two unlabeled images a step, four classes. Each of
+# the 20 images in the memory has another basis vector as its embedding.
 
 
 def basis(*directions):
@@ -367,7 +367,7 @@ def plain(step, labels, weak, weak_logits=None):
 
 
 def own(step):
-    """The embeddings of a step's unlabeled images."""
+    """Returns the embeddings of the unlabeled images of a step."""
     return basis(4 * step + 2, 4 * step + 3)
 
 
@@ -381,9 +381,9 @@ def test_labeled_images_enter_the_memory_with_their_labels():
             assignment.targets, np.full((2, 4), 0.25), rtol=1e-6
         )  # not yet full
         state = assignment.state
-    # Query with the embedding of the second step's first labeled image, of class 2; and with one
-    # that is like none. e⁵ is the likeness to the same embedding, 1 that to the 19 others. Ten
-    # unlabeled images were remembered as (¼, ¼, ¼, ¼).
+    # Query with the embedding of the first labeled image of the second step, which has class 2, and
+    # with an embedding that is not in the memory. Before normalization, the similarity is e⁵ to the
+    # same embedding and 1 to the others. The ten unlabeled images have (¼, ¼, ¼, ¼) in the memory.
     queries = np.concatenate([basis(4), basis(60)])
     assignment, _ = assignment_of(state, plain(5, (0, 0), queries))
     e5 = np.exp(5.0)
@@ -405,7 +405,7 @@ def test_probabilities_are_remembered_before_smoothing_and_after_alignment():
     state = first_state(make()[0], plain(0, (0, 0), own(0)))
     for step in range(5):
         state = assignment_of(state, plain(step, (0, 0), own(step)))[0].state
-    # Smoothing draws the sixth step's rows toward class 0; what is remembered of them is ¼ each.
+    # Smoothing moves the rows of the sixth step toward class 0; the memory keeps ¼ for each class.
     assignment, _ = assignment_of(state, plain(5, (0, 0), own(5)))
     assert (np.asarray(assignment.targets)[:, 0] > 0.28).all()
     assignment, _ = assignment_of(assignment.state, plain(6, (0, 0), own(5)))
@@ -416,7 +416,7 @@ def test_probabilities_are_remembered_before_smoothing_and_after_alignment():
         assignment.targets, np.stack([0.9 * 0.25 + 0.1 * like] * 2), rtol=1e-5
     )
 
-    # Rows that all say class 1 are aligned to ¼ each, in the first step already.
+    # If all rows predict class 1, alignment makes them ¼ each, already in the first step.
     state = first_state(make()[0], plain(0, (0, 0), own(0)))
     says_one = np.log([[0.1, 0.7, 0.1, 0.1]] * 2)
     for step in range(5):
@@ -479,5 +479,5 @@ def test_gradients_are_those_of_the_formulas():
             assert np.abs(value).max() > 1e-3
             # The graph and the pseudo-labels may be float32.
             np.testing.assert_allclose(value, expected[name][key], rtol=2e-6, atol=1e-7)
-        for value in others:  # constants of the loss
+        for value in others:  # the loss treats them as constants
             np.testing.assert_array_equal(value, 0)

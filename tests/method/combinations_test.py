@@ -1,4 +1,4 @@
-"""Any policy with any gradient mask and any centers: one step against the method's equations."""
+"""Compares a step with the method's equations for all policies, gradient masks and centers."""
 
 import functools
 
@@ -36,9 +36,9 @@ MASKS = (
     (("classifier/.*", 0.25), ("backbone/stem/.*", 0.5)),
 )
 CENTERS = ("none", "classifier", "features", "outputs")
-# Those of one weak and one strong view; the others have tests of their own.
+# Policies with one weak and one strong view; other test files check the rest.
 POLICIES = [name for name in policies.POLICIES if name not in ("comatch", "pi_model", "vat")]
-# All pairs of policies and centers, and of either with the masks; every second pair is slow.
+# All pairs of policies and centers; the masks take turns. Every second pair is slow.
 CASES = [
     pytest.param(
         policy,
@@ -48,12 +48,12 @@ CASES = [
     )
     for i, policy in enumerate(POLICIES)
     for j, centers in enumerate(CENTERS)
-    if (policy, centers) != ("mean_teacher", "outputs")  # refused: it brings its own targets
+    if (policy, centers) != ("mean_teacher", "outputs")  # not allowed: it has its own targets
 ]
 
 
 def warmed_up(policy):
-    """A policy's state after three batches of random logits."""
+    """Returns the state of a policy after three batches of random logits."""
     state, rng = policy.init(make_spec()), np.random.RandomState(7)
     for _ in range(3):
         random = lambda rows: jnp.array(2 * rng.randn(rows, K))  # noqa: E731
@@ -70,7 +70,7 @@ def warmed_up(policy):
 
 
 def head_of(centers, classifier, state):
-    """H, written down again."""
+    """Returns the head H, implemented a second time."""
 
     def cosine(classifier, features):
         unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
@@ -112,14 +112,14 @@ def test_a_step_follows_the_equations(name, centers, mask):
     )
     head = head_of(centers, params["classifier"], state_of_centers)
 
-    # What the policy is asked, and what it assignments.
+    # The inputs of the policy, and its assignment.
     labeled, weak, strong = views(params["backbone"], batch)
     weak_logits, indices = (
         logits_of(params["classifier"], weak),
         batch.unlabeled_indices.reshape(-1),
     )
     assert_informative(jax.nn.softmax(weak_logits), 0.6)
-    if centers == "outputs":  # the average of a first visit is the sample's last row
+    if centers == "outputs":  # after a first visit, the average is the last row of the sample
         last = {index: row for row, index in enumerate(indices)}
         weak_logits = jax.nn.log_softmax(weak_logits)[np.array([last[i] for i in indices])]
     images = batch.images[:, 1 : 1 + MU].reshape(-1, SIDE, SIDE, 3) / 255
@@ -147,7 +147,7 @@ def test_a_step_follows_the_equations(name, centers, mask):
     else:
         fairness = lambda logits: 0.0  # noqa: E731
 
-    # The losses, and whose gradient each layer gets.
+    # The losses, and the gradient that each layer gets.
     def loss_s(params):
         logits = logits_of(params["classifier"], views(params["backbone"], batch)[0])
         rows = -jax.nn.log_softmax(logits)[np.arange(B), batch.labels]

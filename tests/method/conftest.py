@@ -13,5 +13,5 @@ def float64():
 
 @pytest.fixture
 def toy(monkeypatch):
-    """The policy `toy` can be named in a config."""
+    """Registers the policy `toy`, so that a config can name it."""
     monkeypatch.setitem(policies.POLICIES, "toy", TOY)

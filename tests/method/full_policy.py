@@ -1,4 +1,4 @@
-"""A policy that uses every part of its assignment, and its losses by the method's equations."""
+"""A policy that sets every field of its assignment, and its losses by the method's equations."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def toy_policy(view, loss):
 
 
 class Terms(NamedTuple):
-    """The toy policy's losses, in the order of the equations."""
+    """The losses of the toy policy, in the order of the equations."""
 
     supervised: jax.Array
     unsupervised: jax.Array  # the weighted mean over rows
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
 
 
 def toy_terms(params, batch, view, loss, head=logits_of, constants=None, target_head=None):
-    """The losses as functions of params; `constants`: where pseudo-labels are made, and by whom."""
+    """Computes the losses at params; `constants` and `target_head` make the pseudo-labels."""
     constants = params if constants is None else constants
     classifier = constants["classifier"] if target_head is None else target_head
     labeled, weak, strong = jax.lax.stop_gradient(views(constants["backbone"], batch))

@@ -1,4 +1,4 @@
-"""Policies with heads and draws of their own: one device and eight, and the draws themselves."""
+"""Policies with policy heads and draws: one device against eight devices, and the draws."""
 
 import functools
 
@@ -78,7 +78,7 @@ def start(name, devices):
     ],
 )
 def test_one_device_equals_eight(name, before):
-    """`before`: steps on one device that fill the memory first."""
+    """`before` is the number of steps on one device that fill the memory first."""
     method, program, first = start(name, "one")
     for k in range(before):
         first, _ = program(first, float32_batch(method, k))
@@ -95,13 +95,13 @@ def test_one_device_equals_eight(name, before):
     used, count = expected_metrics["mask_rate"]
     assert name in ("pi_model", "vat") or 0.1 <= used / count <= 0.9
     if name == "comatch":
-        assert expected_metrics["neighbors"][0] > 0.1  # rows meet rows of other devices
+        assert expected_metrics["neighbors"][0] > 0.1  # the loss compares rows of different devices
     for devices in ("pmap", "jit"):
         actual, metrics = run(start(name, devices)[1], devices)
         assert_equal_within(actual, expected, 1e-5)
         assert_equal_within(metrics, expected_metrics, 1e-4)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), expected.params, first.params)
-    assert min(jax.tree.leaves(moved)) > 1e-5, "a parameter that hardly moved proves nothing"
+    assert min(jax.tree.leaves(moved)) > 1e-5, "a parameter that hardly changed tests nothing"
     for tree, start_tree in ((expected.policy, first.policy), (expected.head_stats, {})):
         if start_tree:
             moved = jax.tree.map(lambda a, b: np.any(a != b), tree, start_tree)
@@ -120,7 +120,7 @@ def prepared(backend, **fields):
 
 
 def draws_of_steps(backend, which, part=slice(None)):
-    """What reaches the step from the feed, for each of some steps."""
+    """Returns the draws that the feed passes to the steps `which`."""
     config, partition, sampler = prepared(backend)
     made = feed.create(config, partition, sampler, part)
     resident, found = made.resident("jit"), []
@@ -148,13 +148,13 @@ def test_own_draws_are_the_same_from_both_backends_and_cut_by_host():
 def test_own_draws_are_a_function_of_seed_and_step():
     _, _, sampler = prepared("device")
     again = prepared("tf_data", **{"dataset.label_seed": 1})[2]
-    again.draw(2)  # asked for other steps before
+    again.draw(2)  # after calls for other steps
     jax.tree.map(np.testing.assert_array_equal, sampler.draw_for_policy(7), again.draw(7).policy)
     others = [sampler.draw_for_policy(8), prepared("device", seed=1)[2].draw_for_policy(7)]
     for other in others:
         differ = jax.tree.map(lambda a, b: np.all(a != b), sampler.draw_for_policy(7), other)
         assert differ["direction"]
-    # A generator of their own: the views' draws are those of a policy without any.
+    # A separate generator: the draws of the views equal those for a policy without own draws.
     plain = prepared("device", **{"policy.name": "fixed_threshold"})[2]
     assert plain.draw(7).policy == ()
     np.testing.assert_array_equal(plain.draw(7).unlabeled, sampler.draw(7).unlabeled)

@@ -1,4 +1,4 @@
-"""Policies with more views and heads of their own: the train step against one objective."""
+"""Policies with more views and policy heads: compares the train step with one objective."""
 
 import functools
 
@@ -41,17 +41,17 @@ def to_float64(tree):
 
 
 def problem(name, **fields):
-    """(method, the state before a step), in float64."""
+    """Makes (method, state before a step) in float64."""
     fields = {"policy__name": name, "parallelism": "jit"} | fields
     config = make_config("fixmatch", **fields)
     params = make_params()
-    # CoMatch's graph has edges where rows are sure of a class.
+    # Confident rows, so that CoMatch's graph has edges.
     sureness = {"comatch": 8, "toy": 1}[name]
     params["classifier"] = jax.tree.map(lambda p: sureness * p, params["classifier"])
     policy, stats, heads = policies.create(config), {}, {}
     for head, create in policy.heads.items():
         made = to_float64(create(D, K, None).init(jax.random.key(1), jnp.zeros((1, D)), train=True))
-        heads[head] = jax.tree.map(lambda p: p + 0.1, made["params"])  # biases begin at 0
+        heads[head] = jax.tree.map(lambda p: p + 0.1, made["params"])  # biases start at 0
         stats |= {head: made["batch_stats"]} if "batch_stats" in made else {}
     params["heads"] = heads
     method = assembly.create_method(config, params, ((0.0,) * 3, (1.0,) * 3))
@@ -62,7 +62,7 @@ def problem(name, **fields):
 
 
 def batch_of(method, seed=0):
-    """A batch in the method's layout, with the policy's draws."""
+    """Makes a batch in the layout of the method, with the draws of the policy."""
     rng = np.random.RandomState(seed)
     policy = method.policy
     return TrainBatch(
@@ -76,19 +76,19 @@ def batch_of(method, seed=0):
 
 
 def features_by_position(params, batch):
-    """Features [B, V, D] of all views, from one backbone pass."""
+    """Computes features [B, V, D] of all views in one backbone pass."""
     images = batch.images.reshape(-1, SIDE, SIDE, 3) / 255
     features = backbone({"params": params["backbone"], "batch_stats": {}}, images, train=True)
     return features.reshape(B, -1, D)
 
 
 def rows(features, start):
-    """The μ views from a position on, in row order."""
+    """Selects the μ views that start at a position, in row order."""
     return features[:, start : start + MU].reshape(B * MU, D)
 
 
 def supervised(params, features, batch):
-    """L_s, the mean over the labeled views that are given: [B, n, D]."""
+    """Computes L_s, the mean over the given labeled views [B, n, D]."""
     log_p = jax.nn.log_softmax(logits_of(params["classifier"], features.reshape(-1, D)))
     labels = np.repeat(batch.labels, features.shape[1])
     return -jnp.mean(log_p[np.arange(len(labels)), labels])
@@ -107,7 +107,7 @@ def projection(params, features):
 
 
 def comatch_objective(params, batch, constants, weight):
-    """λ_u = weight. Positions: labeled 0; weak, strong and second strong follow, μ each."""
+    """CoMatch's objective with λ_u = weight. Views: labeled; μ weak, strong, second strong."""
     features = features_by_position(params, batch)
     strong, second = (rows(features, 1 + v * MU) for v in (1, 2))
     z, z2 = projection(params, strong), projection(params, second)
@@ -127,7 +127,7 @@ def comatch_inputs(params, batch):
 
 
 def comatch_constants(params, batch, memory):
-    """The oracle's pseudo-labels and graph; it remembers in `memory`."""
+    """Computes pseudo-labels and graph with the oracle, which changes `memory`."""
     weak_logits, labeled, weak = jax.device_get(comatch_inputs(params, batch))
     x = CoMatchBatch(
         weak_logits=weak_logits,
@@ -142,7 +142,7 @@ def comatch_constants(params, batch, memory):
 
 
 def toy_head(params, features):
-    """The head on all views together, by position: [B, V, 5]; and its batch's statistics."""
+    """Applies the head to all views: outputs [B, V, 5], and the statistics of the batch."""
     head = params["heads"]["projection"]
     x = features.reshape(-1, D) @ head["first"]["kernel"]
     mean, var = jnp.mean(x, axis=0), jnp.var(x, axis=0)
@@ -153,7 +153,7 @@ def toy_head(params, features):
 
 
 def with_turned(params, batch):
-    """The batch with the view that the toy makes: by the network on the weak views alone."""
+    """Adds the view that the toy makes; the network sees only the weak views for it."""
     strong, weak = (batch.images[:, v : v + MU].reshape(-1, SIDE, SIDE, 3) for v in (2, 2 + MU))
     features = backbone({"params": params["backbone"], "batch_stats": {}}, weak / 255, train=True)
     logits = logits_of(params["classifier"], features)
@@ -164,7 +164,7 @@ def with_turned(params, batch):
 
 
 def toy_objective(params, batch, constants, weight):
-    """λ_u · scale = weight. Positions: labeled weak, strong; of each of μ strong, turned, weak."""
+    """The toy's objective; λ_u · scale = weight. Labeled weak, strong; μ strong, made, weak."""
     features = features_by_position(params, batch._replace(images=constants["images"]))
     compared, _, _ = toy_head(params, features)
     strong, made = (compared[:, v : v + MU].reshape(-1, WIDTH) for v in (2, 2 + MU))
@@ -185,20 +185,20 @@ RTOL = 1e-9
 
 
 def assert_trees_close(actual, expected):
-    """Every leaf within 1e-9 of its largest number."""
+    """Asserts equality up to 1e-9 of the largest number in each leaf."""
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
         name = jax.tree_util.keystr(path)
         scale = np.abs(b).max()
-        # The bias ahead of BatchNorm has no gradient.
-        assert scale > 1e-4 or "['stem']['bias']" in name, f"{name}: 0 proves nothing"
+        # The bias before BatchNorm has no gradient.
+        assert scale > 1e-4 or "['stem']['bias']" in name, f"{name}: a gradient of 0 tests nothing"
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale + 1e-12, err_msg=name)
 
 
 @pytest.fixture(scope="module")
 def comatch_run():
-    """Seven steps of CoMatch: (state before the last, its batch, what the oracle says of it)."""
+    """Runs seven steps of CoMatch: (state before the last, its batch, the oracle's result)."""
     with jax.enable_x64(True):
         method, current = problem("comatch")
         step, memory = compiled("comatch", ()), {}
@@ -215,7 +215,7 @@ def comatch_run():
 
 @pytest.fixture(scope="module")
 def toy_run():
-    """The same of the toy's first step."""
+    """Returns the same for the first step of the toy policy."""
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setitem(policies.POLICIES, "toy", TOY)
         method, current = problem("toy")
@@ -227,7 +227,7 @@ def toy_run():
 
 @functools.cache
 def compiled(name, mask):
-    """The step of a policy with a mask: (state, batch, λ_u) -> (state, metrics)."""
+    """Makes the step of a policy with a mask: (state, batch, λ_u) -> (state, metrics)."""
     method, _ = problem(name, layerwise__gradient_mask=mask)
     return jax.jit(
         lambda state, batch, weight: steps.train_step(
@@ -244,7 +244,7 @@ OBJECTIVES = {
 
 @pytest.fixture(params=OBJECTIVES)
 def case(request, float64):
-    """Two functions: what a step hands to the optimizer, and the gradient of its objective."""
+    """Makes two functions: the gradient that a step computes, and that of its objective."""
     name = request.param
     by_params, scale = OBJECTIVES[name]
     current, batch, constants = request.getfixturevalue(f"{name}_run")
@@ -271,7 +271,7 @@ def test_the_own_head_learns_from_the_unsupervised_loss_alone(case):
     doubled = gradient(weight=1.5)["heads"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-9), doubled, own)
     jax.tree.map(lambda a: np.testing.assert_array_equal(a, 0), gradient(weight=0.0)["heads"])
-    # Other labels: another gradient of the classifier, the same of the own head, to the last bit.
+    # Other labels change the gradient of the classifier, but no bit of that of the policy head.
     labels = np.arange(B, dtype=np.int32) % K
     relabeled = gradient(labels=labels)
     jax.tree.map(np.testing.assert_array_equal, relabeled["heads"], own)
@@ -293,7 +293,7 @@ def test_grad_relu_leaves_the_own_head_alone(case):
 
 def test_a_mask_may_name_the_own_head(case):
     gradient, expected = case
-    # Masked inside the backbone as well, the two losses are pulled back one by one.
+    # With a mask inside the backbone, the two losses are pulled back separately.
     gated = gradient((("heads/projection/.*", 0.0), ("backbone/stem/.*", 0.0)))
     both, labels = expected(), expected(0.0)
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gated["heads"])

@@ -1,4 +1,4 @@
-"""Masks and centers one at a time, in numbers worked out by hand; steps_centers_test: together."""
+"""Tests masks and centers separately by hand-computed numbers; steps_centers_test.py, in steps."""
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ def multipliers(stem, stem_bias, block, kernel, bias):
     [
         ((), multipliers(1, 1, 1, 1, 1)),
         (presets.GRAD_RELU, multipliers(1, 1, 1, 0, 0)),
-        # The first match counts, whatever comes after it.
+        # The first match counts; later matches have no effect.
         ((("backbone/stem/bias", 0.5), ("backbone/.*", 0.25)), multipliers(0.25, 0.5, 0.25, 1, 1)),
         ((("backbone/.*", 0.25), ("backbone/stem/bias", 0.5)), multipliers(0.25, 0.25, 0.25, 1, 1)),
         ((("classifier/bias", 0), (".*/bias", 0.5)), multipliers(1, 0.5, 1, 1, 0)),
-        # Whole paths: no prefix is enough.
+        # An expression must match the whole path, not a prefix.
         ((("backbone/stem/kernel|backbone/block1", 0.5),), multipliers(0.5, 1, 1, 1, 1)),
         (((r".*/(stem|block\d)/kernel", 0.125),), multipliers(0.125, 1, 0.125, 1, 1)),
     ],
@@ -93,7 +93,7 @@ STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "final_norm", "classif
     ],
 )
 def test_the_named_masks_on_every_backbone(model, stages):
-    """Each by what it leaves of the parts of the network, none of them in part only."""
+    """Each mask must remove or keep every part of the network as a whole."""
     config = config_lib.base()
     config.model.update(model)
     config = automatic.resolve(config)
@@ -138,7 +138,7 @@ def test_the_named_masks_on_every_backbone(model, stages):
 
 
 class PullBack:
-    """z ↦ (3 z, 5 z, 7 z) for the backbone's three parameters; counts its calls."""
+    """Maps z to (3 z, 5 z, 7 z) for the three backbone parameters; counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -258,7 +258,7 @@ def test_without_averaging_there_is_no_state():
     ],
 )
 def test_memory_of_the_averaged_classifier(train_steps, momentum, step, expected):
-    """What is left of an old 1 when the new value is 0."""
+    """Tests what remains of an old value 1 when the new value is 0."""
     old, new = ({"kernel": jnp.full((1, 2), x), "bias": jnp.full(2, x)} for x in (1.0, 0.0))
     updated = reading("classifier", train_steps, momentum).update(
         old, new, jnp.int32(step), None, None
@@ -288,7 +288,7 @@ def test_the_averaged_classifier_starts_as_a_copy():
     state = reading("classifier").init(CLASSIFIER, 4)
     for name, value in CLASSIFIER.items():
         np.testing.assert_array_equal(state[name], value)
-        assert state[name] is not value  # the train state is donated: no buffer twice
+        assert state[name] is not value  # a donated state must not hold a buffer twice
         assert state[name].unsafe_buffer_pointer() != value.unsafe_buffer_pointer()
 
 
@@ -297,14 +297,14 @@ def rows(features, targets, weights):
 
 
 def test_feature_centers_by_hand():
-    """Three classes, D = 2; one labeled row with two weak companions, then another."""
+    """Three classes, D = 2; two updates with one labeled image and two unlabeled ones each."""
     r = reading("features", momentum=0.15)
     state = r.init({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, 4)
     np.testing.assert_array_equal(state["centers"], np.zeros((3, 2)))
     np.testing.assert_array_equal(state["updates"], [0, 0, 0])
 
-    # Class 0: (2, 0) of weight 1 and (4, 8) of weight 0.5·0.5: mean (2.4, 1.6). Class 1: (4, 8) of
-    # weight 0.25: itself. Class 2 has rows, but none of weight.
+    # Class 0: (2, 0) with weight 1 and (4, 8) with weight 0.5·0.5, so the mean is (2.4, 1.6). Class
+    # 1: only (4, 8), with weight 0.25. Class 2: rows with weight 0 only.
     first = rows([[[2, 0], [4, 8], [9, 9]]], [[[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]]], [[1, 0.5, 0]])
     state = r.update(state, CLASSIFIER, jnp.int32(0), first, None)
     np.testing.assert_allclose(
@@ -312,7 +312,8 @@ def test_feature_centers_by_hand():
     )  # 0.9 of it: m = 1/10
     np.testing.assert_array_equal(state["updates"], [1, 1, 0])
 
-    # Class 0 a second time (m = min(0.15, 2/11)), class 2 a first time (m = 1/10); class 1 stays.
+    # The second update of class 0 (m = min(0.15, 2/11)), the first of class 2 (m = 1/10), none of
+    # class 1.
     second = rows([[[4, 4], [1, 3], [7, 7]]], [[[1, 0, 0], [0, 0, 1], [0, 1, 0]]], [[1, 0.75, 0]])
     state = r.update(state, CLASSIFIER, jnp.int32(1), second, None)
     np.testing.assert_allclose(
@@ -324,7 +325,7 @@ def test_feature_centers_by_hand():
 
 
 def test_memory_of_feature_centers():
-    """m = min(0.99, (1 + n) / (10 + n)) by the updates of each class, whatever the step."""
+    """m = min(0.99, (1 + n) / (10 + n)), where n counts the updates of the class, not the steps."""
     state = {"centers": jnp.ones((3, 1)), "updates": jnp.array([1, 8, 5000])}
     every_class = rows([[[0], [0], [0]]], [np.eye(3)], [[1, 1, 1]])
     state = reading("features").update(state, CLASSIFIER, jnp.int32(77), every_class, None)
@@ -341,17 +342,17 @@ def test_feature_centers_pull_by_the_cosine():
     s = 10 / 2**0.5
     expected = [[10, -s], [0, s], [-s, 10]]
     np.testing.assert_allclose(logits[:, jnp.array([0, 2])], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(jax.nn.softmax(logits)[:, 1], 0.0)  # it has no center yet
+    np.testing.assert_array_equal(jax.nn.softmax(logits)[:, 1], 0.0)  # this class has no center yet
 
     targets = jnp.array([[1.0, 0.0, 0.0], [0.3, 0.6, 0.1], [0.2, 0.3, 0.5]])
     targets, weights = r.pullable(state, targets, jnp.array([0.5, 0.5, 0.25]))
     np.testing.assert_allclose(targets[:, 1], 0.0)
     np.testing.assert_allclose(targets[:, 0], [1, 0.3, 0.2])
-    np.testing.assert_allclose(weights, [0.5, 0, 0.25])  # the second is labeled with class 1
+    np.testing.assert_allclose(weights, [0.5, 0, 0.25])  # the second row: class 1
 
 
 def test_output_centers_by_hand():
-    """Five samples, two classes, m = 0.6; sample 3 twice in the first batch."""
+    """Five samples, two classes, m = 0.6; sample 3 is twice in the first batch."""
     r = reading("outputs")
     state = r.init({"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}, 5)
     logits = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8], [0.75, 0.25]]))
@@ -360,7 +361,7 @@ def test_output_centers_by_hand():
         state["outputs"], [[0, 0], [0.08, 0.32], [0, 0], [0.3, 0.1], [0, 0]], rtol=1e-6
     )
     np.testing.assert_array_equal(state["visits"], [0, 1, 0, 1, 0])
-    # A first visit's average is the visit; of two rows the last one labels both.
+    # After a first visit, the average is the prediction. The last of two rows counts for both.
     np.testing.assert_allclose(jnp.exp(mean), [[0.75, 0.25], [0.2, 0.8], [0.75, 0.25]], rtol=1e-5)
 
     logits = jnp.log(jnp.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]]))

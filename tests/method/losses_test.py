@@ -1,4 +1,4 @@
-"""Per-example losses: hand-computed numbers, shapes, derivatives."""
+"""Tests per-example losses: hand-computed numbers, shapes, derivatives."""
 
 import jax
 import jax.numpy as jnp

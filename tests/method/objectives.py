@@ -1,4 +1,4 @@
-"""The losses of a training step written down a second time, in JAX."""
+"""A second implementation of the losses of a train step, in JAX."""
 
 import functools
 
@@ -30,14 +30,14 @@ def supervised_loss(params, batch):
 
 
 def unsupervised_loss(params, batch, targets, weights, head=None):
-    """L_u through the classifier, or through `head`, a function of features."""
+    """Computes L_u through the classifier, or through `head`, a function of features."""
     _, _, strong = views(params["backbone"], batch)
     logits = logits_of(params["classifier"], strong) if head is None else head(strong)
     return jnp.sum(weights * cross_entropy(logits, targets)) / (MU * B)
 
 
 def pseudo_labels(probabilities, threshold=THRESHOLD):
-    """FixMatch's (targets, weights), on a batch of which they are worth something."""
+    """Computes FixMatch's (targets, weights); asserts that the batch is informative."""
     assert_informative(probabilities, threshold)
     accepted = np.max(probabilities, axis=1) >= threshold
     return one_hot(np.argmax(probabilities, axis=1)), accepted.astype(float)
@@ -50,7 +50,7 @@ def weak_probabilities(params, batch, classifier=None):
 
 
 def without_labels(method):
-    """The method on labeled images that weigh nothing: gradients are those of L_u alone."""
+    """Changes the method so that labeled images have weight 0 and gradients are those of L_u."""
 
     def assign(policy_state, inputs):
         assignment = method.policy.assign(policy_state, inputs)

@@ -1,4 +1,4 @@
-"""The schedule in literal numbers; the update beside a loop in NumPy."""
+"""Compares the schedule with literal numbers and the update with a loop in NumPy."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_decay_acts_on_kernels_only():
 
 
 def run(config, params, gradients):
-    """Parameters after every update."""
+    """Returns the parameters after every update."""
     tx = optimizer.create(config)
     opt_state = tx.init(params)
     for gradient in gradients:
@@ -103,7 +103,7 @@ def test_four_updates_equal_a_numpy_loop(nesterov):
             jax.tree.map(
                 functools.partial(np.testing.assert_allclose, rtol=1e-12), actual, expected
             )
-            # The last gradient is zero; the update is not.
+            # The last gradient is 0, but momentum and decay still change the parameters.
             for name in shapes:
                 assert np.abs(actual[name] - before[name]).min() > 1e-3
             before = actual

@@ -1,9 +1,9 @@
-"""Every policy against its formula, transcribed independently in NumPy float64.
+"""The formula of every policy, implemented independently in NumPy float64.
 
-A transcription is a function (config, s, x): `s` is a dict that it changes, its memory; `x` the
-inputs. It returns the fields of an Assignment that are not at their neutral value, bool where an
-assignment must be exact, and the diagnostics; and `margin`: how far from its threshold each row is,
-because a decision that rounding could turn would test nothing.
+An oracle is a function (config, s, x). `s` is a dict, its state, which it changes; `x` holds the
+inputs. It returns the diagnostics, the fields of an Assignment that are not neutral (of type bool
+where they must be equal exactly), and `margin`: the distance of each row from its threshold. Tests
+need it because rounding could change a decision close to the threshold.
 """
 
 import functools
@@ -20,7 +20,7 @@ from layermatch_jax.method import policies
 
 STEPS, TRAIN_STEPS = 24, 40
 ROWS, LABELED, NUM_UNLABELED = 48, 16, 60
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # float32, a few dozen operations after each other
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # for a few dozen float32 operations in sequence
 
 
 def log_softmax(logits):
@@ -156,12 +156,12 @@ def adamatch(config, s, x):
 
 
 def fairness(config, strong_logits, accepted, prediction, histogram):
-    """w_f · Σ_c A_c log B_c and its gradient by the strong logits."""
+    """Computes w_f · Σ_c A_c log B_c and its gradient with respect to the strong logits."""
     if not accepted.any():
         return 0.0, np.zeros(strong_logits.shape)
     p = softmax(strong_logits)
     mean, bins = p[accepted].mean(0), hard(p)[accepted].mean(0)
-    seen = bins > 0  # the others are left out of B
+    seen = bins > 0  # other classes are left out of B
     inverse = np.where(seen, 1 / np.where(seen, bins, 1), 0)
     A, B = norm(prediction / histogram), norm(mean * inverse)
     weight = config.policy.fairness_weight
@@ -197,19 +197,19 @@ def softmatch(config, s, x):
     q, m, K = softmax(x.weak_logits), config.policy.momentum, x.weak_logits.shape[-1]
     confidence = norm(q / K / ema(s, "p", 1 / K, m, q.mean(0))).max(-1)
     mean = ema(s, "mu", 1 / K, m, confidence.mean())
-    # Squares about the mean over n − 1. METHOD.md has no word on one row; no spread seen is 0.
+    # Unbiased variance. The paper does not say what holds for one row; here the variance is 0.
     spread = ((confidence - confidence.mean()) ** 2).sum() / max(len(confidence) - 1, 1)
     variance = ema(s, "var", 1.0, m, spread)
     return {
         "targets": hard(q),
         "weights": np.exp(-(np.minimum(confidence - mean, 0) ** 2) / (2 * variance / 4)),
-        "margin": np.ones(len(q)),  # its weights have no jump
+        "margin": np.ones(len(q)),  # its weights are continuous
         "confidence_mean": mean,
         "confidence_deviation": np.sqrt(variance),
     }
 
 
-# name -> (transcription, loss, view, whether the EMA model looks on)
+# name -> (oracle, loss, view, whether the policy needs a teacher)
 ORACLES = {
     "pseudo_label": (pseudo_label, "cross-entropy", "weak", False),
     "mean_teacher": (mean_teacher, "squared error", "strong", True),
@@ -221,7 +221,7 @@ ORACLES = {
     "freematch": (freematch, "cross-entropy", "strong", False),
     "softmatch": (softmatch, "cross-entropy", "strong", False),
 }
-# Settings that let much happen in 24 steps: ramps end, EMAs move, dash reaches its floor.
+# Settings with which ramps end, averages move and dash reaches its floor within 24 steps.
 MOVING = {
     "adamatch": {"momentum": 0.9},
     "dash": {"warm_up": 3 / TRAIN_STEPS, "period": 2 / TRAIN_STEPS},
@@ -229,7 +229,7 @@ MOVING = {
     "softmatch": {"momentum": 0.9},
     "uda": {"threshold": 0.8, "signal_annealing": "linear"},
 }
-MORE = {  # other values of the same fields
+MORE = {  # other values for the same fields
     "adamatch": {"momentum": 0.8, "relative_threshold": 0.7},
     "dash": MOVING["dash"] | {"temperature": 0.9},
     "flexmatch": {"threshold": 0.7},
@@ -247,12 +247,12 @@ ORDINARY = [
 
 
 def first_state(policy, num_classes):
-    # NumPy's arrays, as no jax.Array is weakly typed then: that would compile twice.
+    # NumPy arrays, because a weakly typed jax.Array would make JAX compile twice.
     return jax.device_get(policy.init(builders.make_spec(num_classes, NUM_UNLABELED)))
 
 
 class Batch(NamedTuple):
-    """What a policy is asked, by the names of the transcriptions."""
+    """The inputs of a policy, with the names that the oracles use."""
 
     weak_logits: np.ndarray
     strong_logits: np.ndarray
@@ -263,14 +263,14 @@ class Batch(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An Assignment, and the terms of the loss beside the one by targets and weights."""
+    """The fields of an Assignment, and the further terms of the loss."""
 
     targets: np.ndarray
     weights: np.ndarray
     labeled_weights: np.ndarray
     scale: np.ndarray
     regularizer: np.ndarray
-    regularizer_gradient: np.ndarray  # by the strong logits
+    regularizer_gradient: np.ndarray  # with respect to the strong logits
     state: Any
     diagnostics: dict
 
@@ -295,7 +295,7 @@ def assignment_of(policy, state, x):
 
 @functools.cache
 def make(name, *fields):
-    """(config, policy, compiled `assign`); one compilation serves all tests with these shapes."""
+    """Makes (config, policy, compiled `assign`), once for all tests with the same shapes."""
     config = config_lib.base()
     config.policy.name, config.train_steps = name, TRAIN_STEPS
     config.policy.update({"momentum": 0.999} | dict(fields))
@@ -305,9 +305,9 @@ def make(name, *fields):
 
 
 def draw(rng, K):
-    """A random batch. Rows differ in scale, hence in confidence; labeled rows are mostly right."""
+    """Makes a random batch of rows with various confidence; labeled rows are mostly right."""
     labels = rng.integers(K, size=LABELED).astype(np.int32)
-    # With more classes the true one must stand out more for the same loss.
+    # With more classes, the same loss needs a larger logit of the true class.
     labeled = 2 * rng.normal(size=(LABELED, K)) + (6 + np.log(K / 10)) * np.eye(K)[labels]
     scale = rng.choice([0.5, 2.0, 20.0], size=(ROWS, 1))
     weak, other, teacher = scale * rng.normal(size=(3, ROWS, K))
@@ -317,7 +317,7 @@ def draw(rng, K):
         strong_logits=(weak + other / 2).astype(np.float32),
         labeled_logits=labeled.astype(np.float32),
         labels=labels,
-        indices=rng.integers(NUM_UNLABELED, size=ROWS).astype(np.int32),  # some come twice
+        indices=rng.integers(NUM_UNLABELED, size=ROWS).astype(np.int32),  # some samples occur twice
         teacher_logits=(weak + teacher / 2).astype(np.float32),
     )
 
@@ -330,7 +330,7 @@ def expect(name, config, batches):
 
 
 def settle(name, config, make_batches, margin):
-    """The batches of the first seed that leaves no decision to rounding, and what is expected."""
+    """Finds batches in which rounding decides nothing; returns them and the expected results."""
     for seed in range(100):
         batches = make_batches(np.random.default_rng(seed))
         assignments = expect(name, config, batches)
@@ -340,7 +340,7 @@ def settle(name, config, make_batches, margin):
 
 
 def check(assignment, expected, x):
-    """One step's assignment against the transcription's."""
+    """Compares the assignment of one step with that of the oracle."""
     rows, K = x.weak_logits.shape
     neutral = {
         "labeled_weights": np.ones(len(x.labels)),
@@ -365,7 +365,7 @@ def check(assignment, expected, x):
             np.testing.assert_allclose(
                 got, np.broadcast_to(want, shape), err_msg=field, **TOLERANCE
             )
-    # A rejected labeled row is rejected, not almost rejected.
+    # The weight of a rejected labeled row is exactly 0.
     want = (neutral | expected)["labeled_weights"]
     np.testing.assert_array_equal(np.asarray(assignment.labeled_weights) == 0, want == 0)
 

@@ -1,4 +1,4 @@
-"""Repeated indices: the last row in global order wins."""
+"""Tests that, of rows with the same index, the last one in global order is written."""
 
 import jax.numpy as jnp
 import numpy as np

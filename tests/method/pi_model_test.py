@@ -1,4 +1,4 @@
-"""The Π-model against its formula (Laine and Aila 2017, in USB's form), in NumPy float64."""
+"""Compares the Π-model with its formula (Laine and Aila 2017, as in USB) in NumPy float64."""
 
 import builders
 import jax
@@ -21,13 +21,13 @@ def make(ramp=0.4):
 
 
 def draw(rng, K):
-    """Logits by view, of labeled and unlabeled images."""
+    """Makes Inputs with random logits for every view."""
     views = {name: 3 * rng.normal(size=(ROWS, K)) for name in ("weak", "second_weak")}
     return {name: x.astype(np.float32) for name, x in views.items()}
 
 
 def inputs_of(logits, K):
-    decoy = {name: x[::-1] for name, x in logits.items()}  # not the head that the loss goes through
+    decoy = {name: x[::-1] for name, x in logits.items()}  # not the logits that the loss takes
     return policies.Inputs(
         target_logits=logits,
         outputs=policies.Outputs(decoy, {}),
@@ -39,7 +39,7 @@ def inputs_of(logits, K):
 
 
 def loss(second, target):
-    """The mean over rows and classes."""
+    """Computes the loss, a mean over rows and classes."""
     return ((softmax(second) - softmax(target)) ** 2).mean()
 
 
@@ -88,7 +88,7 @@ def test_equal_views_and_sure_rows_cost_what_they_should():
     }
     assignment = policy.assign(state, inputs_of(sure, K))
     value = policy.loss(policies.Outputs(sure, {}), assignment)["unsupervised"]
-    assert value == 0.5 * 2 / K  # one half of the rows differ, by 1 in two classes
+    assert value == 0.5 * 2 / K  # half of the rows differ, by 1 in two classes
     same = sure | {"second_weak": sure["weak"]}
     assert policy.loss(policies.Outputs(same, {}), assignment)["unsupervised"] == 0
 

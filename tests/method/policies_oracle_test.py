@@ -1,4 +1,4 @@
-"""Every policy against its transcription: ordinary batches, degenerate ones, long runs."""
+"""Compares every policy with its oracle: ordinary batches, degenerate ones, long runs."""
 
 import functools
 
@@ -35,7 +35,7 @@ from layermatch_jax.method import policies
 
 
 def test_every_policy_has_its_transcription():
-    others = {"comatch", "pi_model", "vat"}  # of other views: they have tests of their own
+    others = {"comatch", "pi_model", "vat"}  # policies with other views, which have their own tests
     assert set(ORACLES) == set(policies.POLICIES) - others
 
 
@@ -80,7 +80,7 @@ def test_policy_follows_its_formula_over_many_steps(name, fields, K):
     batches, assignments = settle(
         name, config, lambda rng: [draw(rng, K) for _ in range(STEPS)], margin=1e-4
     )
-    # The test decides something: neither all rows pass nor none, and some rows come twice.
+    # The batches are informative: some rows pass and some do not, and some samples occur twice.
     passed = np.mean([assignment["weights"] == 1 for assignment in assignments])
     assert name == "mean_teacher" or 0.2 <= passed <= 0.8, passed
     assert any(len(set(x.indices)) < ROWS for x in batches)
@@ -89,14 +89,14 @@ def test_policy_follows_its_formula_over_many_steps(name, fields, K):
         assert thresholds[2] == np.inf
         assert 0.05 < thresholds[3] < np.inf
         assert thresholds[-1] == 0.05
-    if "signal_threshold" in assignments[0]:  # some labeled rows are left out, and not all
+    if "signal_threshold" in assignments[0]:  # some labeled rows are left out, but not all
         assert (
             0.02
             <= np.mean([assignment["labeled_weights"] == 0 for assignment in assignments])
             <= 0.98
         )
     for assignment in follow(name, fields, batches, assignments):
-        if name == "flexmatch":  # its running counts are a full recount of the samples' classes
+        if name == "flexmatch":  # the counts equal a full count of the classes of all samples
             classes, counts = assignment.state["classes"], assignment.state["counts"]
             np.testing.assert_array_equal(
                 counts[:K], np.bincount(classes[classes >= 0], minlength=K)
@@ -105,7 +105,7 @@ def test_policy_follows_its_formula_over_many_steps(name, fields, K):
 
 
 def confident(rng, x):
-    # As many samples of each class, so that FlexMatch's thresholds are high for all of them.
+    # The same number of samples of each class, so that all thresholds of FlexMatch are high.
     rows = np.arange(ROWS, dtype=np.int32)
     return x._replace(weak_logits=np.float32(40 * np.eye(10)[rows % 10]), indices=rows)
 
@@ -135,7 +135,7 @@ def one_row(rng, x):
     return x._replace(**rest)
 
 
-# Four steps of each kind, from the very first step on.
+# Four steps of each kind, starting at the first step.
 DEGENERATE = [(confident, unsure), (unsure_labels_too, confident), (one_class,) * 2, (one_row,) * 3]
 
 
@@ -182,14 +182,14 @@ def test_freematch_gradient_is_that_of_its_regularizer():
         )
 
 
-# Steps; of them, those with float32 numbers for p̃ and h̃ that fall as 0.9^n (0.1 · 0.9^600 is
-# 4e-29); batches that come round and round.
+# LONG: number of steps. EXACT: steps after which p̃ and h̃, which fall as 0.9^n, are still normal
+# float32 numbers (0.1 · 0.9^600 is 4e-29). BANK: number of batches, which repeat.
 LONG, EXACT, BANK = 2000, 600, 8
 
 
 @functools.cache
 def long_run(name):
-    """A compiled run of LONG steps over a bank of batches -> (last state, all assignments)."""
+    """Compiles a run of LONG steps over a bank of batches: (last state, all assignments)."""
     policy = make(name, *MOVING[name].items())[1]
 
     def step(state, x):
@@ -207,7 +207,7 @@ def long_run(name):
 
 
 def sink(x, **depths):
-    """The batch with class 0's logit that far under each row's largest."""
+    """Lowers the logit of class 0 to `depth` below the largest of the other classes."""
     lowered = {}
     for field, depth in depths.items():
         lowered[field] = getattr(x, field).copy()
@@ -217,12 +217,12 @@ def sink(x, **depths):
 
 # Batches in which class 0 is never predicted.
 STARVING = {
-    # Probability exactly 0, in float64 too.
+    # The probability is exactly 0, also in float64.
     "absent": lambda x: sink(x, weak_logits=1e4, strong_logits=1e4),
     "absent from labeled rows": lambda x: sink(
         x, weak_logits=1e4, strong_logits=1e4, labeled_logits=1e4
     ),
-    # Tiny and not 0: alignment divides tiny by tiny. The strong view does predict it.
+    # The probability is tiny, so alignment divides tiny numbers. The strong view predicts class 0.
     "improbable": lambda x: sink(x, weak_logits=30),
 }
 
@@ -246,10 +246,10 @@ def test_a_class_that_is_never_predicted_for_thousands_of_steps(name, case):
         np.testing.assert_allclose(
             getattr(assignments, field)[:EXACT], want, err_msg=field, **TOLERANCE
         )
-    # By then every average that matters comes round with the batches; so do the weights, for ever.
+    # By then, the averages that matter repeat with the batches, and so do the weights.
     rounds = assignments.weights[EXACT - BANK :].reshape(-1, BANK, ROWS)
     np.testing.assert_allclose(rounds, np.broadcast_to(rounds[:1], rounds.shape), **TOLERANCE)
-    # And when the class comes back, it is as after EXACT steps, which end with the same batches.
+    # When the class returns, the result is that after EXACT steps, which end with the same batches.
     check(jax.device_get(assign(state, batches[-1])), expected[-1], batches[-1])
 
 

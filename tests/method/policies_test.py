@@ -1,4 +1,4 @@
-"""Pseudo-label policies on small cases worked out by hand."""
+"""Tests pseudo-label policies on small cases computed by hand."""
 
 import builders
 import jax
@@ -53,7 +53,7 @@ def test_every_policy_answers_in_the_shapes_of_the_interface(name):
     assert all((term.shape, term.dtype) == ((), jnp.float32) for term in terms.values())
 
 
-# Rows of probabilities 0.7 0.2 0.1, and so on.
+# Logits of four rows of probabilities.
 CONFIDENT = np.log([[0.7, 0.2, 0.1], [0.25, 0.4, 0.35], [0.02, 0.02, 0.96], [0.05, 0.9, 0.05]])
 
 
@@ -69,7 +69,7 @@ CONFIDENT = np.log([[0.7, 0.2, 0.1], [0.25, 0.4, 0.35], [0.02, 0.02, 0.96], [0.0
 )
 def test_fixed_threshold(threshold, weights):
     policy = make_policy(threshold=threshold)
-    # Logits are known up to a constant per row.
+    # A constant added to the logits of a row changes nothing.
     assignment = policy.assign(
         (), make_inputs(CONFIDENT + np.array([[0.0], [3.0], [-5.0], [40.0]]))
     )
@@ -98,7 +98,7 @@ def test_fixed_threshold_takes_cross_entropy_on_the_strong_view():
         ([2.0, 2.0], 0.5, 1),  # the confidence is the threshold: accepted
         ([2.0, 2.0], np.nextafter(np.float32(0.5), np.float32(1)).item(), 0),
         ([1.0, 1.0, 1.0, 1.0], 0.25, 1),
-        ([200.0, 0.0], 1.0, 1),  # a confidence that rounds to 1
+        ([200.0, 0.0], 1.0, 1),  # a confidence that is rounded to 1
     ],
 )
 def test_a_tie_with_the_threshold_is_accepted_and_the_first_class_wins_a_tie(

@@ -1,4 +1,4 @@
-"""Several train steps in one chunk are those steps one by one."""
+"""Tests that one call of several train steps equals calls of one step each."""
 
 import functools
 
@@ -17,7 +17,7 @@ K = 3
 
 
 def chunk_of(batches):
-    """[rows, K, ...] of K batches."""
+    """Stacks S batches to [rows, S, ...]."""
     return TrainBatch(*(np.stack(x, axis=1) for x in zip(*batches, strict=True)))
 
 
@@ -28,7 +28,7 @@ def compile_program(method, devices):
     return parallel.compile_step(function, devices, resident=True)
 
 
-# The centers and the policy carry state from step to step.
+# Centers and policy have a state, so the order of the steps matters.
 @pytest.mark.parametrize("devices", ["pmap", "jit"])
 def test_a_call_of_several_steps(devices):
     config = configuration(**{"policy.name": "flexmatch", "avg_clustering.centers": "classifier"})
@@ -51,7 +51,7 @@ def test_a_call_of_several_steps(devices):
 
 
 def spoiled_at(step):
-    """An optimizer that leaves the parameters alone, but for a NaN in one step (0-based)."""
+    """Makes an optimizer whose updates are 0, except for NaN in one step (0-based)."""
     return optax.GradientTransformation(
         init=lambda params: jnp.int32(0),
         update=lambda grads, count, params: (

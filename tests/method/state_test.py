@@ -1,4 +1,4 @@
-"""The training state: its form never changes."""
+"""Tests that the shapes and dtypes of the training state never change."""
 
 import functools
 
@@ -12,7 +12,7 @@ from layermatch_jax.method import assembly, policies, state, steps
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_a_step_keeps_the_form_of_the_state(name):
-    # Else the step compiles twice, and a checkpoint does not fit the state that is to be restored.
+    # Otherwise the step would compile twice, and a checkpoint would not fit the restored state.
     method_name = "fixmatch" if name == "fixed_threshold" else name
     config = builders.make_config(method_name, model__name="linear", unlabeled_ratio=builders.MU)
     config.dataset.image_size = builders.SIDE

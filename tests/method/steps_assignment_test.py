@@ -1,4 +1,4 @@
-"""Every part of a policy's assignment reaches the train step's gradient, in float64."""
+"""Tests that every field of an assignment affects the gradient of a train step, in float64."""
 
 import functools
 
@@ -41,7 +41,7 @@ def test_every_part_of_an_assignment_reaches_the_gradient():
     method = make_method(params, "fixmatch", unsupervised_weight=2.0)
     method = method._replace(policy=toy_policy("weak", losses.squared_error))
     current, mean = make_state(params, method), np.full(K, 1 / 3)
-    for seed, scale in ((0, 0.5), (1, 0.75)):  # the second step sees the state of the first
+    for seed, scale in ((0, 0.5), (1, 0.75)):  # the second step uses the state of the first
         params, batch = current.params, make_batch(seed)
         probabilities = np.array(weak_probabilities(params, batch))
         assert_informative(probabilities)
@@ -71,7 +71,7 @@ def test_every_part_of_an_assignment_is_gated_and_seen_through_the_centers():
             toy_terms, batch=batch, view="strong", loss=cross_entropy, target_head=averaged
         )
         features = terms(trained, head=through_centers, constants=params)
-        # The classifier's gate: the same value, a quarter of the gradient, on constant features.
+        # The mask of the classifier: on constant features, the same value, ¼ of the gradient.
         gated = jax.tree.map(lambda p: 0.25 * p + 0.75 * jax.lax.stop_gradient(p), trained)
         gated = {"backbone": params["backbone"], "classifier": gated["classifier"]}
         classifier = terms(gated, head=logits_of, constants=params)

@@ -1,4 +1,4 @@
-"""Avg-Clustering: five train steps beside a loop in NumPy, and special cases, in float64."""
+"""Compares five train steps of Avg-Clustering with a loop in NumPy; special cases; float64."""
 
 import functools
 
@@ -38,17 +38,17 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class NumpyNone:
-    """A reading, in NumPy: before the update (gives L_u's ingredients), and after it."""
+    """A reading in NumPy. Its methods are used before and after the update of the parameters."""
 
     def __init__(self, classifier):
         self.classifier = jax.tree.map(np.array, classifier)
 
     def label(self, weak_logits, indices):
-        """The probabilities to label by."""
+        """Returns the probabilities from which pseudo-labels are computed."""
         return softmax(weak_logits)
 
     def head(self, features):
-        """Logits of H; None is the classifier."""
+        """Returns the logits of H; None means that H is the classifier."""
 
     def pullable(self, targets, weights):
         return targets, weights
@@ -87,7 +87,7 @@ class NumpyFeatures(NumpyNone):
             features / jnp.linalg.norm(features, axis=1, keepdims=True) @ (self.centers / norms).T
         )
         seen = np.tile(self.updates > 0, (len(features), 1))
-        return jnp.where(seen, cosine / 0.1, -1e5)  # exp(-1e5) is 0: not in the softmax
+        return jnp.where(seen, cosine / 0.1, -1e5)  # exp(-1e5) is 0 in the softmax
 
     def pullable(self, targets, weights):
         return targets, weights * (self.updates[np.argmax(targets, axis=1)] > 0)
@@ -135,7 +135,7 @@ class NumpyOutputs(NumpyNone):
         ("none", NumpyNone, 0.6, 1e-10),
         ("classifier", NumpyClassifier, 0.6, 1e-10),
         ("features", NumpyFeatures, 0.6, 1e-10),
-        ("outputs", NumpyOutputs, 0.5, 1e-6),  # the code corrects the bias in float32
+        ("outputs", NumpyOutputs, 0.5, 1e-6),  # corrects the bias in float32
     ],
 )
 def test_centers_equal_a_numpy_loop_over_five_steps(centers, reading, threshold, rtol):
@@ -153,7 +153,7 @@ def test_centers_equal_a_numpy_loop_over_five_steps(centers, reading, threshold,
     for t, seed in enumerate([0, 1, 2, 3, 5]):
         batch = make_batch(seed)
         indices = batch.unlabeled_indices.reshape(-1)
-        assert len(set(indices)) < len(indices)  # some sample occurs twice
+        assert len(set(indices)) < len(indices)  # a sample occurs twice
         params = current.params
         features = views(params["backbone"], batch)
         weak_logits = np.array(logits_of(params["classifier"], features[1]))
@@ -181,9 +181,9 @@ def test_the_first_step_knows_no_centers_and_stays_finite(centers):
     params, batch = make_params(), make_batch()
     method = without_labels(make_method(params, avg_clustering__centers=centers))
     actual = gradients(method, params, batch)["backbone"]["stem"]["kernel"]
-    if centers == "features":  # no center pulls at anything
+    if centers == "features":  # there are no centers, so nothing is pulled
         np.testing.assert_array_equal(actual, 0.0)
-    else:  # a first visit's average is the visit itself
+    else:  # after a first visit, the average is the prediction
         targets, weights = pseudo_labels(weak_probabilities(params, batch))
         last = {j: t for j, t in zip(batch.unlabeled_indices.ravel(), targets, strict=True)}
         targets = jnp.array([last[j] for j in batch.unlabeled_indices.ravel()])
@@ -196,7 +196,7 @@ def test_the_first_step_knows_no_centers_and_stays_finite(centers):
 def test_a_class_without_center_is_left_out_of_the_softmax_and_its_rows_weigh_nothing():
     params, batch = make_params(), make_batch()
     targets, weights = pseudo_labels(weak_probabilities(params, batch))
-    assert np.sum(weights * targets[:, 1]) > 0  # rows of the class without a center are accepted
+    assert np.sum(weights * targets[:, 1]) > 0  # some accepted rows have the class without a center
     centers = np.random.RandomState(3).randn(K, D)
     state_of_centers = {"centers": jnp.array(centers), "updates": jnp.array([5, 0, 1])}
 

@@ -1,4 +1,4 @@
-"""Which layer sees which gradient of a train step, against the method's equations in float64."""
+"""Compares the gradient of each layer in a train step with the method's equations, in float64."""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_grad_relu_leaves_the_classifier_an_exact_zero_and_the_backbone_its_grad
         np.testing.assert_array_equal(gated["classifier"][leaf], 0.0)
     for leaf in jax.tree.leaves(gated["backbone"]["block"]):
         assert np.abs(leaf).max() > 1e-3
-    # Without the gate there is something to remove.
+    # Without the mask, there is a gradient to remove.
     free = gradients(without_labels(make_method(params, "fixmatch")), params, batch)
     for leaf in ("kernel", "bias"):
         assert np.abs(free["classifier"][leaf]).min() > 1e-4
@@ -81,7 +81,7 @@ def test_layermatch_is_one_loss_with_two_constants():
     targets, weights = pseudo_labels(weak_probabilities(params, batch))
 
     def layermatch(params):
-        """As an objective: centers and, through them, L_u without the classifier."""
+        """The objective: centers are constant, and through them L_u reaches only the features."""
         head = functools.partial(logits_of, averaged)
         return supervised_loss(params, batch) + unsupervised_loss(
             params, batch, targets, weights, head

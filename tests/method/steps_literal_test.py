@@ -1,4 +1,4 @@
-"""Three training steps in numbers, derived by the method's equations in NumPy."""
+"""Compares three train steps with literal numbers, derived from the method's equations."""
 
 import functools
 
@@ -18,7 +18,7 @@ PIXEL_MEAN, PIXEL_STD = (0.5, 0.4, 0.6), (0.25, 0.2, 0.3)
 
 
 def literal_problem():
-    """Start and three batches: 2 labeled, 4 unlabeled images of 2x2 pixels, 3 classes, D = 3.
+    """Makes a state and three batches: 2 labeled, 4 unlabeled images, 2x2 pixels, K = D = 3.
 
     Seed 184 is the first on which every step is informative.
     """
@@ -36,12 +36,12 @@ def literal_problem():
 
 
 def numpy_layermatch_steps(start, batches):
-    """LayerMatch on z = x·S, by the method's equations and the chain rule, in float64.
+    """Computes LayerMatch on z = x·S in float64 by the method's equations and the chain rule.
 
     λ_u = 0.75, τ = 0.5, lr = 0.2·cos(7πk / 16·4), Nesterov 0.9, decay 0.02, EMA 0.8, centers 0.15.
 
     Returns:
-      The last parameters, their EMA, the centers; [(L_s, L_u)] and [q] of the steps.
+      The final parameters, their EMA and the centers; lists of (L_s, L_u) and of q, by step.
     """
     p, ema, centers = dict(start), dict(start), dict(start)
     velocity = dict.fromkeys(p, 0.0)
@@ -126,8 +126,8 @@ LITERAL = {
     ],  # (L_s, L_u) of the steps
 }
 CHANGED = (
-    "The numbers of a training step changed. If you did not mean to change the method, you just "
-    "did; if you did, derive them anew with numpy_layermatch_steps, never with the code under test."
+    "The numbers of a train step changed. If you did not mean to change the method, you just "
+    "did. If you did, derive them again with numpy_layermatch_steps, never with the tested code."
 )
 
 
@@ -195,7 +195,7 @@ def test_three_training_steps_equal_literal_numbers(dtype):
         )
 
         def exact(variables, images, train, mutable):
-            """The linear backbone on float64 pixels: the step normalizes in float32."""
+            """The linear backbone on pixels in float64; the step has normalized them in float32."""
             mean, std = (jnp.array(x)[None, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
             pixels = jnp.rint((images.astype(jnp.float64) * std + mean) * 255)
             x = ((pixels / 255 - mean) / std).reshape(len(images), -1)
@@ -213,7 +213,7 @@ def test_three_training_steps_equal_literal_numbers(dtype):
             step_losses.append([metrics["loss_supervised"][0], metrics["loss_unsupervised"][0]])
             rates.append(metrics["learning_rate"][0])
         stem = lambda tree: {"stem": tree["backbone"]["stem"]["kernel"], **tree["classifier"]}  # noqa: E731
-        # Metrics are float32 in any case.
+        # Metrics are always float32.
         np.testing.assert_allclose(step_losses, LITERAL["losses"], rtol=1e-5, err_msg=CHANGED)
         np.testing.assert_allclose(rates, 0.2 * np.array([1, 0.941544065, 0.773010453]), rtol=1e-6)
         assert current.step == 3

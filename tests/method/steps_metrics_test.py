@@ -1,4 +1,4 @@
-"""The metrics of a train step against the method's equations, in float64."""
+"""Compares the metrics of a train step with the method's equations, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_metrics_are_sums_and_weights():
     assert_informative(probabilities)
     confidence, indices = probabilities.max(axis=1), batch.unlabeled_indices.reshape(-1)
     weights = np.where(confidence >= THRESHOLD, confidence + 0.01 * indices, 0.0)
-    # Every third row is right, wrong, of unknown truth.
+    # In turn: a correct pseudo-label, a wrong one, an unknown true label.
     kind, pseudo = np.arange(MU * B) % 3, probabilities.argmax(axis=1)
     truth = np.select([kind == 0, kind == 1], [pseudo, (pseudo + 1) % K], -1).astype(np.int32)
     known, correct = kind != 2, kind == 0
@@ -90,13 +90,13 @@ def test_metrics_are_sums_and_weights():
 def test_a_step_without_accepted_pseudo_labels_has_no_cosine():
     params, batch = make_params(), make_batch()
     weights = {}
-    for threshold in (THRESHOLD, 2.0):  # the latter accepts none
+    for threshold in (THRESHOLD, 2.0):  # the last one accepts no pseudo-label
         method = make_method(params, policy__threshold=threshold)
         _, metrics = steps.train_step(make_state(params, method), batch, method=method)
         total, weights[threshold] = metrics["classifier_gradient_cosine"]
         assert (total != 0) == (threshold == THRESHOLD)
     assert weights == {THRESHOLD: 1, 2.0: 0}
-    assert metrics["loss_unsupervised"][1] == 1  # a mean over all rows: truly 0
+    assert metrics["loss_unsupervised"][1] == 1  # a mean over all rows, so it is 0
 
 
 def test_without_labeled_rows_there_is_no_supervised_loss():
@@ -118,7 +118,8 @@ def test_supervised_training_knows_nothing_of_pseudo_labels():
 
 
 def test_pseudo_labels_of_each_class_are_counted_beside_the_truths():
-    # Rows: 0 as 0, right; 2 as 0; 1 as 1 by half a weight; 1 as 2, not accepted; unknown as 2.
+    # True class -> pseudo-label: 0 -> 0; 2 -> 0; 1 -> 1 with weight ½; 1 -> 2 with weight 0;
+    # unknown -> 2.
     assignment = policies.Assignment(
         targets=one_hot(jnp.array([0, 0, 1, 2, 2])),
         weights=jnp.array([1.0, 1.0, 0.5, 0.0, 1.0]),

@@ -1,4 +1,4 @@
-"""What methods cost over FixMatch. Slow, and meaningful on a quiet machine only."""
+"""Measures the cost of methods relative to FixMatch. Slow; needs an otherwise idle machine."""
 
 import functools
 import operator
@@ -20,13 +20,13 @@ from layermatch_jax.runtime import parallel
 TURNS = 150
 CONV4 = {"model.name": "conv4", "model.width": 16, "dataset.image_size": 16}
 WIDE_RESNET = {"model.depth": 10, "model.widen_factor": 1, "model.first_stride": 2}
-# As many samples and classes as ImageNet-100, for state that is kept by sample.
+# The numbers of samples and classes of ImageNet-100, for state by sample.
 IMAGENET_100 = CONV4 | {"samples": 126_689, "classes": 100}
 POLICIES = [m for m in presets.METHODS if presets.METHODS[m].get("policy.name")]
 
 
 def prepare(method, fields):
-    """A compiled step with its state and batch: batch size 32 and μ = 3, as in the demo."""
+    """Makes a compiled step, its state and a batch with B = 32 and μ = 3, as in the demo."""
     fields = {"samples": 1000, "classes": 10} | fields
     samples, classes = fields.pop("samples"), fields.pop("classes")
     config = presets.apply_method(config_lib.base(), method)
@@ -47,11 +47,11 @@ def prepare(method, fields):
 
 
 def ratio_to_fixmatch(name, method, fields):
-    """Median ratio of step times, the three taking turns."""
+    """Returns median ratios of step times; the three steps take turns."""
     if jax.device_count() > 1 or os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
         pytest.skip("needs one device and full optimization: run this file with "
                     "XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0")  # fmt: skip
-    # The second FixMatch shows what this machine's noise makes of a ratio that is 1.
+    # FixMatch is measured twice: the ratio of the two shows the noise of this machine.
     base = {key: fields[key] for key in fields if not key.startswith("avg_clustering")}
     runs = {
         "fixmatch": prepare("fixmatch", base),
@@ -61,7 +61,7 @@ def ratio_to_fixmatch(name, method, fields):
     seconds = {run: [] for run in runs}
     rng = random.Random(0)
     for _ in range(5 + TURNS):
-        for run in rng.sample(list(runs), len(runs)):  # who comes after whom matters by a few %
+        for run in rng.sample(list(runs), len(runs)):  # the order changes times by a few %
             step, current, batch = runs[run]
             start = time.perf_counter()
             current, metrics = step(current, batch)
@@ -91,7 +91,7 @@ def test_layermatch_costs_what_fixmatch_costs(name, fields):
 @pytest.mark.parametrize("method", POLICIES)
 def test_a_policy_costs_what_fixmatch_costs(method):
     ratio = ratio_to_fixmatch("conv4", method, CONV4)
-    assert ratio <= 1.05 or method == "mean_teacher"  # which asks a second network
+    assert ratio <= 1.05 or method == "mean_teacher"  # it runs a second network
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What else a train step does (EMA, statistics, decay, shards), and evaluation; in float64."""
+"""Tests EMA, statistics, decay and shards of a train step, and evaluation, in float64."""
 
 import functools
 
@@ -94,10 +94,10 @@ def test_no_mask_touches_weight_decay_and_a_zero_gradient_is_no_zero_update():
 
 
 def test_shards_of_a_batch_add_up_to_the_batch():
-    """Two devices, in the shape of a vmap: sums, row order, everybody's own assignments."""
+    """Two devices, simulated by vmap: sums, order of rows, each device's own assignments."""
     params, batch = make_params(3), make_batch()
 
-    def one_matrix(variables, images, train, mutable):  # BatchNorm is the models' affair
+    def one_matrix(variables, images, train, mutable):  # tests of the backbones check BatchNorm
         x = jnp.rint(images.astype(jnp.float64) * 255).reshape(len(images), -1) / 255 - 0.5
         return x @ variables["params"]["stem"]["kernel"], {"batch_stats": variables["batch_stats"]}
 
@@ -128,7 +128,8 @@ def test_evaluation_skips_padding_and_uses_the_live_statistics():
     padding = backbone(
         {"params": params["backbone"], "batch_stats": live}, images[4:] / 255, train=False
     )
-    hit = np.argmax(logits_of(params["classifier"], padding), axis=1)  # they would count
+    # Padding with correct labels would change the metrics, if it counted.
+    hit = np.argmax(logits_of(params["classifier"], padding), axis=1)
     batch = EvalBatch(
         images=images,
         labels=np.array([0, 1, 2, 0, *hit], np.int32),

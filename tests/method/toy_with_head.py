@@ -1,7 +1,7 @@
-"""A policy that uses all at once that a policy may ask for.
+"""A policy that uses every feature of the interface.
 
-A head with BatchNorm, draws, a second labeled view, a view that it makes of others, the labeled
-images' positions, a loss between rows of different devices, and a scale.
+It has a head with BatchNorm, draws, a second labeled view, a view of kind MADE, the positions of
+labeled images, a loss between rows of different devices, and a scale.
 """
 
 import types
@@ -22,7 +22,7 @@ TOY_SCALE = 0.5
 
 
 class NormHead(nn.Module):
-    """Dense, BatchNorm, tanh, Dense: features [n, D] -> [n, 5]."""
+    """Maps features [n, D] to [n, 5]: Dense, BatchNorm, tanh, Dense."""
 
     axis_name: str | None
 
@@ -47,13 +47,13 @@ def toy_draws(rng, rows, mu):
 
 
 def agreement(labeled, turned, strong, direction, order):
-    """A loss in which each row of the global batch meets every other one."""
+    """Computes a loss that compares each row of the global batch with every other one."""
     between = jnp.tanh(turned @ strong.T) * jnp.cos(order.reshape(-1)[:, None])
     return jnp.mean(between) + jnp.mean(jnp.sum(labeled * direction, axis=-1) ** 2)
 
 
 def turned(weak, strong, logits, order, seen):
-    """Rows upside down whose class, by the network, is the one that was drawn; else mirrored."""
+    """Makes a view: weak upside down if the class is the one drawn, otherwise strong mirrored."""
     upside_down = logits.argmax(-1) == (order.reshape(-1) + (seen != 0)) % logits.shape[-1]
     return jnp.where(upside_down[:, None, None, None], weak[:, ::-1], strong[:, :, ::-1])
 

@@ -1,4 +1,4 @@
-"""VAT against the formulas of its paper (Miyato 2018, section 3), in NumPy float64."""
+"""Compares VAT with the formulas of its paper (Miyato 2018, section 3) in NumPy float64."""
 
 import functools
 
@@ -17,7 +17,7 @@ from layermatch_jax.method import assembly, policies, steps
 from layermatch_jax.method.policies import vat
 from layermatch_jax.views import MADE, ByView, Layout
 
-RADIUS, ENTROPY_WEIGHT, STEPS, RAMP, DONE = 0.7, 0.3, 20, 0.4, 3  # DONE: steps before the tested
+RADIUS, ENTROPY_WEIGHT, STEPS, RAMP, DONE = 0.7, 0.3, 20, 0.4, 3  # DONE: steps before the test
 SCALE = DONE / (RAMP * STEPS)
 ROWS = B * MU
 
@@ -34,7 +34,7 @@ def make(**fields):
 
 
 def features_of(lib, backbone, images):
-    """Smooth, with a BatchNorm: features [n, D] depend on all rows. lib is NumPy or JAX's."""
+    """A smooth network with BatchNorm: features [n, D] depend on all rows. lib: np or jnp."""
     x = images.reshape(len(images), -1) @ backbone["stem"]["kernel"]
     x = (x - x.mean(0)[None]) / lib.sqrt(x.var(0)[None] + 1e-3)
     return lib.tanh(x) @ backbone["block"]["kernel"]
@@ -47,7 +47,7 @@ def network(lib, params, images):
 
 
 def divergence(logits, changed):
-    """KL(p ‖ q) of each row."""
+    """Computes KL(p ‖ q) for each row."""
     p, q = softmax(logits), softmax(changed)
     return (p * (np.log(p) - np.log(q))).sum(-1)
 
@@ -61,7 +61,7 @@ def lengths(x):
 
 
 def curvature_along(params, images, direction, step=1e-4):
-    """H·d by differences, H the second derivative of Σ KL by the change r at r = 0."""
+    """Computes H·d by differences; H is the Hessian of Σ KL in the change r at r = 0."""
     clean = network(np, params, images)
     total = lambda r: divergence(clean, network(np, params, images + r)).sum()  # noqa: E731
     ahead, behind = (finite_differences(total, s * direction, step) for s in (step, -step))
@@ -69,7 +69,7 @@ def curvature_along(params, images, direction, step=1e-4):
 
 
 def adversarial(params, images, directions):
-    """x + ε·Hd/‖Hd‖, with d of length 1."""
+    """Computes x + ε·Hd/‖Hd‖, with d of length 1."""
     change = curvature_along(params, images, directions / lengths(directions))
     return images + RADIUS * change / lengths(change)
 
@@ -114,7 +114,7 @@ def test_the_adversarial_view_is_one_power_iteration_away(float64):
     expected = adversarial(params, images, directions)
     np.testing.assert_allclose(lengths(found["adversarial"] - images), RADIUS, rtol=1e-9)
     np.testing.assert_allclose(found["adversarial"], expected, atol=1e-5 * RADIUS)
-    # It is where the predictions change: more than along the Gaussian direction.
+    # Predictions change more in this direction than in the Gaussian one.
     clean = network(np, params, images)
     along = images + RADIUS * directions / lengths(directions)
     changes = [divergence(clean, network(np, params, x)).mean() for x in (expected, along)]
@@ -150,7 +150,7 @@ def test_directions_of_any_length_and_none():
 
 
 def inputs_of(logits):
-    decoy = {name: x[::-1] for name, x in logits.items()}  # not the head that the loss goes through
+    decoy = {name: x[::-1] for name, x in logits.items()}  # not the logits that the loss takes
     return policies.Inputs(
         target_logits=logits,
         outputs=policies.Outputs(decoy, {}),
@@ -185,7 +185,7 @@ def test_sure_rows_and_unchanged_ones():
     _, policy = make()
     state = policy.init(builders.make_spec(K))
     sure = np.float32(1e4 * np.eye(K)[np.arange(ROWS) % K])
-    for changed in (sure, sure / 2):  # as sure, with other logits
+    for changed in (sure, sure / 2):  # equally confident, with other logits
         logits = {"weak": sure, "adversarial": changed}
         terms = policy.loss(policies.Outputs(logits, {}), policy.assign(state, inputs_of(logits)))
         assert terms == {"unsupervised": 0, "entropy": 0}
@@ -223,7 +223,7 @@ def backbone(variables, images, train, mutable):
 
 
 def objective(params, images, labels, targets, strength):
-    """L_s + strength · (KL + w · entropy); images [B, 1 + 2μ, …]: labeled, weak, adversarial."""
+    """Computes L_s + strength · (KL + w · entropy). Images: labeled, weak, adversarial."""
     logits = network(jnp, params, images.reshape(-1, SIDE, SIDE, 3)).reshape(B, 1 + 2 * MU, K)
     weak, changed = (logits[:, 1 + v * MU : 1 + (v + 1) * MU].reshape(-1, K) for v in (0, 1))
     log_p, log_q = jax.nn.log_softmax(weak), jax.nn.log_softmax(changed)
@@ -245,17 +245,17 @@ def test_a_step_follows_the_gradient_of_its_objective(float64):
         draws=policy.draws(rng, B, MU),
     )
     params, _, _ = problem()
-    del params["backbone"]["stem"]["bias"]  # the network here has none
+    del params["backbone"]["stem"]["bias"]  # this network has none
     method = assembly.create_method(config, params, ((0.0,) * 3, (1.0,) * 3))
     start = builders.make_state(jax.tree.map(jnp.array, params), method, apply_fn=backbone)
     start = start.replace(
         policy={"step": jnp.int32(DONE)},
         batch_stats={},
-        ema_params=jax.tree.map(lambda p: p + 0.1, start.params),  # looks at nothing here
+        ema_params=jax.tree.map(lambda p: p + 0.1, start.params),  # VAT does not use it
     )
     new, metrics = jax.jit(functools.partial(steps.train_step, method=method))(start, batch)
 
-    # By hand: the view is made by the network on the weak views alone, the target in the pass.
+    # By hand: the network makes the view from the weak views only; the target comes from the pass.
     drawn = batch.images / 255
     weak = drawn[:, 1:].reshape(ROWS, SIDE, SIDE, 3)
     made = adversarial(params, weak, np.float64(batch.draws.reshape(weak.shape)))

@@ -25,7 +25,7 @@ def draw(*shape):
 
 
 # (images, rows, columns, side of the kernel, stride, padding): even and odd sides, more images than
-# parts of a sum, images that the stride does not divide.
+# the parts of a sum, sides that are not multiples of the stride.
 @pytest.mark.parametrize(
     ("n", "height", "width", "k", "stride", "padding"),
     [
@@ -52,7 +52,7 @@ def test_depthwise_is_xlas_with_its_gradients(n, height, width, k, stride, paddi
 
 
 def test_depthwise_by_hand():
-    # One channel, all weights 1: the sum of the pixels in reach; rows of 2 and 3 are 1 4; 9 16.
+    # One channel, all weights 1: each output is the sum of the pixels under the kernel.
     x = jnp.array([[1.0, 4.0], [9.0, 16.0]]).reshape(1, 2, 2, 1)
     y = depthwise(x, jnp.ones((3, 3, 1, 1)), (2, 2), "SAME")
     assert y.shape == (1, 1, 1, 1)

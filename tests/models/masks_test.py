@@ -1,4 +1,4 @@
-"""Named gradient masks mean the same depth in all networks that others trained."""
+"""Tests that named gradient masks select the same stages in all pretrained networks."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from layermatch_jax import automatic, config, presets
 from layermatch_jax.method import layerwise
 from layermatch_jax.models import create_model
 
-# Blocks of each stage.
+# Number of blocks in each stage.
 NETWORKS = {
     "resnet50": (3, 4, 6, 3),
     "efficientnet_lite0": (3, 2, 6, 6),
@@ -33,7 +33,7 @@ def test_masks_by_stage(name):
         assert found == {f"block{i}" for i in range(blocks)}
 
     def untrained(mask):
-        """Parts of the network, all of whose parameters have the multiplier 0."""
+        """Returns the parts of the network in which all parameters have the multiplier 0."""
         multipliers = layerwise.mask_multipliers(presets.MASKS[mask], params)
         by_part = {}
         for path, x in traverse_util.flatten_dict(multipliers, sep="/").items():

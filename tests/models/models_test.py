@@ -16,12 +16,13 @@ from layermatch_jax.models.layers import Layers
 from layermatch_jax.models.resnet import ResNet
 
 DECAY, EPSILON = 0.9, 1e-3
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # compile time is these tests' budget
+# Compilation takes most of the time of these tests.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 LAYERS = Layers(jnp.dtype(jnp.float32), DECAY, EPSILON)
 
 
 def config(name, **fields):
-    """A model configuration: that of a WRN-28-2, unless fields say otherwise."""
+    """Makes a model config: a WRN-28-2 with the given fields replaced."""
     defaults = {
         "depth": 28,
         "widen_factor": 2,
@@ -67,7 +68,7 @@ def abstract_variables(module, size):
 
 
 def random_variables(module, size):
-    """Variables with no value left at its default: a layer that is skipped or swapped must show."""
+    """Makes variables without default values, so that skipped or swapped layers are detected."""
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -103,7 +104,7 @@ def paths(tree):
 
 
 def equations(jaxpr):
-    """All equations, those of inner programs (jit, remat, custom derivatives) included."""
+    """Yields all equations, also those of inner programs (jit, remat, custom derivatives)."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -124,7 +125,7 @@ def convolutions(eqns):
 
 
 def macs(eqns):
-    """Multiply-accumulates of convolutions and matrix products."""
+    """Counts the multiply-accumulates of convolutions and matrix products."""
     total = 0
     for e in convolutions(eqns):
         kernel = e.invars[1].aval
@@ -139,7 +140,8 @@ def macs(eqns):
 
 
 # (fields, side, D, classes, parameters, multiply-accumulates), the last two with the classifier.
-# ResNet-50's are torchvision's. 2.57 and 0.65 GMAC: METHOD 5 on the STL-10 variant, first stride.
+# The numbers of ResNet-50 are torchvision's. 2.57 and 0.65 GMAC: the STL-10 variant with first
+# stride 1 and 2.
 SIZES = {
     "wrn-28-2": ({"name": "wide_resnet"}, 32, 128, 10, 1_467_610, 214_353_152),
     "wrn-28-8": (
@@ -197,11 +199,11 @@ def test_wide_resnet_tree():
     assert set(params["stage3_block1"]) == {"norm1", "conv1", "norm2", "conv2"}
 
 
-# ---------------------------------------------------------------- the same in NumPy
+# ---------------------------------------------------------------- the same networks in NumPy
 
 
 class NumpyForward:
-    """Reads the definitions of METHOD 5 off in float64; records every BatchNorm's batch moments."""
+    """Computes the networks in float64 by their definitions; records all BatchNorm moments."""
 
     def __init__(self, variables, train):
         self.params, self.stats = (
@@ -275,8 +277,8 @@ class NumpyForward:
         return x.reshape(len(x), -1) @ self.params["stem/kernel"]
 
 
-# Depth 16 has two blocks a stage: the first and the others differ. In the tiny one the very first
-# block's shortcut has no convolution.
+# Depth 16 has two blocks a stage, because the first block of a stage differs from the others. In
+# the smallest network, the shortcut of the first block has no convolution.
 SMALL = {
     "wide_resnet": (functools.partial(wide_resnet, depth=16), NumpyForward.wide_resnet, 8),
     "tiny_wide_resnet": (tiny_wide_resnet, NumpyForward.wide_resnet, 8),
@@ -314,7 +316,7 @@ def test_forward_pass_and_batch_statistics_against_numpy(case, train):
 
 
 def test_axis_name_makes_the_batch_global():
-    """Under a named axis (vmap here, the devices of pmap in a run) halves equal the whole batch."""
+    """Two halves under a named axis (here vmap) must equal the whole batch."""
     alone = conv4()
     shared = create_model(config("conv4", width=4), axis_name="batch")
     variables, x = random_variables(alone, 16), images(8, 16)
@@ -330,7 +332,7 @@ def test_axis_name_makes_the_batch_global():
 
 
 def loss_and_gradients(module, variables, x):
-    """A scalar in which every feature has its own weight, the new statistics, its gradients."""
+    """Returns a weighted sum of the features, the new statistics, and the gradients of the sum."""
 
     def loss(params):
         features, new = module.apply(variables | {"params": params}, x, True, mutable="batch_stats")
@@ -380,7 +382,7 @@ def test_a_gradient_reaches_every_parameter(module):
 
 def test_initialization_is_he_normal_by_fan_out():
     module = wide_resnet(depth=10, widen_factor=8, stages=1)  # stem, 3x3, 1x1
-    # "rbg" compiles in half the time; the distribution is what is tested.
+    # "rbg" compiles in half the time; the test only looks at the distribution.
     variables = jax.jit(
         lambda: module.init(jax.random.key(0, impl="rbg"), images(1, 8), train=False),
         compiler_options=QUICK_COMPILE,
@@ -430,7 +432,7 @@ def test_bfloat16_agrees_with_float32():
     assert 0 < difference < 0.05 * np.abs(exact).max()
 
 
-# ---------------------------------------------------------------- what the user got wrong
+# ---------------------------------------------------------------- errors of the user
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Small networks of timm, with weights that anyone can make again.
+"""Small timm networks with reproducible weights.
 
 `python tests/models/networks_of_others.py` writes networks_of_others.npz: the names and shapes of
-their weights, and what they make of four images. It was run with timm 1.0.31 and
-torch 2.13.0 on a CPU; only that needs these libraries.
+their weights, and their features of four images. The file was written with timm 1.0.31 and torch
+2.13.0 on a CPU. Only writing it needs these libraries.
 """
 
 import json
@@ -25,7 +25,7 @@ FLOAT32 = jnp.dtype("float32")
 
 
 class Case(NamedTuple):
-    """A network here, and the same one there."""
+    """A network of this package, and the same network in timm."""
 
     module: Any
     family: Family
@@ -84,10 +84,11 @@ CASES = {
 
 
 def random_weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Weights by these names, none at its usual value; the same on every machine."""
+    """Makes weights with these names, none at its default; the same on every machine."""
 
     def draw(name, shape):
-        rng = np.random.RandomState(zlib.crc32(name.encode()))  # its streams never change
+        # NumPy guarantees that the random numbers of RandomState never change.
+        rng = np.random.RandomState(zlib.crc32(name.encode()))
         if name.endswith("num_batches_tracked"):
             return np.zeros(shape, np.int64)
         if name.endswith("running_var"):
@@ -108,7 +109,7 @@ def images(side: int, count: int = 4) -> np.ndarray:
 
 
 def of_theirs(model) -> tuple[dict[str, np.ndarray], Callable]:
-    """Gives a network of theirs its weights; returns them, and (images, train) -> features."""
+    """Sets the weights of a timm network; returns them and (images, train) -> features."""
     import torch
 
     shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
@@ -130,7 +131,7 @@ def write() -> None:
         weights, apply = of_theirs(case.theirs())
         shapes = json.dumps({key: x.shape for key, x in weights.items()}).encode()
         stored[f"{name}/shapes"] = np.frombuffer(shapes, np.uint8)
-        for train in (False, True):  # in this order: training changes the running statistics
+        for train in (False, True):  # in this order: training changes the statistics
             stored[f"{name}/{train}"] = apply(images(case.side), train)[:, :16]
     np.savez_compressed(FILE, **stored)
 

@@ -1,4 +1,4 @@
-"""Networks with others' weights: their features, as timm and torchvision compute them."""
+"""Compares features from pretrained weights with those of timm and torchvision."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ with_timm = pytest.mark.skipif(
 
 
 def variables_of(weights, module, family, side):
-    """A file's weights as the variables of a network; all of them are used."""
+    """Converts the weights of a file to the variables of a network; all weights are used."""
     found = tables.translate(weights, family)
     assert not found.unknown
     shapes = jax.eval_shape(
@@ -70,7 +70,7 @@ def test_features_are_those_that_timm_computed(name, train):
 
 
 def test_positions_are_resampled_by_the_antialiased_cubic_filter():
-    # From 4 to 2: a cubic of support 4 around the center of each half, in steps of a half:
+    # From 4 to 2: a cubic filter of support 4 around the center of each half, in steps of a half:
     # weights at the distances 0.25, 0.75 and 1.25 target pixels, cut at the border, normalized.
     def cubic(t):  # Keys, a = -0.5
         return 1.5 * t**3 - 2.5 * t**2 + 1 if t < 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
@@ -120,7 +120,7 @@ def test_drop_path_is_a_function_of_its_key():
 
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def features(key):
-        variables = module.init(jax.random.key(0), x, train=False)  # needs no such key
+        variables = module.init(jax.random.key(0), x, train=False)  # evaluation needs no key
         return module.apply(variables, x, train=True, rngs={"drop_path": key})
 
     first, again, other = (features(jax.random.key(seed)) for seed in (1, 1, 2))
@@ -128,7 +128,7 @@ def test_drop_path_is_a_function_of_its_key():
     assert np.abs(first - other).max() > 0.01
 
 
-# ---------------------------------------------------------------- the whole networks, beside theirs
+# ---------------------------------------------------------------- whole networks, compared
 
 
 def model_config(name, **fields):
@@ -196,7 +196,7 @@ def test_whole_networks_beside_theirs(case, tmp_path):
     if not batch_stats:
         return
 
-    # By the batch's statistics, fifty layers blow rounding up to 5e-4: so both compute in float64.
+    # In training, fifty layers amplify rounding errors to 5e-4, so both compute in float64.
     with jax.enable_x64(True):
         layers = dataclasses.replace(module.layers, dtype=jnp.dtype("float64"))
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)

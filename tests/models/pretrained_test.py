@@ -1,4 +1,4 @@
-"""Files of weights: what is read of them, and what a wrong one is answered."""
+"""Tests reading files of weights, and the messages for wrong files."""
 
 import hashlib
 import importlib.util
@@ -21,16 +21,17 @@ from layermatch_jax.models import pretrained
 from layermatch_jax.models.pretrained import files, packages
 from layermatch_jax.models.pretrained.weights import IMAGENET, SYMMETRIC
 
-# Written by PyTorch 2.13: base = torch.arange(12.).reshape(3, 4), and of it base.t() and
-# base[1:, 2:], which share its bytes; half, bfloat16; a Parameter; an integer; an empty tensor. The
-# second one has them in an entry "state_dict", and the form before PyTorch 1.6.
+# Written by PyTorch 2.13. Both files hold base = torch.arange(12.).reshape(3, 4), its views
+# base.t() and base[1:, 2:] with shared bytes, half and bfloat16 tensors, a Parameter, an integer
+# and an empty tensor. The second file has the format before PyTorch 1.6, and all of them
+# are in its entry "state_dict".
 FILES = pathlib.Path(__file__).parent / "files"
 RESNET = json.loads(np.load(others.FILE)["resnet/shapes"].tobytes())
 LITE0 = json.loads(np.load(others.FILE)["efficientnet_lite0/shapes"].tobytes())
 
 
 def small(shapes):
-    """Weights by these names, of one element each: enough where only names matter."""
+    """Weights with these names and one element each, for tests where only names matter."""
     return {name: np.zeros([1] * len(shape), np.float32) for name, shape in shapes.items()}
 
 
@@ -65,7 +66,7 @@ def test_cut_files_of_pytorch_are_refused(name, share, tmp_path):
     data = (FILES / name).read_bytes()
     path = tmp_path / "cut.pth"
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=r"cut\.pth .*(cut off|no file of PyTorch)"):
+    with pytest.raises(InputError, match=r"cut\.pth .*(cut off|not a PyTorch file)"):
         files.read(str(path))
 
 
@@ -86,7 +87,7 @@ def test_a_pickle_that_would_run_code_does_not(form, tmp_path):
             archive.writestr("evil/data.pkl", data)
     else:
         path.write_bytes(data)
-    with pytest.raises(InputError, match=r"would call (posix|nt)\.system.*nothing of it was run"):
+    with pytest.raises(InputError, match=r"would call (posix|nt)\.system.*no code of .* was run"):
         files.read(str(path))
     assert not target.exists()
 
@@ -131,11 +132,11 @@ def test_bfloat16_in_safetensors(tmp_path):
         ("w.pth", b"\n<html><body>404", "is a web page"),
         ("w.npz", b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
         ("w.npz", b"", "is empty"),
-        ("w.safetensors", b"\x10\0\0\0\0\0\0\0{", "no whole safetensors file.*cut off"),
-        ("w.npz", b"PK\3\4 and no more", r"no whole \.npz file.*cut off"),
-        ("w.h5", b"\x89HDF", r"files of weights end with \.safetensors, \.npz, \.pth"),
-        ("w.pt", pickle.dumps([1, 2]), "is a pickle, but no file of PyTorch's"),
-        ("w.pt", b"anything", "no whole file of PyTorch's"),
+        ("w.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a complete safetensors file.*cut off"),
+        ("w.npz", b"PK\3\4 and no more", r"not a complete \.npz file.*cut off"),
+        ("w.h5", b"\x89HDF", r"names of files of weights end with \.safetensors, \.npz, \.pth"),
+        ("w.pt", pickle.dumps([1, 2]), "is a pickle, but not a PyTorch file"),
+        ("w.pt", b"anything", "not a complete PyTorch file"),
     ],
 )
 def test_wrong_files_are_explained_in_a_sentence(name, data, message, tmp_path):
@@ -150,14 +151,14 @@ def test_wrong_files_are_explained_in_a_sentence(name, data, message, tmp_path):
 def test_objects_in_npz_are_not_unpickled(tmp_path):
     target = tmp_path / "ran"
     np.savez(tmp_path / "w.npz", a=np.array([Evil(target)], object))
-    with pytest.raises(InputError, match=r"no whole \.npz file of arrays"):
+    with pytest.raises(InputError, match=r"not a complete \.npz file of arrays"):
         files.read(str(tmp_path / "w.npz"))
     assert not target.exists()
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     np.savez(tmp_path / "w.npz", good=np.zeros(2), bad=np.array([1, np.nan]))
-    with pytest.raises(InputError, match=r"not finite: bad$"):
+    with pytest.raises(InputError, match=r"NaN or infinite numbers in: bad$"):
         files.read(str(tmp_path / "w.npz"))
 
 
@@ -184,7 +185,7 @@ def test_the_normalization_beside_a_file(name, content, expected, tmp_path):
     assert (file.normalization, file.license) == expected
 
 
-# ---------------------------------------------------------------- which network a file is of
+# ---------------------------------------------------------------- which network a file belongs to
 
 
 def saved(arrays, folder, **more):
@@ -194,7 +195,7 @@ def saved(arrays, folder, **more):
 
 
 def vit_names(depth, width, patch, dinov2=False, registers=0):
-    """Names of timm's, with the shapes that tell what it is."""
+    """timm's names, with the shapes from which the network is recognized."""
     shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 17, width),
@@ -234,7 +235,7 @@ def resnet_names(blocks, bottleneck=True):
             vit_names(24, 1024, 16),
             "a transformer of 24 blocks, 1024 features and patches of 16 px",
         ),
-        ({"encoder.weight": np.zeros(3)}, r"no network that is known here (it has encoder.weight)"),
+        ({"encoder.weight": np.zeros(3)}, r"no known network (it has encoder.weight)"),
     ],
 )
 def test_another_network_is_named(arrays, words, tmp_path):
@@ -245,7 +246,7 @@ def test_another_network_is_named(arrays, words, tmp_path):
 
 
 def shapes_of(arrays):
-    """A network's two trees that have just these paths."""
+    """The shapes of a network with exactly these paths."""
     return {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
 
 
@@ -280,7 +281,7 @@ def test_every_weight_is_used_or_named(tmp_path):
     assert weights.bn_epsilon == 1e-5
 
     arrays["head.extra"] = np.zeros(2)
-    with pytest.raises(InputError, match=r"nothing is known of head\.extra"):
+    with pytest.raises(InputError, match=r"it has unknown names, head\.extra"):
         pretrained.read(saved(arrays, tmp_path), "resnet50")
 
 
@@ -293,7 +294,7 @@ def test_a_transformers_normalization_and_class_token(dinov2, normalization, tmp
     arrays["pos_embed"] += np.arange(17)[None, :, None]
     weights = pretrained.read(saved(arrays, tmp_path), "vit_s16")
     assert weights.normalization == normalization
-    # The class token's position, 0, is added to it.
+    # The class token's position embedding, 0, is added to it.
     assert (weights.params["stem/class_token"] == 1).all()
     assert weights.params["stem/positions"][0, :, 0].tolist() == list(range(1, 17))
 
@@ -320,10 +321,14 @@ def test_big_vision_stores_heads_apart(tmp_path):
 @pytest.mark.parametrize(
     ("source", "model", "message"),
     [
-        ("imagenet", "resnet50", "such weights for efficientnet_lite0, not for resnet50"),
-        ("image-net", "resnet50", "is no file, no run's folder, and no name of weights"),
-        ("imagenet", "conv4", "such weights for efficientnet_lite0, not for conv4"),
-        (__file__, "conv4", "for model.name=conv4 no weights of others are read"),
+        ("imagenet", "resnet50", "these weights exist for efficientnet_lite0, not for resnet50"),
+        (
+            "image-net",
+            "resnet50",
+            "neither a file, nor a folder of a run, nor the name of weights",
+        ),
+        ("imagenet", "conv4", "these weights exist for efficientnet_lite0, not for conv4"),
+        (__file__, "conv4", "model.name=conv4 can only start from the folder of a run"),
     ],
 )
 def test_wrong_names_are_explained(source, model, message):

@@ -1,12 +1,13 @@
-"""Which layers gain from pseudo-labels, and which are harmed: their gradient, layer by layer.
+"""Layer reports: the gradients of pseudo-labels and of true labels, compared layer by layer.
 
-For one state and many batches of draws that no training step sees, four gradients are taken of each
-batch and averaged: of the labeled images (g_s); of the unlabeled rows with right pseudo-labels
-(g_right) and with wrong ones (g_wrong), through the heads and with the weights of the run; and of
-the same rows, heads and weights with the true labels (g_true). With g_u = g_right + g_wrong, a
-layer gains as far as g_u points where g_true does.
+A report averages four gradients over many batches whose draws no training step uses: of the labeled
+images (g_s); of the unlabeled images with right pseudo-labels (g_right) and with wrong ones
+(g_wrong), through the heads and with the weights of the run; and of the same images, heads and
+weights with the true labels (g_true). With g_u = g_right + g_wrong, pseudo-labels help a layer if
+g_u has a direction similar to g_true's, and harm it if the directions are opposite.
 
-Everything compared is a ratio of scalar products of mean gradients. So each layer's products of all
-batches with all (a Gram matrix) are enough. A batch's noise is in its product with itself, which
-makes lengths too large and cosines wrong: so only products of two different batches count.
+All quantities are ratios of scalar products of mean gradients, so it is enough to know each layer's
+products between all batches (a Gram matrix). The product of a batch with itself contains the
+batch's noise, which would make lengths too large and cosines wrong. So only products of two
+different batches count.
 """

@@ -1,4 +1,4 @@
-"""From the gradients of many batches to what is told of a layer, with an interval."""
+"""Estimates the quantities of a layer report, with intervals, from gradients of many batches."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,27 +15,28 @@ QUANTITIES = {
     "norm_ratio": "λ_u ‖g_u‖ / ‖g_s‖",
     "noise_share": "‖g_wrong‖² / (‖g_right‖² + ‖g_wrong‖²)",
 }
-# Those that ask whether pseudo-labels are right.
+# The quantities that need to know whether pseudo-labels are right.
 OF_PSEUDO_LABELS = ("cosine_true", "noise_share")
-_LIMITS = {  # of the quantities, which an estimate may exceed
+_LIMITS = {  # of the quantities; estimates beyond them are clipped
     "cosine_true": (-1, 1),
     "cosine_supervised": (-1, 1),
     "norm_ratio": (0, np.inf),
     "noise_share": (0, 1),
 }
-# Gradients that the host keeps at a time. What is more is computed again, some leaves in each pass
-# over the batches: with 128 batches WRN-28-2's 3 GB take 2 passes, WRN-28-8's 48 GB 24, with 32 6.
+# Bytes of gradients that the host keeps at a time. Larger amounts take several passes over the
+# batches, each for some of the parameters: with 128 batches, WRN-28-2 (3 GB) takes 2 passes and
+# WRN-28-8 (48 GB) 24; with 32 batches, WRN-28-8 takes 6.
 _BYTES = 2**31
 
 
 def layer(path: str) -> str:
-    """The group of a parameter: 'backbone/stage1_block0/conv1/kernel' -> 'stage1_block0'."""
+    """Returns a parameter's layer: 'backbone/stage1_block0/conv1/kernel' -> 'stage1_block0'."""
     whose, name = path.split("/")[:2]
     return name if whose == "backbone" else whose
 
 
 def forward_order(layers: Iterable[str]) -> list[str]:
-    """Stem, blocks by stage, what follows them, classifier."""
+    """Sorts layers: stem, blocks by stage, other layers, final norm, classifier; no duplicates."""
 
     def place(name: str) -> tuple:
         block = re.fullmatch(r"stage(\d+)_block(\d+)", name)
@@ -48,22 +49,22 @@ def forward_order(layers: Iterable[str]) -> list[str]:
 def products(
     batches: Callable[[], Iterator[tuple[dict, dict]]], params: Any, count: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Scalar products of all kinds of gradients of all batches, by layer.
+    """Computes the scalar products between the gradients of all kinds and batches, by layer.
 
     Args:
-      batches: () -> what `gradients` gives for each batch. Called as often as it takes to keep no
-        more than 2 GiB (or the largest single parameter's gradients) on the host at a time.
-      params: tree; its shapes and dtypes are read.
-      count: batches, n.
+      batches: () -> the outputs of `gradients` for each batch. It is called several times if the
+        gradients exceed 2 GiB; then each pass keeps at most 2 GiB (or one parameter's gradients).
+      params: tree of parameters; only shapes and dtypes are used.
+      count: number of batches, n.
 
     Returns:
-      {layer, in forward order: [4, n, 4, n] float64, by kind of KINDS and batch}, and the sums'
-      means over batches.
+      ({layer, in forward order: float64 [4, n, 4, n], by kind of KINDS and batch}; the means over
+      batches of the sums in the outputs of `gradients`).
     """
     params = {
         name: params[name] for name in ("backbone", "classifier")
     }  # policy heads have no part
-    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     order = forward_order(layer(path) for path in leaves)
     size = len(KINDS) * count
     grams, sums = {name: np.zeros((size, size)) for name in order}, {}
@@ -74,8 +75,8 @@ def products(
             sums.append(jax.device_get(of_batch))
             for k, kind in enumerate(KINDS):
                 for path, leaf in jax.tree_util.tree_leaves_with_path(trees[kind]):
-                    if _path(path) in kept:
-                        kept[_path(path)][k, i] = np.ravel(leaf)
+                    if path_name(path) in kept:
+                        kept[path_name(path)][k, i] = np.ravel(leaf)
         for path in part:
             rows = kept.pop(path).reshape(size, -1)
             grams[layer(path)] += rows @ rows.T
@@ -84,12 +85,13 @@ def products(
     return {name: gram.reshape(shape) for name, gram in grams.items()}, means
 
 
-def _path(path) -> str:
+def path_name(path) -> str:
+    """Returns a parameter's path as 'backbone/stem/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _parts(sizes: dict[str, int]) -> list[list[str]]:
-    """Cuts names into runs of at most _BYTES each; one that is larger is alone."""
+    """Divides names, in order, into groups of at most _BYTES; a larger one is its own group."""
     parts, room = [], 0
     for name, size in sizes.items():
         if not parts or size > room:
@@ -100,31 +102,31 @@ def _parts(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def compare(gram: np.ndarray, strength: float = 1.0) -> dict[str, list[float | None]]:
-    """Estimates the quantities of a layer's mean gradients, those of infinitely many batches.
+    """Estimates the quantities of a layer for the mean gradients over infinitely many batches.
 
-    Each scalar product of two mean gradients is estimated without bias, by the mean over pairs of
-    different batches (a U-statistic). The 95 % interval is value ± t · standard error, cut at the
+    The mean over pairs of different batches (a U-statistic) estimates each scalar product of two
+    mean gradients without bias. The 95 % interval is value ± t · standard error, clipped at the
     quantity's limits. The standard error is the jackknife's (Arvesen 1969, "Jackknifing
-    U-statistics"; Efron and Stein 1981: it is on average not too small), and t is Student's with
+    U-statistics"; Efron and Stein 1981: on average it is not too small), and t is Student's with
     n − 1 degrees of freedom.
 
     Args:
-      gram: float [4, n, 4, n], of `products`; n is 3 or more.
+      gram: float [4, n, 4, n], from `products`; n is 3 or more.
       strength: λ_u.
 
     Returns:
-      {name of QUANTITIES: [value, low, high]}. All three are None where the quantity is not known:
-      where a gradient that it divides by is 0, as where no pseudo-label was used, and where the
-      estimate of a squared length is negative, with all batches or without one of them: there the
-      noise of so few batches hides the gradient.
+      {name of QUANTITIES: [value, low, high]}. All three are None if the quantity is not known.
+      This happens if it divides by a gradient of length 0 (for example, no pseudo-label was used),
+      or if the estimate of a squared length is negative, for all batches or without one of them
+      (the noise of too few batches hides the gradient).
     """
     count = gram.shape[1]
     apart = np.array(gram)
     apart[:, np.arange(count), :, np.arange(count)] = 0
     total = np.sum(apart, axis=(1, 3))
     with_batch = np.sum(apart, axis=3).swapaxes(1, 2) + np.sum(apart, axis=1)
-    # Over all pairs, and over those without each of the batches: [4, 4, 1 + n]. The number of
-    # pairs is left out, for it is the same in all products of a ratio.
+    # Sums over all pairs, and over the pairs without each of the batches: [4, 4, 1 + n]. Means are
+    # not needed, because the number of pairs cancels in every ratio.
     dots = np.concatenate([total[..., None], total[..., None] - with_batch], axis=2)
 
     s, t, right, wrong = range(len(KINDS))
@@ -142,7 +144,7 @@ def compare(gram: np.ndarray, strength: float = 1.0) -> dict[str, list[float | N
 
 
 def _with_interval(estimates: np.ndarray, least: float, most: float) -> list[float | None]:
-    """[1 + n], of all batches and without each of them -> [value, low, high]."""
+    """Makes [value, low, high] of estimates [1 + n]: of all batches, and without each of them."""
     if not np.isfinite(estimates).all():
         return [None, None, None]
     value, without = estimates[0], estimates[1:]

@@ -1,4 +1,4 @@
-"""The four gradients of a batch, and a report of a state of a run."""
+"""Computes the four gradients of a batch, and the layer report of a state."""
 
 import functools
 from collections.abc import Callable
@@ -28,24 +28,24 @@ def gradients(
     method: assembly.Method,
     axis_name: str | None = None,
 ) -> tuple[dict, dict]:
-    """What one batch would give; pure, and nothing of it is kept.
+    """Computes the four gradients of one batch; a pure function that does not change the state.
 
-    The unsupervised gradients are of L_u alone: without λ_u, gradient mask and a policy's
-    regularizer. Rows whose truth is not known, and labeled images among the unlabeled ones, are
-    in none of them.
+    The unsupervised gradients are those of L_u, without λ_u, gradient mask and the policy's
+    regularizer. They leave out unlabeled images of unknown class, and labeled images among the
+    unlabeled ones.
 
     Args:
       state: the same on every device.
-      resident: what the feed keeps on every device.
+      resident: the feed's arrays on every device.
       rows: this device's rows of one step of a chunk.
-      batch: (resident, rows) -> TrainBatch, of the feed.
+      batch: the feed's function (resident, rows) -> TrainBatch.
       method: the parts of a step.
-      axis_name: the device axis to reduce over; None when `rows` are of the global batch.
+      axis_name: the device axis to reduce over; None if `rows` are the global batch.
 
     Returns:
-      Of the global batch: {kind of KINDS: tree like params}, and {'known', 'used', 'right': sums
-      over the rows of known truth of 1, of their weight, of it where right; 'strength': λ_u with
-      the policy's ramp}.
+      For the global batch, ({kind of KINDS: tree like params}; a dictionary of sums). The sums are
+      over unlabeled images of known class: 'known' (their number), 'used' (sum of weights) and
+      'right' (sum of weights of right pseudo-labels); 'strength' is λ_u with the policy's ramp.
     """
     step_batch = batch(resident, rows)
     forward = backprop.run_forward(state, step_batch, method, axis_name)
@@ -58,7 +58,7 @@ def gradients(
 
     def unsupervised(targets, counted):
         assignment = forward.assignment._replace(targets=targets, weights=weights * counted)
-        only = "unsupervised"  # a policy's other terms have no pseudo-labels
+        only = "unsupervised"  # the other terms of a policy's loss use no pseudo-labels
         return backprop.unsupervised_gradients(state, forward, assignment, method, axis_name, only)[
             1
         ]
@@ -91,7 +91,7 @@ def gradients(
 def compile_gradients(
     config: ml_collections.ConfigDict, feed: Feed, method: assembly.Method
 ) -> Callable:
-    """`gradients` for all devices: (state, resident, placed rows) -> its outputs."""
+    """Compiles `gradients` for all devices: (state, resident, placed rows) -> its outputs."""
     return parallel.compile_step(
         functools.partial(gradients, batch=feed.batch, method=method),
         config.parallelism,
@@ -107,34 +107,38 @@ def create(
     resident: Any,
     program: Callable,
 ) -> Callable[[TrainState], dict[str, Any]]:
-    """A function that looks at states of a run, and changes nothing.
+    """Creates the function that makes the layer report of a state; it does not change the state.
 
-    Its batches are those of the steps that would follow the run's last one: the same for all states
-    of a run, and seen by none. With several processes all of them call it.
+    Its batches are those of the steps after the run's last step: the same batches for all states of
+    a run, and never used for training. With several processes, all of them must call the function.
 
     Args:
       config: the whole config; reads `layer_report.batches`.
-      partition: the run's images; the unlabeled ones' true labels are read.
-      feed: of the run.
-      resident: what it keeps on the devices.
-      program: of `compile_gradients`.
+      partition: the run's images, with the true labels of the unlabeled images.
+      feed: the feed of the run.
+      resident: the feed's arrays on the devices.
+      program: from `compile_gradients`.
 
     Returns:
-      state on the devices -> {'step', 'batches', 'known' (unlabeled rows of known truth),
-      'mask_rate' and 'pseudo_label_accuracy' of these, 'strength' (λ_u with its ramp), 'layers':
-      {layer, in forward order: {'parameters': their number, and what `compare` tells}}}. Of a
-      policy without pseudo-labels, what asks whether they are right is not known.
+      state on the devices -> {'step', 'batches', 'known' (number of unlabeled images of known
+      class), 'mask_rate' and 'pseudo_label_accuracy' (of these images), 'strength' (λ_u with its
+      ramp), 'layers': {layer, in forward order: {'parameters' (their number), and the quantities
+      from `compare`}}}. For a policy without pseudo-labels, the quantities of OF_PSEUDO_LABELS are
+      not known.
 
     Raises:
       InputError: the method has no pseudo-labels, or no true label is known.
     """
     if config.unsupervised_weight == 0:
-        raise InputError(f"a layer report is about pseudo-labels: {config.method} has none")
+        raise InputError(
+            f"a layer report needs pseudo-labels, and {config.method} makes none: use a run of "
+            "another method"
+        )
     if not np.any(partition.unlabeled.labels >= 0):
         raise InputError(
             "a layer report compares pseudo-labels with true labels, but "
-            f"{metrics.TRUTH_UNKNOWN}. It needs training images whose class is known and that the "
-            "run does not learn as labeled ones: lower --config.dataset.num_labels"
+            f"{metrics.TRUTH_UNKNOWN}. It needs training images of known class outside the labeled "
+            "split: lower --config.dataset.num_labels"
         )
     first, count = config.train_steps, config.layer_report.batches
     unknown = () if policies.create(config).pseudo_labels else estimates.OF_PSEUDO_LABELS
@@ -150,8 +154,8 @@ def create(
         grams, sums = estimates.products(step_batches, state.params, count)
         sizes = dict.fromkeys(grams, 0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            if estimates.layer(estimates._path(path)) in sizes:
-                sizes[estimates.layer(estimates._path(path))] += leaf.size
+            if estimates.layer(estimates.path_name(path)) in sizes:
+                sizes[estimates.layer(estimates.path_name(path))] += leaf.size
         return {
             "step": int(state.step),
             "batches": count,
@@ -173,21 +177,21 @@ def create(
 
 
 def of_run(run: Any, data: Any, batches: int | None = None) -> dict[str, Any]:
-    """The report of a saved run.
+    """Makes the layer report of a saved run.
 
     Args:
-      run: of `runs.read`.
-      data: of `runs.read_data`.
-      batches: to average over; None = the run's `layer_report.batches`.
+      run: the run, from `runs.read`.
+      data: its data, from `runs.read_data`.
+      batches: number of batches to average over; None = the run's `layer_report.batches`.
 
     Returns:
-      As the function that `create` gives.
+      The report; see `create`.
 
     Raises:
-      InputError: as `create`, or the run's batches do not divide among the devices.
+      InputError: see `create`; or the batch size is not a multiple of the number of devices.
     """
     config = run.config.copy_and_resolve_references()
-    config.parallelism = "jit"  # of which a state that was read is
+    config.parallelism = "jit"  # a state from `runs.read` has no device axis
     config.layer_report.batches = batches or config.layer_report.batches
     method = assembly.create_method(config, run.state.params, data.statistics)
     parallel.check_room(data.feed.resident_bytes)

@@ -1,4 +1,4 @@
-"""The picture of a run's layer reports: layers on one axis, training time on the other."""
+"""The figure of a run's layer reports: maps of layers by training steps."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from layermatch_jax.after.layer_report.estimates import QUANTITIES
 
 
 def write(workdir: epath.Path) -> None:
-    """Draws the reports in a run's folder into it, or removes the picture where there are none."""
+    """Draws the layer reports of a run into its folder; without reports, removes the figure."""
     if reports := record.read(workdir):
         drawing.save(lambda: draw(reports), workdir / record.FIGURE)
     else:
@@ -19,7 +19,7 @@ def write(workdir: epath.Path) -> None:
 
 
 def draw(reports: list[dict[str, Any]]) -> Any:
-    """Reports of one or several steps as a Figure: a map of layers by steps for each quantity."""
+    """Draws reports of one or several steps: for each quantity, a map of layers by steps."""
     layers, at_steps = list(reports[0]["layers"]), [one["step"] for one in reports]
 
     def values(name):  # [3, layers, steps]
@@ -34,5 +34,5 @@ def draw(reports: list[dict[str, Any]]) -> Any:
     }
     panels = [drawing.Panel(QUANTITIES[name], *values(name), *colors[name]) for name in QUANTITIES]
     counts = " or ".join(map(str, sorted({one["batches"] for one in reports})))
-    title = f"mean gradients, of {counts} batches; below: 95 % interval; empty: not known"
+    title = f"mean gradients over {counts} batches; below: 95 % interval; empty: not known"
     return drawing.maps(panels, layers, [f"{step:,}" for step in at_steps], "step", title)

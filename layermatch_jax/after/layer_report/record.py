@@ -1,4 +1,4 @@
-"""The files and the table of a run's layer reports."""
+"""Reads and writes the files of a run's layer reports, and formats them as a table."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ FILE, TABLE, FIGURE = FILES = workdir.LAYER_REPORT
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The reports of a run so far, by step; none if there is no file."""
+    """Reads the layer reports of a run, sorted by step; [] if there is no file."""
     path = workdir / FILE
-    mend = "Delete it, which costs the layer reports so far, or bring it back from a backup."
+    mend = "Restore it from a backup, or delete it, which loses the layer reports so far."
     return files.read_json(path, mend, list) if path.exists() else []
 
 
 def add(workdir: epath.Path, report: dict[str, Any]) -> None:
-    """Writes a report to the others of its run, in place of one of the same step."""
+    """Adds a report to the run's file; replaces a report of the same step."""
     others = [one for one in read(workdir) if one["step"] != report["step"]]
     _write(workdir, sorted([*others, report], key=lambda one: one["step"]))
 
 
 def cut_back(workdir: epath.Path, step: int) -> None:
-    """Removes the reports of later steps than the one that a run goes on from."""
+    """Removes the reports after `step`, from which the run resumes."""
     before = read(workdir)
     kept = [one for one in before if one["step"] <= step]
     if len(kept) < len(before):
@@ -35,13 +35,13 @@ def cut_back(workdir: epath.Path, step: int) -> None:
 
 
 def _write(workdir: epath.Path, reports: list[dict[str, Any]]) -> None:
-    """Both files, each whole or not at all; the picture is drawn where a mode ends."""
+    """Writes the JSON and the CSV file atomically; the figure is drawn when a mode ends."""
     files.write_text(workdir / FILE, json.dumps(reports, indent=1) + "\n")
     files.write_text(workdir / TABLE, comma_separated(reports))
 
 
 def comma_separated(reports: list[dict[str, Any]]) -> str:
-    """A line for each step and layer, each quantity with the ends of its interval."""
+    """Formats reports as CSV: a line for each step and layer, with values and intervals."""
     file = io.StringIO()
     ends = [f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")]
     writer = csv.writer(file, lineterminator="\n")
@@ -54,13 +54,13 @@ def comma_separated(reports: list[dict[str, Any]]) -> str:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """A report as a person reads it."""
+    """Formats a report as a table for people."""
     used, right = report["mask_rate"], report["pseudo_label_accuracy"]
     shown = "" if used is None else f", {used:.1%} of them used"
     shown += "" if right is None else f", {right:.1%} of these right"
     lines = [
-        f"step {report['step']}: {report['batches']} batches, {report['known']} unlabeled rows of "
-        f"known truth{shown}",
+        f"step {report['step']}: {report['batches']} batches, {report['known']} unlabeled images "
+        f"of known class{shown}",
         "",
         f"{'':16}" + "".join(f"{name:>25}" for name in QUANTITIES),
     ]
@@ -71,11 +71,10 @@ def as_table(report: dict[str, Any]) -> str:
         ]
         lines.append(f"{name:16}" + "".join(f"{cell:>25}" for cell in cells))
     named = ", ".join(f"{name} = {meaning}" for name, meaning in QUANTITIES.items())
-    lines += ["", f"{named}; in brackets the 95 % interval"]
+    lines += ["", f"{named}; in parentheses: 95 % interval"]
     if any(None in told[q] for told in report["layers"].values() for q in QUANTITIES):
         lines.append(
-            "–: not known. The method has no pseudo-labels, no row was used, or the noise of so "
-            "few batches hides the gradient; then give more of them: "
-            "--config.layer_report.batches=N"
+            "–: not known. The method has no pseudo-labels, no pseudo-label was used, or the noise "
+            "of too few batches hides the gradient (use more: --config.layer_report.batches=N)"
         )
     return "\n".join(lines)

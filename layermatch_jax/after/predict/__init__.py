@@ -1,6 +1,6 @@
-"""What a trained model says of images.
+"""Predictions of a trained model.
 
-`predict` is for images at hand; `of_files` is --mode=predict, for any number of image files.
+`predict` takes Images and returns arrays; `of_files` is --mode=predict, for any number of files.
 """
 
 from layermatch_jax.after.predict.apply import predict

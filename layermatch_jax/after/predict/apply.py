@@ -1,4 +1,4 @@
-"""Batches of images through a model, on all local devices, without waiting for each other."""
+"""Applies a model to batches of images on all local devices; overlaps reading and computing."""
 
 import collections
 import concurrent.futures
@@ -19,37 +19,38 @@ from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import parallel
 
 T = TypeVar("T")
-_AHEAD = 2  # batches that are read while one is computed
+_AHEAD = 2  # batches that are read ahead
 
 
 class Summary(NamedTuple):
-    """Of n images, in their order."""
+    """Predictions for n images, in their order."""
 
     classes: jax.Array  # int32 [n, k], the most probable first
-    probabilities: jax.Array  # float32 [n, k], of these
+    probabilities: jax.Array  # float32 [n, k], of these classes
     entropy: jax.Array  # float32 [n], of all K probabilities, nats
-    features: jax.Array | tuple  # float32 [n, D]; () if they are not wanted
+    features: jax.Array | tuple  # float32 [n, D]; () if not requested
 
 
 def predict(model: Model, images: Images) -> Outputs:
-    """Applies a model to images, as its run's evaluation does.
+    """Applies a model to images, as the evaluation of its run does.
 
-    The model is compiled once, however many images a call has: they go through it in batches of
-    `model.batch_size` (rounded up to a multiple of the devices), of which the last is filled up.
+    Batches have `model.batch_size` images, rounded up to a multiple of the number of devices, and
+    the last batch is padded. So the model is compiled once for any number of images.
 
     Args:
-      model: of `trained.read` or `trained.of_run`.
-      images: of the model's stored side, uint8; their labels are not read. `folder.from_files`
-        makes them of files.
+      model: from `trained.read` or `trained.of_run`.
+      images: uint8 images of the model's stored side; their labels are not read. For image files,
+        use `folder.from_files`.
 
     Returns:
-      Outputs of NumPy arrays, of no rows for no images.
+      Outputs of NumPy arrays; arrays with 0 rows for no images.
 
     Raises:
-      InputError: the images are of another size or type, or a file cannot be read; names it.
+      InputError: the images have another size or type, or a file cannot be read (the message names
+        it).
     """
     _check_form(images, model)
-    # No rows to begin with: so no images give arrays of the right form, too.
+    # Begins with 0 rows, so that the arrays have the right shape for no images, too.
     parts = [Outputs(*(np.zeros((0, n), np.float32) for n in _sizes(model)))]
     forward = on_all_devices(_outputs, model)
     size = batch_size(model.batch_size)
@@ -63,19 +64,19 @@ def predict(model: Model, images: Images) -> Outputs:
 
 
 def summarize(model: Model, top: int, with_features: bool) -> Callable[[np.ndarray], Summary]:
-    """A function of batches, uint8 [n, S, S, 3], n a multiple of the devices -> Summary there."""
+    """Makes a function from uint8 [n, S, S, 3], n a multiple of the devices, to a Summary."""
     return on_all_devices(functools.partial(_summary, top, with_features), model)
 
 
 def batch_size(asked: int, images: int | None = None) -> int:
-    """Rows of a batch: as asked, no more than there are images, a multiple of the devices."""
+    """Returns the rows of a batch: min(asked, images), rounded up to a multiple of the devices."""
     devices = jax.local_device_count()
     wanted = max(1, asked if images is None else min(asked, images))
     return -(-wanted // devices) * devices
 
 
 def on_all_devices(function: Callable, model: Model) -> Callable:
-    """`function(predictor, variables, images)` as one of images alone, which devices divide."""
+    """Turns `function(predictor, variables, images)` into a function of images on all devices."""
     variables = parallel.replicate(model.variables, "jit")
     predictor = model_lib.predictor(model)
     return lambda images: function(predictor, variables, parallel.place_batch(images, "jit"))
@@ -89,22 +90,22 @@ def in_batches(
 ) -> Iterator[tuple[range, T, Any]]:
     """Reads images and applies a function, batch by batch.
 
-    Batches are read ahead in a thread, and a batch is computed while the caller works with the
-    answer to the one before.
+    A thread reads batches ahead. A batch is computed while the caller handles the result of the
+    batch before it.
 
     Args:
       forward: uint8 [size, S, S, 3] -> tree of arrays [size, …] on devices.
-      read: n positions -> (uint8 [n, S, S, 3], anything).
-      positions: of the images.
-      size: rows of every batch; the last one is filled up.
+      read: n positions -> (uint8 [n, S, S, 3], any other value).
+      positions: positions of the images.
+      size: rows of every batch; the last batch is padded.
 
     Yields:
-      (positions of a batch, the anything, tree of NumPy arrays [n, …]), in order.
+      (positions of a batch, the other value, tree of NumPy arrays [n, …]), in order.
     """
 
     def filled(part: range) -> tuple[range, np.ndarray, T]:
         pixels, other = read(part)
-        if len(pixels) < size:  # an image's answer does not depend on the others
+        if len(pixels) < size:  # padding does not change the other rows
             more = np.zeros((size - len(pixels), *pixels.shape[1:]), pixels.dtype)
             pixels = np.concatenate([pixels, more])
         return part, pixels, other
@@ -124,7 +125,7 @@ def in_batches(
 
 
 def _ahead(function: Callable[[Any], T], items: Iterable) -> Iterator[T]:
-    """`map`, some items ahead in a thread."""
+    """Yields function(item) for each item, computed some items ahead in a thread."""
     waiting = collections.deque()
     thread = concurrent.futures.ThreadPoolExecutor(1, "read ahead")
     try:
@@ -138,7 +139,7 @@ def _ahead(function: Callable[[Any], T], items: Iterable) -> Iterator[T]:
         thread.shutdown(wait=False, cancel_futures=True)
 
 
-# Static, a predictor is compared by what it computes: so a model is compiled once.
+# As a static argument, a predictor is compared by value, so equal models are compiled once.
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs(predictor: Predictor, variables, images) -> Outputs:
     return predictor(variables, images)
@@ -153,7 +154,7 @@ def _summary(top: int, with_features: bool, predictor: Predictor, variables, ima
 
 
 def _sizes(model: Model) -> tuple[int, int]:
-    """D and K."""
+    """Returns (D, K)."""
     return model.variables["classifier"]["kernel"].shape
 
 
@@ -161,9 +162,9 @@ def _check_form(images: Images, model: Model) -> None:
     side, none = model.stored_size, images.read(np.arange(0))
     if none.dtype != np.uint8 or none.shape[1:] != (side, side, 3):
         raise InputError(
-            f"The images are {none.dtype} [N, {', '.join(map(str, none.shape[1:]))}]. The run's"
-            f" model was trained on images stored as uint8 (0..255) [N, {side}, {side}, 3], and"
-            f" takes such alone (dataset.stored_size={side}). For image files take"
-            f" data.folder.from_files(paths, {side}); for an array, bring it to that size with"
-            f" data.images.resize(pixels, {side}) first."
+            f"The images are {none.dtype} [N, {', '.join(map(str, none.shape[1:]))}], but the model"
+            f" needs uint8 (0..255) [N, {side}, {side}, 3], as in its training"
+            f" (dataset.stored_size={side}). For image files, use"
+            f" data.sources.folder.from_files(paths, {side}); resize an array with"
+            f" data.images.resize(pixels, {side})."
         )

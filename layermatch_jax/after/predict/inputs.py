@@ -1,4 +1,4 @@
-"""Which images are to be predicted: what --images names."""
+"""Finds the images that --images names."""
 
 import hashlib
 import os
@@ -9,28 +9,28 @@ from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 
 _ALLOWED = (
-    "Give a folder, a text file (.txt) with the path of an image on each line, or the files "
-    "themselves, comma-separated"
+    "Use a folder, a text file (.txt) with the path of an image on each line, or image files "
+    "separated by commas"
 )
 
 
 class Inputs(NamedTuple):
-    """N image files, in the order in which they are predicted."""
+    """N image files, in the order of the predictions."""
 
-    root: str  # the folder that the paths are relative to; '' for the current one
+    root: str  # the folder of the relative paths; '' for the current folder
     paths: list[str]
-    note: str  # what was passed over; '' for nothing
+    note: str  # a sentence on what was passed over; '' for nothing
 
     def path(self, position: int) -> str:
-        """By which the file is opened."""
+        """Returns the path for opening a file."""
         return os.path.join(self.root, self.paths[position])
 
     def shown(self, position: int) -> str:
-        """The path as text of one line, relative to the root."""
+        """Returns the path of a file relative to the root, as one line of text."""
         return names.visible(self.paths[position]).replace(os.sep, "/")
 
     def sha256(self) -> str:
-        """In hex, of all paths: other for another list."""
+        """Hashes the list of paths; returns hex."""
         found = hashlib.sha256()
         for path in self.paths:
             found.update(os.fsencode(path) + b"\0")
@@ -38,13 +38,14 @@ class Inputs(NamedTuple):
 
 
 def find(images: str) -> Inputs:
-    """The images that --images names.
+    """Finds the images that --images names.
 
-    Of a folder, all below it that training would take, sorted by path. Of a list, one a line, as
-    UTF-8 with or without a byte order mark; its paths are relative to the folder that it lies in.
+    A folder stands for all images below it in the formats that training takes, sorted by path. A
+    list has a path on each line, relative to the folder of the list, as UTF-8 with or without a
+    byte order mark.
 
     Raises:
-      InputError: there is no such folder or file, or no image in it.
+      InputError: the folder or file does not exist, or has no image.
     """
     said, place = f"--images={images}", os.path.expanduser(images)
     if os.path.isdir(place):
@@ -54,12 +55,14 @@ def find(images: str) -> Inputs:
     paths = files.separate(images, lambda name: os.path.exists(os.path.expanduser(name)))
     paths = list(map(os.path.expanduser, paths))
     if not paths:
-        raise InputError(f"--images is needed: which images to predict. {_ALLOWED}")
+        raise InputError(f"--images is needed: it names the images to predict. {_ALLOWED}")
     for path in paths:
         if not os.path.exists(path):
-            raise InputError(f"--images: there is no {names.text(path)}. {_ALLOWED}")
+            raise InputError(f"--images: {names.text(path)} does not exist. {_ALLOWED}")
         if os.path.isdir(path) or path.lower().endswith(".txt"):
-            raise InputError(f"--images: {names.text(path)} must be given alone. {_ALLOWED}")
+            raise InputError(
+                f"--images: {names.text(path)} cannot be combined with other files. {_ALLOWED}"
+            )
     return Inputs("", paths, "")
 
 
@@ -68,7 +71,7 @@ def _of_folder(folder: str, said: str) -> Inputs:
     note = listing.passed_over(found.passed_over, folder)
     if not found.files:
         raise InputError(
-            f"{said}: no image in this folder. {note}{'. ' if note else ''}Files count as images "
+            f"{said}: the folder has no images. {note}{'. ' if note else ''}Files count as images "
             f"if they end in {', '.join(listing.EXTENSIONS)}"
         )
     start = len(os.path.join(folder, ""))
@@ -83,7 +86,7 @@ def _of_list(path: str, said: str) -> Inputs:
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     paths = [line for line in lines if line.strip()]
     if not paths:
-        raise InputError(f"{said} is empty. It must have the path of an image on each line")
+        raise InputError(f"{said} is empty. Write the path of an image on each line")
     empty = len(lines) - len(paths) - (not lines[-1])
     note = f"passed over: empty lines ({empty:,})" if empty else ""
     return Inputs(os.path.dirname(path), paths, note)

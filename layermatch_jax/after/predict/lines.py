@@ -1,4 +1,4 @@
-"""Predictions as lines of text: CSV or JSON, by the ending of the file."""
+"""Formats predictions as lines of CSV or JSON, by the extension of the file."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """What is said of one image; nothing but the error of one that cannot be decoded."""
+    """The prediction for one image; if it cannot be decoded, only the path and the error."""
 
     path: str
     classes: Sequence[str] = ()  # the most probable first
@@ -18,11 +18,11 @@ class Row(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How rows are written; each is one line, whatever is in it."""
+    """A file format. Every row is exactly one line."""
 
-    header: Callable[[int], str]  # number of classes in a row -> the first line, '' for none
+    header: Callable[[int], str]  # number of classes in a row -> the first line, or ''
     line: Callable[[Row, int], str]
-    # a line -> its row, of which the most probable class and its probability alone are read
+    # a line -> its row with only the most probable class and its probability
     row: Callable[[str], Row]
 
 

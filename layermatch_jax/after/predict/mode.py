@@ -1,4 +1,4 @@
-"""--mode=predict from top to bottom: any number of image files, a line for each."""
+"""--mode=predict: predicts any number of image files and writes a line for each."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from layermatch_jax.data.sources import decoding, names
 from layermatch_jax.errors import BrokenImagesError, InputError
 from layermatch_jax.runtime import progress
 
-_SYNC = 5.0  # seconds between two times that all is on the disk
+_SYNC = 5.0  # seconds between synchronizations of the files with the disk
 
 
 def of_files(
@@ -31,23 +31,23 @@ def of_files(
     batch_size: int | None = None,
     data_dir: str = "",
 ) -> str:
-    """Predicts image files, and writes a line for each; goes on where the same call was ended.
+    """Predicts image files and writes a line for each; continues an interrupted call.
 
     Args:
       workdir: the folder of a run, or a bundle.
       images: see `inputs.find`.
-      out: the table, .csv or .jsonl. Beside it a file OUT.about.json is written.
-      top: how many classes a line has, the most probable first; None = 1.
-      features: .npy file for what the classifier sees, float32 [images, D]; NaN for an image that
-        cannot be decoded; None = none.
-      batch_size: images at a time, on all local devices together; None = as the run's evaluations.
-      data_dir: of `trained.read`.
+      out: the table, .csv or .jsonl. The file OUT.about.json is written beside it.
+      top: number of classes in a line, the most probable first; None = 1.
+      features: .npy file for the features, float32 [images, D], NaN for an image that cannot be
+        decoded; None = no file.
+      batch_size: images in a batch over all local devices; None = the run's eval_batch_size.
+      data_dir: see `trained.read`.
 
     Returns:
-      How many images there are of each class, as a table for people.
+      A summary for people: the number of images of each class, speed and files.
 
     Raises:
-      InputError: an argument cannot be used, or the files hold other predictions.
+      InputError: an argument cannot be used, or the files belong to another prediction.
       BrokenImagesError: some images cannot be decoded; all others are predicted.
     """
     out, features = (path and os.path.expanduser(path) for path in (out, features))
@@ -68,7 +68,7 @@ def of_files(
             tally.add(row)
         if files.done:
             nothing = ": nothing to do" if files.done == total else ""
-            said = f"{files.done:,} of {total:,} images are in {out} already{nothing}"
+            said = f"{files.done:,} of {total:,} images are already in {out}{nothing}"
             print(said, file=sys.stderr)
         began, first = time.monotonic(), files.done
         try:
@@ -76,7 +76,7 @@ def of_files(
             size = apply.batch_size(batch_size or model.batch_size, total)
             _predict(model, asked, read, files, tally, bool(features), size)
         except KeyboardInterrupt:
-            said = f"{files.done:,} of {total:,} images are in {out}: the same command goes on"
+            said = f"{files.done:,} of {total:,} images are in {out}: the same command continues"
             print(said, file=sys.stderr)
             raise
         finally:
@@ -94,7 +94,7 @@ def of_files(
         print(summary)
         raise BrokenImagesError(
             f"{tally.broken:,} of {total:,} images cannot be decoded; all others are predicted:\n"
-            f"{tally.listing()}\nIn {out} these lines have an error in place of a class"
+            f"{tally.listing()}\nIn {out} their lines have an error in place of a class"
         )
     return summary
 
@@ -108,15 +108,15 @@ def _predict(
     with_features: bool,
     size: int,
 ) -> None:
-    """Predicts what is not there yet.
+    """Predicts the images that are not yet in the files.
 
     Args:
-      model: by which.
+      model: the model.
       asked: all images.
-      read: positions -> (uint8 [n, S, S, 3], n sentences: why an image is broken, or '').
-      files: where the lines go.
-      tally: counts them.
-      with_features: whether the features are wanted.
+      read: positions -> (uint8 [n, S, S, 3], n texts: the reason if an image is broken, else '').
+      files: the files to append to.
+      tally: counts the rows.
+      with_features: whether to write the features.
       size: rows of a batch.
     """
     total, names_of = len(asked.paths), [names.visible(name) for name in model.class_names]
@@ -147,7 +147,7 @@ def _predict(
 def _read(
     asked: inputs.Inputs, model: Model, tally: telling.Tally, part: range
 ) -> tuple[np.ndarray, list[str]]:
-    """Pixels, black where an image is broken; and why it is, or ''."""
+    """Reads center crops, uint8 [n, S, S, 3], black for broken images, and n reasons or ''."""
     pixels = np.zeros((len(part), *[model.stored_size] * 2, 3), np.uint8)
     paths, errors = map(asked.path, part), []
     decode = functools.partial(decoding.attempt, side=model.stored_size, alpha=model.alpha)
@@ -157,8 +157,8 @@ def _read(
             row[:] = found.pixels
             tally.remarks.update(found.remarks)
     if any(errors) and asked.root and not os.path.isdir(asked.root):
-        gone = f"--images: {asked.root} is gone"
-        raise InputError(f"{gone}. Bring it back; the same command goes on")
+        gone = f"--images: {asked.root} no longer exists"
+        raise InputError(f"{gone}. Restore it; then the same command continues")
     return crop.center_crop(pixels, model.image_size), errors
 
 
@@ -170,7 +170,7 @@ def _checked_top(top: int | None, model: Model) -> int:
 
 
 def _about(model: Model, workdir: str, asked: inputs.Inputs, top: int, features: bool) -> dict:
-    """What OUT.about.json holds."""
+    """Makes the content of OUT.about.json."""
     return {
         "images": len(asked.paths),
         "images_sha256": asked.sha256(),

@@ -1,7 +1,7 @@
-"""Files of predictions that grow batch by batch, and go on where a process that ended left them.
+"""Files of predictions that grow batch by batch and can be continued by a later process.
 
-Beside OUT lies OUT.about.json: which images, which model and which columns. It is written first.
-A line of OUT is there when the features of its image are.
+OUT.about.json, beside OUT, tells the images, the model and the columns; it is written first. The
+features of an image are written before its line in OUT.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 
 ABOUT = ".about.json"
-# What must be the same to go on, as the user knows it.
+# Keys of OUT.about.json that must agree to continue, with the user's words for them.
 _SAME = {
     "images_sha256": "the list of images",
     "images": "the number of images",
@@ -31,7 +31,7 @@ _SAME = {
 
 
 class Output:
-    """The files of one prediction, of which `done` rows are there; each tells `top` classes."""
+    """The files of one prediction; they have `done` rows, each with `top` classes."""
 
     def __init__(self, table: IO, features: IO | None, form: lines.Form, top: int, row_bytes: int):
         self._table, self._features, self._form, self.top = table, features, form, top
@@ -39,10 +39,10 @@ class Output:
         self.done = 0
 
     def earlier(self, inputs: Inputs) -> Iterator[lines.Row]:
-        """The rows that are there, checked; cuts off what is behind the last whole line.
+        """Yields the rows in the table, checked; removes an incomplete line at the end.
 
         Raises:
-          InputError: a line is not the one that belongs there.
+          InputError: a line was altered or does not belong to its image.
         """
         path, header = self._table.name, self._form.header(self.top)
         self._table.seek(0)
@@ -69,7 +69,7 @@ class Output:
             self._table.write(header.encode())
 
     def append(self, rows: Sequence[lines.Row], features: np.ndarray | None) -> None:
-        """Writes a batch: its features (float32 [n, D]), and then its lines."""
+        """Writes a batch: first its features (float32 [n, D]), then its lines."""
         if self._features:
             self._features.seek(self._start + self.done * self._row_bytes)
             self._features.write(np.ascontiguousarray(features, np.float32))
@@ -79,7 +79,7 @@ class Output:
         self.done += len(rows)
 
     def to_disk(self) -> None:
-        """Returns when a power cut would take nothing away."""
+        """Writes all data to the disk, so that a power cut does not lose them."""
         for file in filter(None, (self._features, self._table)):
             file.flush()
             os.fsync(file.fileno())
@@ -89,16 +89,16 @@ class Output:
 def opened(
     out: str, features: str | None, feature_dim: int, about: dict[str, Any]
 ) -> Iterator[Output]:
-    """Begins the files of a prediction, or opens those that are to go on.
+    """Creates the files of a prediction, or opens them to continue.
 
     Args:
       out: path of the table, .csv or .jsonl.
-      features: path of the .npy file, float32 [images, feature_dim]; None for none.
+      features: path of the .npy file, float32 [images, feature_dim]; None for no file.
       feature_dim: D.
-      about: what OUT.about.json is to hold: the keys of _SAME, and others that may differ.
+      about: content of OUT.about.json. The keys of _SAME must agree with an existing file.
 
     Raises:
-      InputError: a path cannot be used, is in use, or holds something else.
+      InputError: a path cannot be used, is in use, or belongs to something else.
     """
     place = epath.Path(out + ABOUT)
     with contextlib.ExitStack() as stack:
@@ -119,10 +119,14 @@ def opened(
 
 
 def check(out: str | None, features: str | None) -> None:
-    """Refuses paths at which nothing can be written, before anything is computed."""
+    """Checks that the paths can be written, before anything is computed.
+
+    Raises:
+      InputError: a path is missing, has a wrong extension or cannot be written.
+    """
     endings = " or ".join(lines.FORMS)
     if not out:
-        raise InputError("--out is needed: the file of the predictions, as predictions.csv")
+        raise InputError("--out is needed: the output file, such as predictions.csv")
     if os.path.splitext(out)[1] not in lines.FORMS:
         raise InputError(f"--out={out}: the name must end with {endings}")
     files.check_place(out, f"--out={out}")
@@ -136,8 +140,8 @@ def _check_new(place: epath.Path, paths: dict[str, str | None]) -> None:
     for flag, path in paths.items():
         if path and os.path.exists(path):
             raise InputError(
-                f"{flag}={path} is there already, and there is no {place} that says what it is. "
-                "Remove it, or take another name"
+                f"{flag}={path} already exists, but {place}, which would describe it, is missing. "
+                "Remove the file, or choose another name"
             )
 
 
@@ -145,18 +149,20 @@ def _check_same(out: str, before: dict[str, Any], about: dict[str, Any]) -> None
     different = [said for key, said in _SAME.items() if before.get(key) != about[key]]
     if different:
         raise InputError(
-            f"--out={out} holds predictions that were begun otherwise: {', '.join(different)} "
-            f"differed. Give the same again to go on with them, or {_anew(out)}"
+            f"--out={out} has predictions with different inputs: {', '.join(different)} differed. "
+            f"To continue them, use the same inputs; else {_anew(out)}"
         )
 
 
 @contextlib.contextmanager
 def _features(path: str, shape: tuple[int, int], begun: int):
-    """The .npy file, open behind its header."""
+    """Opens the .npy file, positioned after its header; creates it for a new prediction."""
     if not os.path.exists(path):
         if begun:
-            raise InputError(f"--features={path} is gone, and the predictions go on. Bring it back")
-        np.lib.format.open_memmap(path, "w+", np.float32, shape)  # takes room as it is filled
+            raise InputError(
+                f"--features={path} is missing, but the predictions have begun. Restore the file"
+            )
+        np.lib.format.open_memmap(path, "w+", np.float32, shape)  # a sparse file
     with open(path, "r+b") as file:
         try:
             np.lib.format.read_magic(file)
@@ -165,15 +171,15 @@ def _features(path: str, shape: tuple[int, int], begun: int):
             found = None
         if found != (shape, False, np.dtype(np.float32)):
             raise InputError(
-                f"--features={path} is no file of float32 {list(shape)}. Take another name, and "
-                "another --out"
+                f"--features={path} is not a .npy file of float32 {list(shape)}. Choose another "
+                "name and another --out"
             )
         yield file
 
 
 @contextlib.contextmanager
 def _locked(out: str) -> Iterator[None]:
-    """Keeps other processes from writing the same table while this one lives, however it ends."""
+    """Locks the table against other processes; the lock ends with this process."""
     folder, name = os.path.split(out)
     with contextlib.ExitStack() as held:
         try:
@@ -181,20 +187,20 @@ def _locked(out: str) -> Iterator[None]:
             held.enter_context(lock)
         except filelock.Timeout:
             raise InputError(
-                f"--out={out} is being written by another process. Wait for it, or take another "
+                f"--out={out} is being written by another process. Wait for it, or choose another "
                 "name"
             ) from None
-        except (OSError, NotImplementedError) as error:  # of file systems that know no locks
-            logging.warning("%s cannot be locked (%s): start no second prediction.", out, error)
+        except (OSError, NotImplementedError) as error:  # file systems without locks
+            logging.warning("%s cannot be locked (%s): do not start a second process.", out, error)
         yield
 
 
 def _altered(path: str, number: int) -> str:
     return (
-        f"--out={path}: line {number} is not what was written there. Take the file as it was to go "
-        f"on with it, or {_anew(path)}"
+        f"--out={path}: line {number} was altered. To continue, restore the original file; else "
+        f"{_anew(path)}"
     )
 
 
 def _anew(out: str) -> str:
-    return f"begin anew with another --out (or without {out} and {out}{ABOUT})"
+    return f"start again with another --out (or delete {out} and {out}{ABOUT})"

@@ -1,4 +1,4 @@
-"""What the user is told of a prediction: how far it is, and what came out."""
+"""Progress and summary of a prediction, for the user."""
 
 import collections
 import sys
@@ -8,12 +8,12 @@ from layermatch_jax.after.predict.lines import Row
 from layermatch_jax.data.sources import checking, names
 from layermatch_jax.runtime import progress
 
-_CLASSES = 20  # in the table at the end
-_BROKEN = 100  # that are listed
+_CLASSES = 20  # classes in the table at the end
+_BROKEN = 100  # broken images in the list
 
 
 class Tally:
-    """How many images there are of each class, and which are broken."""
+    """Counts the images of each class, and collects the broken images."""
 
     def __init__(self):
         self.predicted = self.broken = 0
@@ -31,12 +31,12 @@ class Tally:
             self._broken[row.path] = row.error
 
     def listing(self) -> str:
-        """The broken images, one a line, each with its reason."""
+        """Lists the broken images, one on each line, with the reasons."""
         more = self.broken - len(self._broken)
         return checking.as_lines(self._broken) + (f"\n  and {more:,} more" if more > 0 else "")
 
     def table(self, class_names: tuple[str, ...]) -> str:
-        """How many images there are of the most frequent classes."""
+        """Formats the number of images of the most frequent classes as a table."""
         shown = self._classes.most_common(_CLASSES)
         width = max([len("class"), *(len(name) for name, _ in shown)])
         rows = [f"{'class':<{width}}    images   share"]
@@ -53,7 +53,7 @@ class Tally:
 
 
 class Progress:
-    """Tells on stderr how far it is."""
+    """Prints the progress to stderr."""
 
     def __init__(self, done: int, total: int):
         self._total, self._said = total, None
@@ -62,7 +62,7 @@ class Progress:
             print("compiling the model ...", file=sys.stderr, flush=True)
 
     def update(self, done: int) -> None:
-        """To be called after every batch, with the number of images that are done."""
+        """Prints at most one line per period. Call it after every batch; `done` counts images."""
         now = time.monotonic()
         if self._from is None:
             self._from, self._said = (done, now), now

@@ -1,7 +1,7 @@
-"""Pictures of runs in one file: --mode=report.
+"""The HTML report of runs: --mode=report.
 
-Of one run, all there is to see; of several, their curves and results by method. What is missing,
-such as the images of a run whose data are no longer there, is named, and the rest is drawn.
+The report of one run shows everything; that of several shows curves and results by method. If a
+part cannot be drawn, for example because the data set is missing, a note says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,21 +25,21 @@ FILE = "report.html"
 
 
 def write(workdirs: str, data_dir: str = "") -> epath.Path:
-    """Writes the report of one or several runs, finished or under way; changes nothing else.
+    """Writes the report of one or several runs, finished or not; changes no other file.
 
     Args:
-      workdirs: folders of runs, comma-separated; see `logs.folders`. Folders that hold the same run
-        count once: see `logs.distinct`.
-      data_dir: where the data set is now; '' = where the run had it.
+      workdirs: folders of runs, comma-separated; see `logs.folders`. Copies of a run count once:
+        see `logs.distinct`.
+      data_dir: present location of the data set; '' = the location in the run's config.
 
     Returns:
-      The file: report.html in the run's folder, or in the folder that the runs share.
+      Path of the file: report.html in the run's folder, or in the innermost common folder.
 
     Raises:
-      InputError: a folder holds no run, the runs are of different images, the file cannot be
-        written, or matplotlib or Jinja2 is missing.
+      InputError: a folder has no run, the runs have different images, the file cannot be written,
+        or matplotlib or Jinja2 is missing.
     """
-    drawing.figure(1, 1), pages.template()  # raise now where a library is missing
+    drawing.figure(1, 1), pages.template()  # raise now if a library is missing
     read = [logs.read(folder, data_dir) for folder in logs.folders(workdirs)]
     read, left_out = logs.distinct(read)
     logs.check_same_images(read)
@@ -59,7 +59,9 @@ def write(workdirs: str, data_dir: str = "") -> epath.Path:
     try:
         return files.write_text(folder / FILE, pages.page(title, sections))
     except PermissionError:
-        raise InputError(f"--workdir: {folder / FILE} cannot be written there") from None
+        raise InputError(
+            f"--workdir: {folder / FILE} cannot be written. Change the permissions of the folder"
+        ) from None
 
 
 def _of_one(log: Log, notes: list[Note]) -> list[Section]:
@@ -74,7 +76,7 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
 
     step, numbers = 0, [str(k) for k in range(len(log.split.get("class_counts", ())))]
     names = (
-        tried("The classes' names are not known.", lambda: runs.read_class_names(log.folder))
+        tried("The class names are not known.", lambda: runs.read_class_names(log.folder))
         or numbers
     )
     images, predictions, features = [], [], []
@@ -111,7 +113,7 @@ def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, Outputs]:
 
 
 def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
-    """What --mode=layer_report, or training itself, has written."""
+    """Draws the layer reports that --mode=layer_report or training wrote."""
     if not reports:
         return []
     last = reports[-1]
@@ -123,13 +125,14 @@ def _layers(reports: list[dict[str, Any]]) -> list[Picture]:
     return [
         as_picture(
             layer_picture.draw(reports),
-            f"Gradients layer by layer. At step {last['step']}, cosine between those of the "
-            "pseudo-labels and of the true labels: "
-            + (", ".join(cosines) or "not known of any layer"),
-            "Which layers gain from pseudo-labels: their gradient (g_u) beside that of the true "
-            "labels on the same images (g_true) and that of the labeled images (g_s), and the "
-            "share of it that wrong pseudo-labels have. At a cosine of 1 they pull a layer where "
-            "the truth does, at 0 elsewhere, below 0 away from it.",
+            f"Gradients layer by layer. Cosines at step {last['step']} between the gradients of "
+            "pseudo-labels and of true labels: "
+            + (", ".join(cosines) or "not known for any layer"),
+            "How pseudo-labels train each layer. Their gradient (g_u) is compared with the "
+            "gradient of the true labels of the same images (g_true) and with that of the labeled "
+            "images (g_s). The last map shows the share of wrong pseudo-labels in the squared "
+            "gradients. A cosine of 1 means that pseudo-labels and true labels change a layer in "
+            "the same direction, 0 that the directions are unrelated, below 0 that they conflict.",
         )
     ]
 
@@ -142,7 +145,7 @@ def _of_several(groups: dict[str, list[Log]], notes: list[Note]) -> list[Section
         if not log.result
     ]
     if unfinished:
-        listed = Note(f"Left out of the table by method: {', '.join(unfinished)}")
+        listed = Note(f"Not finished, so not in the table by method: {', '.join(unfinished)}")
         notes = [listed, *notes]
     return [
         Section("Results", [*tables.results(groups), *notes]),
@@ -152,7 +155,7 @@ def _of_several(groups: dict[str, list[Log]], notes: list[Note]) -> list[Section
 
 
 def _shared(folders: Sequence[epath.Path]) -> epath.Path:
-    """The innermost folder that all of them lie in."""
+    """Returns the innermost folder that contains all folders."""
     parts = [f.parts if "://" in str(f) else f.absolute().parts for f in folders]
     same = 0
     while len({p[: same + 1] for p in parts}) == 1 and same + 1 < min(map(len, parts)):

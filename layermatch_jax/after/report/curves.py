@@ -1,4 +1,4 @@
-"""Pictures of what happened over training, from the logs alone."""
+"""Figures of quantities over training, from the logs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from layermatch_jax.after.report.logs import Log
 from layermatch_jax.after.report.pages import Note, Picture, as_picture
 from layermatch_jax.runtime import metrics
 
-_POINTS = 300  # of a line; more are averaged in groups
-_POINTS_OF_MANY = 100
-_COLUMNS = 120  # of a map of classes
-_BANDED = 6  # methods that have a band; those of more would hide each other
+_POINTS = 300  # maximum points of a line; neighbors are averaged
+_POINTS_OF_MANY = 100  # the same if there are many lines
+_COLUMNS = 120  # maximum columns of a map of classes
+_BANDED = 6  # maximum number of methods with bands; more bands would hide each other
 
 
 class Panel(NamedTuple):
-    """A picture of quantities over training; '{images}' in its texts is what was evaluated on."""
+    """A figure of quantities over training. '{images}' in texts stands for test or validation."""
 
     title: str
     unit: str
-    split: str  # 'train', or 'evaluation': the one of the run
-    lines: dict[str, str]  # {name of a metric: what it is}
+    split: str  # 'train', or 'evaluation' for the run's evaluation split
+    lines: dict[str, str]  # {name of a metric: label of its line}
     caption: str
     percent: bool = False  # the quantities are fractions
 
@@ -34,8 +34,8 @@ PANELS = (
         "% of {images} images",
         "evaluation",
         {"accuracy_ema": "EMA of the parameters", "accuracy": "raw parameters"},
-        "Share of the {images} images whose class is predicted: by the moving average of the "
-        "parameters (EMA), which the results are of, and by the parameters as they are (raw).",
+        "Share of the {images} images with a right prediction, by the averaged parameters (EMA), "
+        "which give the results, and by the raw parameters.",
         percent=True,
     ),
     Panel(
@@ -44,12 +44,12 @@ PANELS = (
         "train",
         {
             "mask_rate": "used (mask rate)",
-            "pseudo_label_accuracy": "right, of those used",
+            "pseudo_label_accuracy": "right, of used ones",
             "pseudo_label_accuracy_all": "right, of all",
         },
-        "How many pseudo-labels count (their mean weight), and how many are right, of the "
-        "unlabeled images whose class is known. Training does not see these classes; labeled "
-        "images, whose class it sees, are left out.",
+        "Share of pseudo-labels that are used (mean weight), and share that is right among "
+        "unlabeled images of known class. Training does not use these classes. Labeled images are "
+        "left out, because training uses their classes.",
         percent=True,
     ),
     Panel(
@@ -57,15 +57,15 @@ PANELS = (
         "nats",
         "train",
         {"loss_supervised": "on labels", "loss_unsupervised": "on pseudo-labels"},
-        "Cross-entropies, means over the batch (mean_teacher's on pseudo-labels: squared error). A "
-        "pseudo-label that is not used counts as 0.",
+        "Cross-entropies, means over the batch (for mean_teacher, the loss on pseudo-labels is a "
+        "squared error). Pseudo-labels that are not used count as 0.",
     ),
     Panel(
         "Loss on {images} images",
         "nats",
         "evaluation",
         {"loss_ema": "EMA of the parameters", "loss": "raw parameters"},
-        "Cross-entropy. It can rise while accuracy does not fall: mistakes get more confident.",
+        "Cross-entropy. It can rise at constant accuracy, if mistakes get more confident.",
     ),
     Panel(
         "Thresholds",
@@ -73,10 +73,10 @@ PANELS = (
         "train",
         {
             "class_threshold": "mean over the classes",
-            "global_threshold": "of all classes (τ)",
-            "confidence_mean": "below it weights fall (μ)",
+            "global_threshold": "for all classes (τ)",
+            "confidence_mean": "mean confidence; below it weights fall",
         },
-        "Confidence that a pseudo-label needs to be used.",
+        "Minimum confidence of a pseudo-label that is used.",
         percent=True,
     ),
     Panel(
@@ -91,16 +91,16 @@ PANELS = (
         "cosine",
         "train",
         {"classifier_gradient_cosine": "of the classifier's gradients"},
-        "Cosine between the linear classifier's gradients by the loss on labels and by that on "
-        "pseudo-labels: at 1 they pull the same way, below 0 against each other.",
+        "Cosine between the gradients of the loss on labels and of the loss on pseudo-labels, for "
+        "the linear classifier: 1 means the same direction, below 0 means that they conflict.",
     ),
 )
-# Of these a run without pseudo-labels logged zeros, in earlier versions.
+# Earlier versions logged zeros of these metrics for runs without pseudo-labels.
 _OF_PSEUDO_LABELS = ("loss_unsupervised", "class_threshold", "classifier_gradient_cosine")
 
 
 def of_one(log: Log) -> list[Picture]:
-    """The panels of one run, with a line for each quantity."""
+    """Draws the panels of one run, with a line for each quantity."""
     pictures = []
     for panel in PANELS:
         series = [
@@ -112,20 +112,22 @@ def of_one(log: Log) -> list[Picture]:
 
 
 def of_several(groups: dict[str, list[Log]]) -> list[str | Picture]:
-    """How lines and bands are to be read, and a picture for each quantity, a line for each method.
+    """Explains lines and bands, and draws each quantity with a line for each method.
 
     Args:
-      groups: of logs.by_method.
+      groups: from logs.by_method.
     """
     banded = len(groups) <= _BANDED
     if all(len(of_method) == 1 for of_method in groups.values()):
-        reading = "One run of each method: what a repetition would change is not seen."
+        reading = "One run of each method, so the variation between repetitions is unknown."
     else:
-        reading = "Lines: means over the runs of a method, as far as all of them have come. "
+        reading = (
+            "Lines: means over the runs of a method, up to the last step that all have reached. "
+        )
         reading += (
             "Bands: ± one standard deviation (sd) over these runs."
             if banded
-            else "Of so many methods no bands are drawn; the table has standard deviations."
+            else f"No bands for more than {_BANDED} methods; the table has standard deviations."
         )
     images = next(iter(groups.values()))[0].evaluated_on
     pictures = []
@@ -141,11 +143,11 @@ def of_several(groups: dict[str, list[Log]]) -> list[str | Picture]:
 
 
 def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
-    """What one run counted by class; nothing if it makes no pseudo-labels.
+    """Draws pseudo-labels by class of one run; returns [] for a run without pseudo-labels.
 
     Args:
-      log: the run's.
-      names: of its classes.
+      log: the log of the run.
+      names: names of its classes.
     """
     if not len(_curve(log, "train", "mask_rate").steps):
         return []
@@ -154,30 +156,34 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
     if np.any(truths.values > 0):
         last = counted.values[-1].sum() / max(truths.values[-1].sum(), 1)
         figure = figures.class_counts(*counted, truths.values, names)
-        alt = "Of each class, over training steps: how many unlabeled images of a batch have it "
-        alt += "as a pseudo-label that is used, beside how many are of it. In the end, "
-        alt += f"{last:.0%} of the images have a pseudo-label that is used."
-        caption = "Used pseudo-labels against the truth: how many unlabeled images of a batch are "
-        caption += "of the class, and how many have it as a pseudo-label that is used, right or "
-        caption += "wrong. More pseudo-labels than images means that others are taken for it."
+        alt = (
+            "For each class, over training steps: unlabeled images in a batch that have the class "
+        )
+        alt += "as a used pseudo-label, and images whose true class it is. At the end, "
+        alt += f"{last:.0%} of the images have a used pseudo-label."
+        caption = (
+            "Used pseudo-labels and true classes: unlabeled images in a batch whose true class "
+        )
+        caption += "is this one, and images that have it as a used pseudo-label, right or wrong. "
+        caption += "More pseudo-labels than images means that images of other classes get it."
         parts.append(as_picture(figure, alt, caption))
     elif len(truths.steps):
-        unknown = f"How many pseudo-labels are right is not known: {metrics.TRUTH_UNKNOWN}."
+        unknown = f"The accuracy of pseudo-labels is not known: {metrics.TRUTH_UNKNOWN}."
         parts.append(Note(unknown))
     else:
-        parts.append(Note("The run is of a version that did not count pseudo-labels by class."))
+        parts.append(Note("The run is from a version that did not count pseudo-labels by class."))
     for name, title, unit, caption in (
         (
             "class_acceptance",
             "Pseudo-labels used, by class",
             "% of the class's pseudo-labels",
-            "Mean weight of the pseudo-labels of each class. Gray: it had none.",
+            "Mean weight of the pseudo-labels of each class. Gray: no pseudo-labels.",
         ),
         (
             "class_threshold",
             "Threshold, by class",
             "% confidence",
-            "Confidence that a pseudo-label of the class needs to be used.",
+            "Minimum confidence of a pseudo-label of the class that is used.",
         ),
     ):
         curve = _by_class(log, name)
@@ -186,7 +192,7 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
         highest = 1.0
         if name == "class_threshold":
             if not np.ptp(curve.values, axis=1).any():
-                continue  # one for all classes: the panel has it
+                continue  # all classes have one threshold, which the panel shows
             highest = curve.values.max()
         figure = figures.class_map(*curve, names, title, unit, limits=(0, highest))
         parts.append(as_picture(figure, f"{title}, as colors over training steps.", caption))
@@ -194,7 +200,7 @@ def of_classes(log: Log, names: Sequence[str]) -> list[Note | Picture]:
 
 
 def _curve(log: Log, split: str, name: str) -> Curve:
-    """A quantity's curve; of one by class, its mean."""
+    """Returns the curve of a quantity; for a quantity by class, the mean over classes."""
     if log.config.method == "supervised" and name in _OF_PSEUDO_LABELS:
         return Curve(np.zeros(0, int), np.zeros(0))
     curve = analysis.curve(log.lines, log.evaluated_on if split == "evaluation" else split, name)
@@ -202,7 +208,7 @@ def _curve(log: Log, split: str, name: str) -> Curve:
 
 
 def _by_class(log: Log, name: str) -> Curve:
-    """Of values [T, K]; T is 0 if the policy or an older version did not log it."""
+    """Returns a curve of values [T, K]; T is 0 if the run did not log the quantity."""
     curve = analysis.curve(log.lines, "train", name)
     values = curve.values if curve.values.ndim == 2 else np.zeros((0, 1))
     return analysis.thinned(Curve(curve.steps, values), _COLUMNS)
@@ -222,7 +228,7 @@ def _with_band(method: str, band: analysis.Band, banded: bool) -> figures.Series
 def _drawn(
     panel: Panel, title: str, series: Sequence[figures.Series], images: str
 ) -> list[Picture]:
-    """The panel's picture; none if nothing of it is known."""
+    """Draws a panel; returns [] if all its series are empty."""
     known = [one for one in series if len(one.steps)]
     if not known:
         return []

@@ -1,4 +1,4 @@
-"""What the small files of run folders say, finished or under way; enough for curves and tables."""
+"""Reads the small files of run folders, which suffice for curves and tables."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from layermatch_jax.runtime import files, metrics
 from layermatch_jax.runtime import result as result_lib
 from layermatch_jax.runtime import workdir as workdir_lib
 
-# Runs that differ in these alone are repetitions of one another.
+# Runs that differ only in these settings are repetitions.
 SEEDS = ("seed", "dataset.label_seed", "dataset.split_file")
 
 
 class Log(NamedTuple):
-    """A run's folder, without its checkpoints."""
+    """The content of a run's folder, without its checkpoints."""
 
     folder: epath.Path
     config: ml_collections.ConfigDict
-    split: dict[str, Any]  # of labeled_split.json; {} if the run has not come to write it
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    result: dict[str, Any] | None  # of result.json
+    split: dict[str, Any]  # from labeled_split.json; {} if it is not written yet
+    lines: list[dict[str, Any]]  # from metrics.jsonl
+    result: dict[str, Any] | None  # from result.json; None if the run is not finished
 
     @property
     def step(self) -> int:
-        """The last one that is logged."""
+        """The last step in the log."""
         return max((line["step"] for line in self.lines), default=0)
 
     @property
@@ -42,10 +42,10 @@ class Log(NamedTuple):
 
 
 def read(folder: epath.Path, data_dir: str = "") -> Log:
-    """The log of one run; its config says that its data are in `data_dir`, unless that is ''.
+    """Reads the log of one run; `data_dir`, if not '', replaces dataset.data_dir in its config.
 
     Raises:
-      InputError: there is none, or it is of another version.
+      InputError: the folder has no run, or a run of another version.
     """
     config = runs.read_config(folder, data_dir)
     split = workdir_lib.read_split(folder)
@@ -53,10 +53,10 @@ def read(folder: epath.Path, data_dir: str = "") -> Log:
 
 
 def folders(names: str) -> list[epath.Path]:
-    """The folders of runs in a comma-separated list, each once.
+    """Finds the run folders in a comma-separated list, without duplicates.
 
-    A folder that is no run's but has such folders in it, as one of launch/sweep.py does, stands
-    for all of them. A comma may be part of a name: see `files.separate`.
+    A folder that is not a run but contains runs, such as one from launch/sweep.py, stands for all
+    of them. A comma may be part of a name: see `files.separate`.
     """
     found = []
     folder_of = lambda name: epath.Path(os.path.expanduser(name))  # noqa: E731
@@ -69,15 +69,14 @@ def folders(names: str) -> list[epath.Path]:
 
 
 def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
-    """Runs, each once however many folders hold it.
+    """Removes duplicates of runs.
 
-    Two folders hold the same run if their settings (but for those that change no result), seeds and
-    images are the same: the one is a copy of the other, or repeats it. As two seeds they would make
-    differences look surer than they are.
+    Two folders hold the same run if their seeds, images and settings agree (settings that change no
+    result do not count). Counted as two seeds, they would make differences look too certain.
 
     Returns:
-      The logs: of folders with the same run, a finished one's, or else that of the folder whose run
-      has come farthest; and a sentence on each that is left out.
+      (the logs, one for each run; a sentence on each folder that is left out). Among duplicates, a
+      finished run is kept, else the one with the most steps.
     """
     same = {}
     for log in logs:
@@ -98,30 +97,30 @@ def distinct(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
 
 
 def check_same_images(logs: Sequence[Log]) -> None:
-    """Refuses runs whose accuracies are of different images, which one axis would mix.
+    """Checks that all runs have the same data set and evaluation split.
 
     Raises:
-      InputError: says which run is of which.
+      InputError: the runs differ; the message lists them by data set and split.
     """
     kinds = {}
     for log in logs:
         if not log.split:
-            continue  # it has no numbers yet
+            continue  # the run has no results yet
         kind = f"{log.config.dataset.name}, {len(log.split['class_counts'])} classes, "
         kind += f"{log.split['num_train']} training images, evaluated on {log.evaluated_on} images"
         kinds.setdefault(kind, []).append(str(log.folder))
     if len(kinds) > 1:
         listed = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in kinds.items())
         raise InputError(
-            "--workdir: these runs are of different images, so their numbers cannot be compared:"
-            f"{listed}\nGive those of one kind together."
+            "--workdir: these runs have different images, so their results cannot be compared:"
+            f"{listed}\nMake one report for each of these groups."
         )
 
 
 def by_method(logs: Sequence[Log]) -> dict[str, list[Log]]:
-    """Repetitions of one another together, by a name for what they have in common.
+    """Groups repetitions of a run by a name.
 
-    The name is the method, with those settings behind it in which the method's runs differ.
+    The name has the method, and the settings in which the runs of this method differ.
     """
     of_method = {}
     for log in logs:
@@ -136,7 +135,7 @@ def by_method(logs: Sequence[Log]) -> dict[str, list[Log]]:
 
 
 def settings_of(log: Log) -> dict[str, str]:
-    """A run's settings as text, without its seeds and what does not change its result."""
+    """Returns a run's settings as text, without seeds and settings that do not change results."""
     left_out = {"method", *SEEDS, *config_lib.RESULT_NEUTRAL}
     fields = {k: v for k, v in config_lib.fields(log.config).items() if k not in left_out}
     masks = {mask: name for name, mask in presets.MASKS.items()}

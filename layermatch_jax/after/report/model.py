@@ -1,4 +1,4 @@
-"""Pictures of a run's images, and of what its model says of them."""
+"""Figures of a run's images, and of its model's predictions and features."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.augment import crop
 from layermatch_jax.data.images import Images
 
-_VIEWS = 8  # images that are shown with their views
-_MISTAKES = 24
-_CONFUSED = 10  # pairs of classes
+_VIEWS = 8  # images with their views
+_MISTAKES = 24  # images with wrong predictions
+_CONFUSED = 10  # pairs of classes in a table
 _POINTS = 2000  # images in the feature map
 
 
 def draw_views(config, data: setup.Data, step: int) -> Picture:
-    """Images of a step, as they are and as the network was given them.
+    """Draws images of a step, and their views as the network gets them.
 
     Args:
-      config: the run's.
-      data: its images.
+      config: the run's config.
+      data: the run's images.
       step: 0-based.
     """
     partition = data.partition
@@ -51,9 +51,9 @@ def draw_views(config, data: setup.Data, step: int) -> Picture:
         pictures.draw_images(pixels, titles, kinds),
         f"{len(positions)} {whose} images of step {step + 1}, each above its "
         f"{' and '.join(kinds[1:])}. Their classes: {', '.join(truths)}.",
-        f"The first {whose} images of step {step + 1}, and what the network was given of them"
+        f"The first {whose} images of step {step + 1}, and their views, which the network gets"
         + (
-            ": pseudo-labels are made on weak views and learnt on strong ones."
+            ". Pseudo-labels are made from weak views; training on them uses strong views."
             if "strong" in shown
             else "."
         ),
@@ -61,12 +61,12 @@ def draw_views(config, data: setup.Data, step: int) -> Picture:
 
 
 def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | Table]:
-    """Which classes are taken for which others, and the mistakes that the model is surest of.
+    """Draws the confusion matrix and the most confident mistakes, with tables of the classes.
 
     Args:
-      run: whose model it is.
-      data: its images.
-      answer: of the run's evaluation images.
+      run: the run of the model.
+      data: the run's images.
+      answer: the model's outputs for the evaluation images.
     """
     images, names = data.partition.evaluation, run.class_names
     kind = run.config.dataset.evaluate_on
@@ -78,9 +78,9 @@ def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | T
             pictures.confusion(matrix, names),
             f"Confusion matrix of {matrix.sum()} {kind} images in {len(names)} classes; "
             f"{accuracy:.1%} are on the diagonal.",
-            f"Confusion matrix: what images of each class (rows) are taken for, in % of the "
-            f"class's {kind} images. EMA parameters of step {run.step}: {accuracy:.1%} of "
-            f"{matrix.sum():,} images are right.",
+            f"Confusion matrix: true classes (rows) and predicted classes (columns), in % of the "
+            f"class's {kind} images. By the EMA parameters of step {run.step}; {accuracy:.1%} of "
+            f"{matrix.sum():,} predictions are right.",
         )
     ]
     parts.append(
@@ -104,7 +104,7 @@ def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | T
         parts.append(
             Table(
                 "The most frequent mistakes",
-                ("true class", "taken for", "images", "of the class"),
+                ("true class", "predicted class", "images", "share of the class"),
                 [(names[i], names[j], str(n), f"{n / matrix[i].sum():.0%}") for i, j, n in pairs],
             )
         )
@@ -121,18 +121,17 @@ def predictions(run: Run, data: setup.Data, answer: Outputs) -> list[Picture | T
                 pictures.draw_images(
                     [pixels[i : i + _VIEWS] for i in lines], [titles[i : i + _VIEWS] for i in lines]
                 ),
-                f"{len(wrong)} {kind} images that are predicted wrong, each with its class, the "
-                "predicted class and the confidence: "
-                + "; ".join(title.replace("\n", " ") for title in titles),
-                f"The {len(wrong)} mistakes on {kind} images that the model is surest of: true "
-                "class → predicted class, with its probability. Some may be wrong labels.",
+                f"{len(wrong)} {kind} images with a wrong prediction (true class, predicted "
+                "class, confidence): " + "; ".join(title.replace("\n", " ") for title in titles),
+                f"The {len(wrong)} most confident mistakes on {kind} images: true class → "
+                "predicted class, with its probability. Some labels of the data set may be wrong.",
             )
         )
     return parts
 
 
 def features(run: Run, data: setup.Data, answer: Outputs) -> list[Picture]:
-    """The features of the run's evaluation images in two dimensions, with the classes' centers."""
+    """Draws the features of the evaluation images in two dimensions, with the centers."""
     labels, names = data.partition.evaluation.labels, run.class_names
     if answer.features.shape[1] < 2 or len(labels) < 2:
         return []
@@ -160,29 +159,29 @@ def features(run: Run, data: setup.Data, answer: Outputs) -> list[Picture]:
             f"Map of the features of {len(shown)} {run.config.dataset.evaluate_on} images in "
             f"{len(names)} classes, with a center for each class. The two axes have "
             f"{plane.shares.sum():.0%} of the features' variance.",
-            f"What the classifier sees of {len(shown):,} {run.config.dataset.evaluate_on} images "
-            "(EMA parameters), in the two directions in which it varies most (principal "
-            f"components): {plane.shares.sum():.0%} of the variance, so classes that lie on each "
-            f"other here may be apart. {centers.caption}",
+            f"Features of {len(shown):,} {run.config.dataset.evaluate_on} images (EMA parameters) "
+            "in the plane of the first two principal components. The plane has "
+            f"{plane.shares.sum():.0%} of the variance, so classes that overlap here may be "
+            f"separate in other dimensions. {centers.caption}",
         )
     ]
 
 
 class _Centers(NamedTuple):
     vectors: np.ndarray  # [K, D], NaN for a class that has none
-    places: bool  # among the features; else directions
+    places: bool  # True: points among the features; False: directions
     caption: str
 
 
 def _centers(run: Run) -> _Centers:
-    """What the features of each class are pulled to."""
+    """Returns the centers that the loss pulls the features of each class to."""
     reading, state = run.config.avg_clustering.centers, run.state.centers
     if reading == "features":
         vectors = np.where(state["updates"][:, None] > 0, state["centers"], np.nan)
         return _Centers(
             vectors,
             True,
-            "Stars: the averages of features that the loss pulls to; only their directions count.",
+            "Stars: the averages of features that the loss uses as centers; only directions count.",
         )
     averaged = reading == "classifier"
     classifier = state if averaged else run.state.ema_params["classifier"]
@@ -190,9 +189,9 @@ def _centers(run: Run) -> _Centers:
     return _Centers(
         np.asarray(classifier["kernel"]).T,
         False,
-        f"Stars: the columns of the {which}, the directions that the loss pulls each class to; "
-        "less their mean, and with one factor for all, by which the farthest is as far from the "
-        "middle as nine tenths of the images.",
+        f"Stars: the columns of the {which}, the directions that the loss pulls each class to. "
+        "Their mean is subtracted, and they are scaled by one factor so that 90 % of the images "
+        "are closer to the middle than the farthest star.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A page of pictures and tables as one HTML file that needs no other."""
+"""Makes a page of figures and tables as one self-contained HTML file."""
 
 import base64
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from layermatch_jax.errors import InputError
 
 
 class Picture(NamedTuple):
-    """A drawing on the page."""
+    """A figure on the page."""
 
     png: bytes
     width: int  # in CSS pixels
-    alt: str  # what is seen, for those who cannot see it
+    alt: str  # description for readers who cannot see the figure
     caption: str
 
 
@@ -23,29 +23,29 @@ class Table(NamedTuple):
     caption: str
     header: Sequence[str]  # () for none
     rows: Sequence[Sequence[str]]
-    folded: bool = False  # shown when it is asked for
+    folded: bool = False  # hidden until a click
 
 
 class Note(NamedTuple):
-    """A line on what is missing, and why."""
+    """A sentence on something that is missing, and why."""
 
     text: str
 
 
 def as_picture(figure, alt: str, caption: str) -> Picture:
-    """A matplotlib Figure, drawn."""
+    """Draws a matplotlib Figure."""
     return Picture(figures.png(figure), round(96 * figure.get_figwidth()), alt, caption)
 
 
 class Section(NamedTuple):
-    """A part of the page, in order; pictures that follow each other stand side by side."""
+    """A section of the page. Consecutive pictures stand side by side."""
 
     title: str
     parts: Sequence[str | Note | Picture | Table]  # a str is a paragraph
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page. All texts are taken as they are: what is markup in them is escaped.
+    """Makes the HTML of a page. Markup in the texts is escaped.
 
     Raises:
       InputError: Jinja2 is not installed.
@@ -55,11 +55,11 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 
 def template() -> Any:
-    """The Jinja2 template of a page; raises an InputError where Jinja2 is not installed."""
+    """Loads the Jinja2 template of a page; raises an InputError if Jinja2 is not installed."""
     try:
         import jinja2
     except ImportError:
-        raise InputError("the page needs Jinja2: pip install jinja2") from None
+        raise InputError("reports need Jinja2: pip install jinja2") from None
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ""),
@@ -81,5 +81,5 @@ def template() -> Any:
 
 
 def _utf8(text: str) -> str:
-    # A folder's name may hold bytes that are no UTF-8, which Python holds as surrogates.
+    # Names of folders may have bytes that are not UTF-8; Python keeps them as surrogates.
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""The tables of a report: results, settings, and what they were made with."""
+"""Makes the tables of a report: results, settings and origin of the runs."""
 
 import json
 from typing import Any
@@ -13,14 +13,14 @@ from layermatch_jax.runtime import result as result_lib
 
 _ACCURACIES = ("last", "median20", "best")
 _CAPTION = (
-    "last: at the last step; median20: median of the last 20 evaluations, or of all where there "
-    "are fewer; best: maximum over the evaluations, which selects on these images and is there for "
-    "comparison with tables that do so."
+    "last: at the last step; median20: median of the last 20 evaluations, or of all if there are "
+    "fewer; best: maximum over the evaluations, which is selected on these images (only for "
+    "comparison with tables that do so)."
 )
 
 
 def title(log: Log) -> str:
-    """Which run it is."""
+    """Makes the title of a run's report."""
     dataset = log.config.dataset
     labels = f", {log.split['num_labels']:,} labels" if log.split else ""
     seeds = f"label seed {dataset.label_seed}, seed {log.config.seed}"
@@ -28,7 +28,7 @@ def title(log: Log) -> str:
 
 
 def accuracies(log: Log) -> list[Table]:
-    """A run's accuracies so far; no table before its first evaluation."""
+    """Makes the table of a run's accuracies so far; [] before its first evaluation."""
     if not (measured := _measured(log)):
         return []
     scores = measured[f"{log.evaluated_on}_accuracy"]
@@ -45,10 +45,10 @@ def accuracies(log: Log) -> list[Table]:
 
 
 def results(groups: dict[str, list[Log]]) -> list[Table]:
-    """The methods' results over their finished runs, and each run's own.
+    """Makes a table of results by method, over finished runs, and a table of all runs.
 
     Args:
-      groups: of logs.by_method.
+      groups: from logs.by_method.
     """
     images = next(iter(groups.values()))[0].evaluated_on
     baseline = "fixmatch" if "fixmatch" in groups else next(iter(groups))
@@ -90,10 +90,11 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
     ]
     return [
         Table(
-            f"By method, over finished runs: accuracy of the EMA parameters (and last of the raw "
-            f"ones) on {images} images, and pseudo-labels over the run, %, mean ± standard "
-            f"deviation; the difference to {baseline} of runs with the same seeds and labeled "
-            f"images, points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
+            f"Results by method, over finished runs. Accuracy on {images} images by the EMA "
+            "parameters (last, raw: by the raw parameters), and shares of pseudo-labels over the "
+            "run: in %, mean ± standard deviation. Difference to "
+            f"{baseline}, between runs with the same seeds and labeled images: in percentage "
+            f"points, mean ± standard error. {_CAPTION} {missing}".rstrip(),
             (
                 "method",
                 "mask",
@@ -106,7 +107,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
             rows,
         ),
         Table(
-            "Each run, as far as it has come; %, and seconds of training with evaluation.",
+            "Each run, up to its last logged step: %, and seconds of training and evaluation.",
             ("folder", "method", "mask", "centers", "label seed", "seed", "steps", *_COLUMNS),
             by_run,
             folded=True,
@@ -115,7 +116,7 @@ def results(groups: dict[str, list[Log]]) -> list[Table]:
 
 
 def provenance(log: Log) -> Table:
-    """What a run was made of and on."""
+    """Makes the table of a run's data, seeds, device, versions and code."""
     dataset, split, result = log.config.dataset, log.split, log.result
     mask, centers = _layers(log)
     rows = [
@@ -150,30 +151,32 @@ def provenance(log: Log) -> Table:
 
 
 def settings(log: Log) -> Table:
-    """Every setting of a run."""
+    """Makes the table of all settings of a run."""
     standard = config_lib.fields(config_lib.base())
     rows = [
         (name, _shown(value), "" if value == standard[name] else _shown(standard[name]))
         for name, value in config_lib.fields(log.config).items()
     ]
-    return Table("All settings", ("field", "value", "where it differs: default"), rows, folded=True)
+    return Table("All settings", ("field", "value", "default, if different"), rows, folded=True)
 
 
 def differences(groups: dict[str, list[Log]]) -> list[Table]:
-    """Settings in which methods differ, and those that are the same for all."""
+    """Makes tables of the settings in which methods differ, and of those that agree."""
     firsts = [logs.settings_of(of_method[0]) for of_method in groups.values()]
     differ = [name for name in firsts[0] if len({first[name] for first in firsts}) > 1]
     same = [(name, value) for name, value in firsts[0].items() if name not in differ]
     tables = []
     if differ:
         rows = [(name, *(first[name] for first in firsts)) for name in differ]
-        tables.append(Table("Settings in which they differ", ("field", *groups), rows))
-    tables.append(Table("Settings of all of them", ("field", "value"), same, folded=True))
+        tables.append(Table("Settings that differ", ("field", *groups), rows))
+    tables.append(
+        Table("Settings that are the same for all", ("field", "value"), same, folded=True)
+    )
     return tables
 
 
 def origins(groups: dict[str, list[Log]]) -> Table:
-    """What the runs were made of and on: one line for those that agree."""
+    """Makes the table of the runs' origins, with one line for runs of the same origin."""
     rows = {}
     for of_method in groups.values():
         for log in of_method:
@@ -188,20 +191,20 @@ def origins(groups: dict[str, list[Log]]) -> Table:
             )
             rows[key] = rows.get(key, 0) + 1
     return Table(
-        "Origin of the runs: those of the same labeled images, device, versions and code together",
+        "Origin of the runs, grouped by labeled images, device, versions and code",
         ("labeled split (SHA-256)", "label seed", "device", "versions", "git commit", "runs"),
         [(*key, str(count)) for key, count in rows.items()],
     )
 
 
 def how_far(log: Log) -> str:
-    """How far a run has come."""
+    """Formats the number of steps of a run."""
     if log.result:
         return f"{log.config.train_steps:,}"
     return f"{log.step:,} of {log.config.train_steps:,}, not finished"
 
 
-# The columns of a run's numbers, after `_row`.
+# The columns of the numbers from `_row`.
 _COLUMNS = ("median20", "last", "best", "last, raw", "used", "used right", "all right", "seconds")
 
 
@@ -222,18 +225,18 @@ def _row(log: Log) -> dict[str, float | None]:
 
 
 def _measured(log: Log) -> dict[str, Any] | None:
-    """As in result.json, of what is there so far."""
+    """Summarizes the log so far, in the form of result.json; None before the first evaluation."""
     splits = {line["split"] for line in log.lines}
     return metrics.summarize(log.lines, log.evaluated_on) if len(splits) > 1 else None
 
 
 def _layers(log: Log) -> tuple[str, str]:
-    """The gradient mask and the centers of a run."""
+    """Returns the gradient mask and the centers of a run."""
     return tuple(result_lib.trained_layers(log.config).values())
 
 
 def _seeds(log: Log) -> tuple[int, int, str]:
-    """What runs of two methods must share to be compared: with a split file, the seed says less."""
+    """Returns the key that pairs runs of two methods; with a split file, the seed is not enough."""
     return log.config.dataset.label_seed, log.config.seed, log.split.get("sha256", "")
 
 

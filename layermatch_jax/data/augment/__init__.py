@@ -1,1 +1,1 @@
-"""Crops, flips, RandAugment and Cutout: the same views on the host and on the devices."""
+"""Crops, flips, RandAugment and Cutout; host and devices make identical views."""

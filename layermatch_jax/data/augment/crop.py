@@ -1,4 +1,4 @@
-"""Crops and flips of uint8 images in NumPy: the weak view, and the ground of the strong one."""
+"""Crops and flips of uint8 images in NumPy: the weak view, and the first stage of the strong."""
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -11,25 +11,27 @@ def crop_and_flip(
     pad: int,
     size: int,
 ) -> UInt8[np.ndarray, "n {size} {size} C"]:
-    """Pads by reflection, crops, and mirrors left-right where asked: one view per row.
+    """Pads each image by reflection, crops it and, if `flip`, mirrors the crop left-right.
 
-    An image that is wanted in several views is given several times; nothing is padded in memory,
-    so that costs no more than its share.
+    For several views of an image, repeat it in `images`. No padded copy is made in memory, so the
+    cost is proportional to the number of views.
 
     Args:
-      images: one for each view.
+      images: one image for each view.
       offset: (y, x) of the crop in the padded image, pixels, 0..R + 2·pad - size.
-      flip: whether the crop (not the image) is mirrored.
+      flip: whether to mirror the crop (not the image).
       pad: pixels added on each side, without repeating the border (`np.pad(mode="reflect")`).
       size: side of the crop, pixels.
 
     Raises:
-      ValueError: if the padded image is smaller than the crop, or an offset is out of range.
+      ValueError: the padded image is smaller than the crop, or an offset is out of range.
     """
     n, R, _, C = images.shape
     limit = R + 2 * pad - size
     if limit < 0:
-        raise ValueError(f"a crop of {size} pixels from images of {R} padded by {pad}")
+        raise ValueError(
+            f"crops of {size} pixels are larger than images of {R} pixels padded by {pad}"
+        )
     if n and not 0 <= offset.min() <= offset.max() <= limit:
         raise ValueError(
             f"crop offsets {offset.min()}..{offset.max()} outside 0..{limit} "
@@ -52,12 +54,14 @@ def crop_and_flip(
 def center_crop(
     images: UInt8[np.ndarray, "n R R C"], size: int
 ) -> UInt8[np.ndarray, "n {size} {size} C"]:
-    """The middle of images; a view (no copy), nearer the top left if odd.
+    """Crops the center without a copy; if it is between pixels, the crop is nearer the top left.
 
     Raises:
-      ValueError: if the images are smaller than the crop.
+      ValueError: the images are smaller than the crop.
     """
     if min(images.shape[1:3]) < size:
-        raise ValueError(f"a crop of {size} pixels from images of {images.shape[1:3]}")
+        raise ValueError(
+            f"crops of {size} pixels are larger than images of {images.shape[1:3]} pixels"
+        )
     y, x = ((side - size) // 2 for side in images.shape[1:3])
     return images[:, y : y + size, x : x + size]

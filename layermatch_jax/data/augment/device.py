@@ -1,14 +1,15 @@
-"""The views of a batch on the device, inside a compiled step: as `crop` and `augment_tf` make them.
+"""Views of a batch on the device, inside a compiled step; equal to those of `crop` and `host`.
 
-Nothing here draws random numbers. Everything is done to all rows alike, with numbers by row that
-leave the others as they are: no branches and no sorting, so that rows never meet, on however many
-devices. An operation is at most three passes over the batch: pixels move (`warp`), levels are
-replaced (`_levels`: most operations are but a table of 256 levels for each channel), an image is
-mixed with another one (`_blend`).
+Nothing here draws random numbers. All rows go through the same computation; the parameters of a row
+select its operation. Without branches and sorting, rows stay independent on any number of devices.
+An operation takes at most three passes over the batch: move pixels (`warp`), replace levels
+(`_levels`: for most operations a table of 256 levels for each channel), mix with another image
+(`_blend`).
 
-Results equal Pillow's bit for bit, by whole numbers where a compiler might round otherwise. In this
-file m is the number of images, S their side and P = S² their pixels: int32 [m, P] with the three
-channels packed, since a look-up costs the same whatever it fetches, or "planes" int32 [m, 3, P].
+Results equal Pillow's bit for bit; where a compiler might round differently, integers are used. In
+this file m is the number of images, S their side and P = S² their number of pixels. Pixels are
+int32 [m, P], three channels packed into one number, because a look-up costs the same for one
+channel as for three; or "planes", int32 [m, 3, P].
 """
 
 import functools
@@ -27,7 +28,7 @@ from layermatch_jax.views import Layout
 
 
 class ResidentData(NamedTuple):
-    """A training set on a device."""
+    """The training images and labels on a device."""
 
     labeled_images: jax.Array  # [N_l, R, R, 3] uint8
     labels: jax.Array  # [N_l] int32
@@ -38,17 +39,17 @@ class ResidentData(NamedTuple):
 def make_batch(
     data: ResidentData, draws: Draws, layout: Layout, padding: int, image_size: int
 ) -> TrainBatch:
-    """Some rows of a step's batch, from the whole training set and the draws of these rows.
+    """Makes some rows of a step's batch from the whole training set and the draws of these rows.
 
     Args:
       data: the training set.
-      draws: `Sampler.draw(step)` or rows of it, as arrays on the device.
-      layout: of the views that the draws are for.
+      draws: `Sampler.draw(step)` or some of its rows, as arrays on the device.
+      layout: the layout of the draws' views.
       padding: reflected border, pixels.
       image_size: S.
 
     Returns:
-      What `pipeline.train_batches` yields for these rows.
+      The same TrainBatch that `pipeline.train_batches` yields for these rows.
     """
     count, size = len(draws.labeled), image_size
 
@@ -100,14 +101,14 @@ def crop_and_flip(
     padding: int,
     size: int,
 ) -> jax.Array:
-    """`crop.crop_and_flip` of images[positions]; nothing is padded or copied but the views.
+    """Computes `crop.crop_and_flip` of images[positions] without copies other than the views.
 
     Args:
       images: uint8 [N, R, R, C].
-      positions: int32 [n], which image each view is of, 0..N - 1.
+      positions: int32 [n], the image of each view, 0..N - 1.
       offset: int32 [n, 2], (y, x) of the crop in the padded image, pixels, 0..R + 2·padding - size.
-        Not checked, nor are positions: a compiled program cannot raise.
-      flip: bool [n]. The crop is mirrored, not the image.
+        Offsets and positions are not checked, because a compiled program cannot raise.
+      flip: bool [n], whether to mirror the crop (not the image).
       padding: pixels added on each side, without repeating the border.
       size: side of the crop, pixels.
 
@@ -115,11 +116,13 @@ def crop_and_flip(
       uint8 [n, size, size, C].
 
     Raises:
-      ValueError: if the padded image is smaller than the crop.
+      ValueError: the padded image is smaller than the crop.
     """
     side = images.shape[1]
     if side + 2 * padding < size:
-        raise ValueError(f"a crop of {size} pixels from images of {side} padded by {padding}")
+        raise ValueError(
+            f"crops of {size} pixels are larger than images of {side} pixels padded by {padding}"
+        )
     period = max(2 * (side - 1), 1)
 
     def source(padded):  # position in the padded image -> position in the image
@@ -146,7 +149,7 @@ def strong_views(
       cutout: int32 [m, 4], the box to fill (y0, x0, y1, x1), half-open, pixels.
 
     Returns:
-      uint8 [m, S, S, 3]. A row depends on nothing but its own row of the arguments.
+      uint8 [m, S, S, 3]. Each row depends only on the same row of the arguments.
     """
     pixels = _pack(images.astype(jnp.int32).reshape(len(images), images.shape[1] ** 2, 3), axis=2)
     draws = (op.T, value.T, affine.swapaxes(0, 1))
@@ -156,7 +159,7 @@ def strong_views(
 
 
 def _apply(pixels, op, value, affine):
-    """One operation on each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
+    """Applies an operation to each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
     chosen = {name: (op == k)[:, None, None] for k, name in enumerate(NAMES)}
     value = value[:, None, None]
     planes = _unpack(warp(pixels, affine), axis=1)
@@ -174,7 +177,7 @@ def cut_out(images: jax.Array, box: jax.Array) -> jax.Array:
 
 
 def warp(pixels: jax.Array, affine: jax.Array) -> jax.Array:
-    """Moves pixels as `operations.coefficients` says, int32 [m, 6]; packed int32 [m, P]."""
+    """Moves packed pixels, int32 [m, P], by the maps of `operations.coefficients`, int32 [m, 6]."""
     size = math.isqrt(pixels.shape[1])
     x, y = jnp.arange(size)[None, None, :], jnp.arange(size)[None, :, None]
     a, b, c, d, e, f = (affine[:, k, None, None] for k in range(6))
@@ -185,12 +188,12 @@ def warp(pixels: jax.Array, affine: jax.Array) -> jax.Array:
 
 
 def _look_up(table, index):
-    """The table [..., N] at index int32 [..., P]: [..., P]."""
+    """Looks up index int32 [..., P] in the table [..., N]; returns [..., P]."""
     return jnp.take_along_axis(table, index, axis=-1, mode="promise_in_bounds")
 
 
 def _pack(channels, axis):
-    """Red, green and blue of a pixel in one integer, to be moved together; drops the axis."""
+    """Packs red, green and blue into one integer, to move them together; drops the axis."""
     red, green, blue = (jax.lax.index_in_dim(channels, k, axis, keepdims=False) for k in range(3))
     return red | green << 8 | blue << 16
 
@@ -200,7 +203,7 @@ def _unpack(pixels, axis):
 
 
 def _levels(planes, chosen, value):
-    """The levels by which each channel's 256 are replaced: int32 [m, 3, 256]."""
+    """Makes the table that replaces each channel's 256 levels: int32 [m, 3, 256]."""
     level = jnp.arange(256)[None, None, :]
     low, high = (f(planes, axis=2, keepdims=True) for f in (jnp.min, jnp.max))
     mean = _mean(_luma(planes))
@@ -218,7 +221,7 @@ def _levels(planes, chosen, value):
 
 
 def _stretch(level, low, high):
-    """`ImageOps.autocontrast`: low becomes 0, high 255; int32 [m, 3, 1]."""
+    """Makes the table of `ImageOps.autocontrast`; low (to 0) and high (to 255): int32 [m, 3, 1]."""
     span = high - low
     stretched = _quotient((level - low) * 255, jnp.maximum(span, 1))
     short = jnp.asarray(_falls_short())[low[:, :, 0], high[:, :, 0]]
@@ -228,16 +231,16 @@ def _stretch(level, low, high):
 
 @functools.cache
 def _falls_short():
-    """Where Pillow's autocontrast is one level below the exact result, as bits.
+    """Marks, as bits, where Pillow's autocontrast is one level below the exact result.
 
-    It multiplies and adds in float64 and cuts off. Where the exact result is a whole number, the
-    float64 one may fall short of it.
+    Pillow multiplies and adds in float64 and truncates. If the exact result is a whole number, the
+    float64 result may be slightly smaller.
 
     Returns uint8 [256, 256, 32]: lowest level, highest level, level / 8.
     """
     short = np.zeros((256, 256, 256), bool)
     for span in range(1, 256):
-        whole = math.gcd(span, 255)  # so many results are whole numbers, apart from 0
+        whole = math.gcd(span, 255)  # number of whole-number results other than 0
         low = np.arange(256 - span)[:, None]
         level = low + span // whole * np.arange(1, whole + 1)
         scale = 255.0 / span
@@ -246,7 +249,7 @@ def _falls_short():
 
 
 def _even(level, count):
-    """`ImageOps.equalize`; histograms int32 [m, 3, 256]."""
+    """Makes the table of `ImageOps.equalize` from histograms, int32 [m, 3, 256]."""
     darker = jnp.cumsum(count, axis=2) - count
     brightest_left_out = jnp.max(jnp.where(count > 0, darker, 0), axis=2, keepdims=True)
     step = brightest_left_out // 255
@@ -255,7 +258,7 @@ def _even(level, count):
 
 
 def _histogram(planes):
-    """int32 [m, 3, 256]."""
+    """Counts the pixels of each level in each channel: int32 [m, 3, 256]."""
     index = (planes + 256 * jnp.arange(3)[None, :, None]).reshape(len(planes), 3 * planes.shape[2])
 
     def count(index):
@@ -265,26 +268,26 @@ def _histogram(planes):
 
 
 def _blend(planes, chosen, value):
-    """The operations that mix an image with another one."""
+    """Applies color and sharpness, which mix an image with another image."""
     other = jnp.where(chosen["color"], _luma(planes), _smooth(planes))
     value = jnp.where(chosen["color"] | chosen["sharpness"], value, 1.0)
     return _mix(other, planes, value)
 
 
 def _luma(planes):
-    """Gray levels int32 [m, 1, P]. `image.convert("L")`."""
+    """Computes gray levels, int32 [m, 1, P], like `image.convert("L")`."""
     red, green, blue = jnp.split(planes, 3, axis=1)
     return (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
 
 
 def _mean(luma):
-    """The mean, rounded, int32 [m, 1, 1]."""
+    """Computes the rounded mean of gray levels, int32 [m, 1, 1]."""
     area = luma.shape[2]
     return (2 * jnp.sum(luma, axis=2, keepdims=True) + area) // (2 * area)
 
 
 def _smooth(planes):
-    """`ImageFilter.SMOOTH`; the border stays."""
+    """Applies `ImageFilter.SMOOTH`, which leaves the border unchanged."""
     size = math.isqrt(planes.shape[2])
     x = planes.reshape(len(planes), 3, size, size)
     total = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
@@ -295,17 +298,17 @@ def _smooth(planes):
 
 
 def _quotient(a, b):
-    """int32 a // b in float32, as integers are divided slowly; 0 ≤ a / b < 256 and b < 10,000.
+    """Computes int32 a // b for 0 ≤ a / b < 256 and b < 10,000, in float32, which is faster.
 
-    (a + 0.5) / b is no closer than 0.5 / b = 5e-5 to a whole number, and three roundings change it
-    by less than 256 · 3 · 2^-24 = 4.6e-5.
+    This is exact: (a + 0.5) / b is at least 0.5 / b = 5e-5 from a whole number, and three roundings
+    change it by less than 256 · 3 · 2^-24 = 4.6e-5.
     """
     return jnp.floor((a.astype(jnp.float32) + 0.5) / b.astype(jnp.float32)).astype(jnp.int32)
 
 
 def _mix(first, second, value):
-    """`Image.blend(first, second, value)` with 0 ≤ value ≤ 1: int32 in and out."""
+    """Computes `Image.blend(first, second, value)` for 0 ≤ value ≤ 1; int32 in and out."""
     change = value * (second - first).astype(jnp.float32)
-    # The maximum changes nothing, but keeps compilers from fusing the multiplication with the
-    # addition, which would round once where Pillow rounds twice.
+    # The maximum changes no value. It keeps compilers from fusing the multiplication and the
+    # addition: fused, they round once, and Pillow rounds twice.
     return (first.astype(jnp.float32) + jnp.maximum(change, -256.0)).astype(jnp.int32)

@@ -1,15 +1,15 @@
-"""The strong view in tf.data: RandAugment and Cutout on whole batches, as drawn by `sampler`.
+"""The strong view in tf.data: RandAugment and Cutout on whole batches, with draws of `sampler`.
 
 Nothing here draws random numbers. The rows of a batch are grouped by operation, and each operation
-runs once, on its group: image by image, TensorFlow spends its time starting operations. All of
-them equal Pillow's on RGB images bit for bit, which means following its roundings to the letter:
-blends are float32 and truncated, the coefficients of affine maps 16.16 fixed-point numbers.
+runs once on its group; on single images, TensorFlow would spend most time starting operations. All
+operations equal Pillow's on RGB images bit for bit, so they copy its rounding: blends are float32
+and truncated, the coefficients of affine maps are 16.16 fixed-point numbers.
 
-How the operations are written follows from what TensorFlow does fast on a CPU: plain arithmetic
-along long rows. So images are seen as [k, S, 3S] (lines) or [k, 3S²] where that is possible, and
-gathers (20 times an addition), `tf.where` on uint8 and broadcasts over the last axis are avoided.
+On a CPU, TensorFlow is fast at plain arithmetic along long rows. So images are reshaped to
+[k, S, 3S] (lines) or [k, 3S²] where possible. The code avoids gathers (which cost as much as 20
+additions), `tf.where` on uint8 and broadcasts over the last axis.
 
-In this file k is the number of images that an operation is applied to, S their side in pixels.
+In this file k is the number of images in a group, S their side in pixels.
 """
 
 import numpy as np
@@ -31,10 +31,10 @@ def strong_views(
       cutout: int32 [m, 4], the box to fill (y0, x0, y1, x1), half-open, pixels.
 
     Returns:
-      uint8 [m, S, S, 3]. A row depends on nothing but its own row of the arguments.
+      uint8 [m, S, S, 3]. Each row depends only on the same row of the arguments.
 
     Raises:
-      tf.errors.InvalidArgumentError: when run, if an op is not in the list.
+      tf.errors.InvalidArgumentError: when the graph runs, an op is not in the list.
     """
     for step in range(_length(op)):
         images = _apply(images, op[:, step], value[:, step], affine[:, step])
@@ -42,7 +42,7 @@ def strong_views(
 
 
 def _apply(images, op, value, affine):
-    """One operation on each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
+    """Applies an operation to each image; op int32 [m], value float32 [m], affine int32 [m, 6]."""
     rows = tf.dynamic_partition(tf.range(tf.size(op)), op, len(NAMES))
     rows = dict(zip(NAMES, rows, strict=True))
     values = dict(zip(NAMES, tf.dynamic_partition(value, op, len(NAMES)), strict=True))
@@ -76,10 +76,10 @@ def autocontrast(images, _):
     pixels = tf.reshape(images, [-1, size**2, 3])
     low = tf.cast(tf.reduce_min(pixels, 1), tf.float64)
     span = tf.cast(tf.reduce_max(pixels, 1), tf.float64) - low
-    flat = tf.cast(span == 0, tf.float64)  # stays as it is
+    flat = tf.cast(span == 0, tf.float64)  # a constant channel is not changed
     scale = flat + (1 - flat) * 255 / (span + flat)
     offset = (1 - flat) * -low * scale
-    # float64 and this order: products fall short of whole numbers just where Pillow's do.
+    # float64 and this order of operations round as Pillow does.
     x = tf.cast(_lines(images), tf.float64)
     x = x * _per_channel(scale, size) + _per_channel(offset, size)
     return _like(images, tf.cast(tf.clip_by_value(x, 0, 255), tf.uint8))
@@ -92,14 +92,14 @@ def brightness(images, value):
 
 
 def color(images, value):
-    """Mixes with its gray version; value: share of the image. `ImageEnhance.Color(image)`."""
+    """Mixes with the gray image; value: share of the image. `ImageEnhance.Color(image)`."""
     x = tf.cast(_flat(images), tf.float32)
     gray = tf.tile(_luma(images)[:, :, None], [1, 1, 3])
     return _like(images, _mix(tf.reshape(gray, tf.shape(x)), x, value[:, None]))
 
 
 def contrast(images, value):
-    """Mixes with its mean gray level; value: share of the image. `ImageEnhance.Contrast(image)`."""
+    """Mixes with the mean gray level; value: share of the image. `ImageEnhance.Contrast(image)`."""
     x = tf.cast(_flat(images), tf.float32)
     area = _length(images) ** 2
     total = tf.reduce_sum(tf.cast(_luma(images), tf.int32), axis=1, keepdims=True)
@@ -128,25 +128,25 @@ def identity(images, _):
 
 
 def posterize(images, value):
-    """Keeps the highest bits; value: how many (integer part, at least 1). `ImageOps.posterize`."""
+    """Keeps the highest bits; value: their number (whole part, >= 1). `ImageOps.posterize`."""
     bits = tf.maximum(tf.cast(value, tf.int32), 1)
     mask = tf.cast(256 - tf.bitwise.left_shift(1, 8 - bits), tf.uint8)
     return _like(images, _flat(images) & mask[:, None])
 
 
 def sharpness(images, value):
-    """Mixes with a smoothed version; value: share of the image. `ImageEnhance.Sharpness(image)`."""
+    """Mixes with the smoothed image; value: share of the image. `ImageEnhance.Sharpness(image)`."""
     x = tf.cast(_lines(images), tf.float32)
     total = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     total = total[:, :, :-6] + total[:, :, 3:-3] + total[:, :, 6:]
     center = x[:, 1:-1, 3:-3]
     change = tf.floor((total + 4 * center) / 13 + 0.5) - center  # ImageFilter.SMOOTH
-    smooth = x + tf.pad(change, [[0, 0], [1, 1], [3, 3]])  # the border stays
+    smooth = x + tf.pad(change, [[0, 0], [1, 1], [3, 3]])  # the border is not changed
     return _like(images, _mix(smooth, x, value[:, None, None]))
 
 
 def solarize(images, value):
-    """Inverts levels from value on; value: gray level. `ImageOps.solarize(image, value)`."""
+    """Inverts all levels >= value, a gray level. `ImageOps.solarize(image, value)`."""
     x = _flat(images)
     bright = tf.cast(x, tf.float32) >= value[:, None]
     return _like(images, x ^ (tf.cast(bright, tf.uint8) * 255))
@@ -166,7 +166,7 @@ PIXELWISE = {
 
 
 def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
-    """Moves pixels as `operations.coefficients` says, int32 [k, 6]; uint8 [k, S, S, 3]."""
+    """Moves pixels, uint8 [k, S, S, 3], by the maps of `operations.coefficients`, int32 [k, 6]."""
     size, k = _length(images), tf.shape(images)[0]
     a, b, c, d, e, f = tf.unstack(affine[:, :, None], axis=1)
 
@@ -175,7 +175,7 @@ def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
         return tf.bitwise.right_shift(along[:, None, :] + down[:, :, None], 16)
 
     x, y = source(a, b, c), source(d, e, f)
-    # As unsigned numbers the negative ones are too large as well.
+    # Read as unsigned, negative numbers are too large, too.
     inside = (tf.bitcast(x, tf.uint32) < size) & (tf.bitcast(y, tf.uint32) < size)
     index = y * size + x + tf.range(k)[:, None, None] * size**2
     pixels = tf.concat([tf.reshape(images, [-1, 3]), tf.zeros([1, 3], tf.uint8)], 0)
@@ -183,12 +183,12 @@ def warp(images: tf.Tensor, affine: tf.Tensor) -> tf.Tensor:
 
 
 def _length(x) -> int:
-    """The length of the axis after the first, which is known when the graph is built."""
+    """Returns the length of the second axis, which is known when the graph is built."""
     return x.shape[1]
 
 
 def _luma(images):
-    """Gray levels, whole numbers: float32 [k, S²]. `image.convert("L")`."""
+    """Computes gray levels, whole numbers in float32 [k, S²], like `image.convert("L")`."""
     pixels = tf.reshape(images, [-1, _length(images) ** 2, 3])
     red, green, blue = tf.unstack(tf.cast(pixels, tf.float32), axis=2)
     # Every sum is below 2^24, so float32 is exact.
@@ -196,12 +196,12 @@ def _luma(images):
 
 
 def _mix(first, second, value):
-    """`Image.blend(first, second, value)` with 0 ≤ value ≤ 1: float32 in, uint8 out."""
+    """Computes `Image.blend(first, second, value)` for 0 ≤ value ≤ 1; float32 in, uint8 out."""
     return tf.cast(first + value * (second - first), tf.uint8)
 
 
 def _per_channel(x, size):
-    """[k, 3] -> [k, 1, 3S], to meet `_lines`."""
+    """Repeats [k, 3] to [k, 1, 3S], to broadcast with `_lines`."""
     return tf.tile(x, [1, size])[:, None, :]
 
 

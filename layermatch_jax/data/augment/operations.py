@@ -1,15 +1,15 @@
-"""RandAugment's operations as the sampler and both backends know them: ranges, affine maps, color.
+"""RandAugment's operations for the sampler and both backends: ranges, affine maps, Cutout's color.
 
-The geometric ones are integers already when they get to a backend: accelerators have no float64,
-and the last bit of a coefficient decides which pixel is nearest.
+The backends get affine maps as integers: the last bit of a coefficient decides which pixel is
+nearest, and JAX computes in float32 by default.
 """
 
 import numpy as np
 
-# (operation, lowest magnitude, highest magnitude). The order is the meaning of `Draws.op`.
-# The list of the field's reference code (FixMatch, Sohn 2020, table 12; TorchSSL, USB).
-# rotate is in degrees, shear a slope, translate a share of the side, posterize bits (the integer
-# part counts), solarize a gray level, the four enhancements PIL's factor; the rest take none.
+# (operation, lowest magnitude, highest magnitude); `Draws.op` has positions in this list. The list
+# is that of the reference codes (FixMatch, Sohn et al. 2020, table 12; TorchSSL; USB). Units:
+# rotate degrees, shear a slope, translate a share of the side, posterize bits (integer part),
+# solarize a gray level, brightness, color, contrast and sharpness PIL's factor; others none.
 RANDAUGMENT = (
     ("autocontrast", 0.0, 1.0),
     ("brightness", 0.05, 0.95),
@@ -32,14 +32,14 @@ CUTOUT_COLOR = (125, 123, 114)  # red, green, blue
 
 
 def coefficients(op: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
-    """The maps of the geometric operations, as Pillow computes them.
+    """Computes the affine maps of the geometric operations as Pillow does.
 
     The pixel at column x, line y comes from column (ax + by + c) >> 16 of line (dx + ey + f) >> 16,
-    and is black if that is outside. Angles are counter-clockwise, about the center; positive slopes
-    move the lower lines to the left, the columns at the right up; positive shares move the image to
-    the left, or up. Pillow looks up pixels at their centers, in 16.16 fixed-point numbers, except
-    that pure shifts (the only maps here with b = d = 0) are not rounded to those: cut off instead,
-    they give the same whole numbers. `image.transform(image.size, Image.Transform.AFFINE, map)`.
+    and is black if that place is outside. Angles are counterclockwise about the center. Positive
+    slopes move the lower lines left (shear_x) or the right columns up (shear_y); positive shares
+    move the image left or up. Pillow looks up pixels at their centers and rounds coefficients to
+    16.16 fixed-point numbers, except for pure shifts (here the maps with b = d = 0); truncated,
+    these give the same pixels. `image.transform(image.size, Image.Transform.AFFINE, map)`.
 
     Args:
       op: int [...], operations by their position in `RANDAUGMENT`.
@@ -47,7 +47,7 @@ def coefficients(op: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
       size: side of the image, pixels.
 
     Returns:
-      int32 [..., 6], a to f, 1/65536 pixels; of the other operations, the identity's.
+      int32 [..., 6], a to f, in units of 1/65536; the identity for all other operations.
     """
     value = value.astype(np.float64)
     half = size / 2

@@ -1,4 +1,4 @@
-"""From the name of a data set to its images: the one entrance of the data wing."""
+"""Loads a data set by its name."""
 
 import hashlib
 import os
@@ -42,37 +42,35 @@ LOADERS = {
     "npz": arrays.load_npz,
     "stl10": tfds_sets.load,
 }
-_FOLDER_ALONE = {"class_list": "", "on_broken": "error", "alpha": "white"}  # and the defaults
+_FOLDER_ALONE = {"class_list": "", "on_broken": "error", "alpha": "white"}  # {setting: default}
 _CHUNK = 256  # images hashed at a time
 
 
 def load(dataset: ConfigDict) -> Source:
-    """The data set that the settings name.
+    """Loads the data set that the settings name.
 
-    The order of the images is the same on every call and every machine, so positions in it can be
-    written down (splits.py does).
+    The order of the images is the same on every call and every machine, because split files store
+    positions.
 
     Args:
       dataset: config.dataset. Read for every set: name (a key of LOADERS), stored_size (side in
-        pixels to which images are brought and at which they are kept, before the crop) and
-        drop_test_duplicates. Read by some: data_dir (tfds sets: folder of prepared sets, '' for
-        TFDS_DATA_DIR or tfds's default; folder: its root; npz: the file), class_list (folder:
-        file with one class folder a line, '' for all), evaluate_on, on_broken and alpha (folder),
-        num_classes (fake).
+        pixels of the stored images, before the crop) and drop_test_duplicates. Read for some:
+        data_dir (tfds sets: folder of prepared sets, '' for TFDS_DATA_DIR or tfds's default;
+        folder: its root; npz: the file), class_list (folder: file with a class folder on each
+        line, '' for all), evaluate_on, on_broken and alpha (folder), num_classes (fake).
 
     Returns:
-      A Source; the pixels of all but 'folder' are in memory. What the user should know of the data
-      is in its notes.
+      A Source. Its pixels are in memory, except for 'folder'. Its notes are for the user.
 
     Raises:
-      InputError: the name or a setting is not allowed, or the data are missing or malformed. The
-        message says how to mend it. An image of a folder that breaks later raises when it is read.
+      InputError: the name or a setting is not allowed, or the data are missing or malformed.
+        Reading an image of a folder raises it if the file broke after this call.
     """
     if dataset.name not in LOADERS:
         raise unknown("--config.dataset.name", dataset.name, LOADERS)
     if dataset.stored_size < 1:
         raise InputError(
-            f"--config.dataset.stored_size={dataset.stored_size}: images need a side of at least"
+            f"--config.dataset.stored_size={dataset.stored_size}: allowed are sides of at least"
             " 1 pixel (32 for CIFAR, 96 for STL-10, 256 for ImageNet)."
         )
     dataset = dataset.copy_and_resolve_references()
@@ -86,18 +84,18 @@ def load(dataset: ConfigDict) -> Source:
     if dataset.name != "folder":
         unread = [name for name, value in _FOLDER_ALONE.items() if dataset[name] != value]
         if unread:
-            said = f"only an image folder has these settings: {', '.join(unread)}; not used"
+            said = f"not used: {', '.join(unread)} (a setting of image folders only)"
             source = source._replace(notes=(*source.notes, said))
     return source
 
 
 def drop_test_duplicates(source: Source) -> tuple[Source, int]:
-    """Without those of the extra unlabeled images whose pixels equal a test image's.
+    """Drops the extra unlabeled images that have the same pixels as a test image.
 
-    Labeled training images stay: their positions are what a split file is made of.
+    Training images are never dropped, because split files store their positions.
 
     Returns:
-      (the source, how many were dropped).
+      (the source, the number of dropped images).
     """
     if source.unlabeled is None:
         return source, 0

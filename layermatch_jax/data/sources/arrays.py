@@ -1,4 +1,4 @@
-"""Data sets that need no download and fit in memory: one's own arrays, digits, made-up images."""
+"""Data sets in memory that need no download: an .npz file, digits, synthetic images."""
 
 import difflib
 import os
@@ -19,22 +19,22 @@ _NPZ_HELP = (
 )
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _OPTIONAL = ("unlabeled_images", "class_names")
-_SHOWN = 5  # absent classes that a message names
+_SHOWN = 5  # absent classes in a message
 _DIGITS_TEST_PER_CLASS = 50
 _FAKE_TRAIN, _FAKE_TEST = 400, 100
 
 
 def load_npz(dataset: ConfigDict) -> Source:
-    """Arrays of a .npz file (dataset.data_dir), brought to dataset.stored_size.
+    """Loads the arrays of an .npz file (dataset.data_dir), resized to dataset.stored_size.
 
     Keys: train_images, test_images and optionally unlabeled_images, uint8 [N, R, R, 3] or
     [N, R, R] (gray, repeated to three channels); train_labels and test_labels, integers [N];
-    optionally class_names, strings [classes] (default: '0', '1', ...). Capitals and the spelling
-    `unlabelled` count as these keys. What else is in the file is passed over, and a note says so.
-    Without class_names every class from 0 to the largest label needs a training image.
+    optionally class_names, strings [classes] (default: '0', '1', ...). Case does not matter in
+    keys, and `unlabelled` is accepted for `unlabeled`. Other keys are ignored, and a note names
+    them. Without class_names every class from 0 to the largest label needs a training image.
 
     Raises:
-      InputError: no such file, or not of this form.
+      InputError: the file does not exist or does not have this form.
     """
     path = os.path.expanduser(dataset.data_dir)
     if not path or not Path(path).is_file():
@@ -44,8 +44,10 @@ def load_npz(dataset: ConfigDict) -> Source:
     data, others = _known_keys(path, _read_npz(path))
     missing = [key for key in _REQUIRED if key not in data]
     if missing:
-        there = ", ".join([*data, *others]) or "nothing"
-        raise InputError(f"{path} lacks {', '.join(missing)}; it has {there}. {_NPZ_HELP}")
+        there = ", ".join([*data, *others]) or "none"
+        raise InputError(
+            f"{path} lacks the keys {', '.join(missing)}; its keys are: {there}. {_NPZ_HELP}"
+        )
     for part in ("train", "test"):
         _check_images(path, f"{part}_images", data[f"{part}_images"])
         _check_labels(path, part, data[f"{part}_labels"], len(data[f"{part}_images"]))
@@ -58,16 +60,18 @@ def load_npz(dataset: ConfigDict) -> Source:
             for name in data["class_names"].ravel().tolist()
         )
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{path}: class_names has these twice: {', '.join(twice)}.")
+            raise InputError(
+                f"{path}: class_names repeats {', '.join(twice)}. Every class needs its own name."
+            )
     else:
         names = _numbered_classes(path, data["train_labels"])
     if len(names) < 2:
-        raise InputError(f"{path} has {len(names)} class; it takes two or more. {_NPZ_HELP}")
+        raise InputError(f"{path} has fewer than two classes ({len(names)}). {_NPZ_HELP}")
     for part in ("train", "test"):
         labels = data[f"{part}_labels"]
         if labels.max() >= len(names):
             raise InputError(
-                f"{path}: {part}_labels goes up to {labels.max()}, and there are {len(names)}"
+                f"{path}: {part}_labels goes up to {labels.max()}, but there are {len(names)}"
                 f" classes (by {'class_names' if 'class_names' in data else 'train_labels'}):"
                 f" allowed are 0..{len(names) - 1}."
             )
@@ -87,17 +91,17 @@ def load_npz(dataset: ConfigDict) -> Source:
         train=images_of("train", data["train_labels"]),
         unlabeled=images_of("unlabeled", None) if "unlabeled_images" in data else None,
         test=images_of("test", data["test_labels"]),
-        notes=(f"{path}: passed over: {', '.join(others)}.",) if others else (),
+        notes=(f"{path}: keys that are not used: {', '.join(others)}.",) if others else (),
     )
 
 
 def load_digits(dataset: ConfigDict) -> Source:
-    """scikit-learn's 1,797 hand-written digits of 8x8, as 1,297 training and 500 test images.
+    """Loads scikit-learn's 1,797 handwritten digits of 8x8 pixels: 1,297 training, 500 test images.
 
-    50 test images of each class, at evenly spaced positions of the class: a fixed split, whatever
-    the versions. Gray levels 0..16 become 0..255, upsampled (bilinear) to dataset.stored_size.
+    The test images are 50 of each class, evenly spaced, so the split is the same for all versions.
+    Gray levels 0..16 become 0..255; images are resized (bilinear) to dataset.stored_size.
     """
-    import sklearn.datasets  # a second; only the demo needs it
+    import sklearn.datasets  # takes a second, so only where it is needed
 
     digits = sklearn.datasets.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
@@ -117,14 +121,15 @@ def load_digits(dataset: ConfigDict) -> Source:
 
 
 def load_fake(dataset: ConfigDict) -> Source:
-    """400 training and 100 test images for tests: colored noise on a 4x4 pattern of the class.
+    """Makes 400 training and 100 test images for tests: colored noise on a 4x4 pattern per class.
 
-    Deterministic, needs no file; dataset.num_classes (2..100) classes, as equal in size as can be.
+    Deterministic, without a file. There are dataset.num_classes (2..100) classes; their sizes
+    differ by at most one.
     """
     classes, side = dataset.num_classes, dataset.stored_size
     if not 2 <= classes <= _FAKE_TEST:
         raise InputError(
-            f"Data set 'fake': --config.dataset.num_classes={classes}, allowed 2..{_FAKE_TEST}."
+            f"Data set 'fake': --config.dataset.num_classes={classes}: allowed are 2..{_FAKE_TEST}."
         )
     rng = np.random.Generator(np.random.Philox(0))
     pattern = rng.random((classes, 4, 4, 3), np.float32)
@@ -141,7 +146,7 @@ def load_fake(dataset: ConfigDict) -> Source:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """Uint8 [N, R, R] gray to [N, R, R, 3]; three channels stay as they are."""
+    """Repeats gray, uint8 [N, R, R], to [N, R, R, 3]; does not change three channels."""
     return pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, -1)
 
 
@@ -149,16 +154,16 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    # AttributeError and TypeError: a .npy file, which is one array and no archive.
+    # AttributeError and TypeError come from a .npy file, which is an array and not an archive.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as .npz ({error}). {_NPZ_HELP}") from error
+        raise InputError(f"{path} cannot be read as an .npz file ({error}). {_NPZ_HELP}") from error
 
 
 def _known_keys(path: str, data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays by the names of `load_npz`, and the keys that are none of these.
+    """Returns the arrays by the keys of `load_npz`, and a list of all other keys.
 
     Raises:
-      InputError: a key is there in two spellings, or seems to be a misspelled one.
+      InputError: a key occurs in two spellings, or another key seems to be a misspelling.
     """
     known, others = {}, []
     for key, array in data.items():
@@ -166,36 +171,36 @@ def _known_keys(path: str, data: dict[str, np.ndarray]) -> tuple[dict[str, np.nd
         if name not in _REQUIRED + _OPTIONAL:
             others.append(key)
         elif name in known:
-            raise InputError(f"{path} has {name} in two spellings. Keep one. {_NPZ_HELP}")
+            raise InputError(f"{path} has the key {name} in two spellings. Keep one. {_NPZ_HELP}")
         else:
             known[name] = array
     absent = [name for name in _REQUIRED + _OPTIONAL if name not in known]
     for key in others:
         for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
             raise InputError(
-                f"{path} has the key {key!r}, which is none of the data set's. Did you mean"
-                f" {meant!r}? Rename it, or take it out. {_NPZ_HELP}"
+                f"{path} has the unknown key {key!r}. Did you mean {meant!r}? Rename or remove the"
+                f" key. {_NPZ_HELP}"
             )
     return known, others
 
 
 def _numbered_classes(path: str, labels: np.ndarray) -> tuple[str, ...]:
-    """The names '0', '1', ... of the classes in train_labels, of which none may be without images.
+    """Returns the class names '0', '1', ... up to the largest label.
 
     Raises:
-      InputError: a number between 0 and the largest label does not occur.
+      InputError: a class between 0 and the largest label has no training image.
     """
     used, count = np.unique(labels), int(labels.max()) + 1
     if len(used) < count:
-        # The beginning suffices: a wrong label may be as large as an int64 can be.
+        # Only the first absent classes: a wrong label may be as large as an int64 can be.
         absent = np.setdiff1d(np.arange(min(count, len(used) + _SHOWN + 1)), used)
         some = ", ".join(map(str, absent[:_SHOWN])) + (" and more" * (count - len(used) > _SHOWN))
         raise InputError(
-            f"{path}: train_labels goes from {used[0]} to {used[-1]}, and has no image of {some}."
-            " Classes are numbered 0, 1, ... without gaps: write np.unique(labels,"
-            " return_inverse=True)[1] for the labels of training and test images together (labels"
-            " 1..K become 0..K-1). If a class is meant to have no training image, add class_names,"
-            " one for each number."
+            f"{path}: train_labels goes from {used[0]} to {used[-1]}, but has no image of {some}."
+            " Number the classes 0, 1, ... without gaps: np.unique(labels, return_inverse=True)[1]"
+            " does this for the labels of training and test images together (labels 1..K become"
+            " 0..K-1). If a class has no training image on purpose, add class_names, one for each"
+            " number."
         )
     return tuple(map(str, range(count)))
 
@@ -218,6 +223,6 @@ def _check_labels(path: str, part: str, labels: np.ndarray, count: int) -> None:
         )
     if labels.min() < 0:
         raise InputError(
-            f"{path}: {part}_labels goes down to {labels.min()}; classes count from 0. Images"
-            " without a label belong in unlabeled_images."
+            f"{path}: {part}_labels has the label {labels.min()}; the first class is 0. Put images"
+            " without a label into unlabeled_images."
         )

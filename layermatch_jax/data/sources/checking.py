@@ -1,4 +1,4 @@
-"""All images of a data set decoded once, before anything is trained on them."""
+"""Decodes all images of a data set once before training, to find broken ones."""
 
 import collections
 import contextlib
@@ -16,34 +16,34 @@ import PIL
 from layermatch_jax.data.sources import decoding, names
 from layermatch_jax.runtime import files as small_files
 
-_CHUNK = 256  # images given to the threads at a time: Ctrl-C waits for no more than these
-_QUIET = 3.0  # seconds that pass without a word; a check that took longer is recorded
-_LINES = 100  # of an error message
+_CHUNK = 256  # images that the threads get at a time; Ctrl-C waits for these
+_QUIET = 3.0  # seconds between messages; a check that took longer is recorded
+_LINES = 100  # images in an error message
 
 
 class Findings(NamedTuple):
-    """What is wrong with the images of a data set, and what is unusual about them."""
+    """Broken images of a data set, and remarks on unusual ones."""
 
     broken: dict[str, str]  # path -> why it cannot be decoded
     remarks: tuple[str, ...]  # sentences for the user
 
 
 def check(files: Sequence[str], side: int, alpha: str) -> Findings:
-    """Decodes images as `decoding.decode` would, in parallel, and tells how far it is.
+    """Decodes image files in parallel, as `decoding.decode` does, and prints its progress.
 
-    A check of some seconds that found all images whole is recorded in the user's cache folder
-    ($XDG_CACHE_HOME, by default ~/.cache). It is not repeated while the same files have the same
-    sizes and times of modification.
+    A check that took more than three seconds and found no broken image is recorded in the user's
+    cache folder ($XDG_CACHE_HOME, by default ~/.cache). The check is skipped as long as the files'
+    paths, sizes and modification times stay the same.
 
     Args:
-      files: their paths.
-      side: of the decoded images, pixels.
-      alpha: of `decoding.decode`.
+      files: the paths of the images.
+      side: side of the decoded images, pixels.
+      alpha: see `decoding.decode`.
     """
     record = _record(files, side, alpha)
-    with contextlib.suppress(OSError, ValueError):  # none, or a damaged one: check again
+    with contextlib.suppress(OSError, ValueError):  # no record, or a damaged one: check
         earlier = json.loads(record.read_text(encoding="utf-8"))
-        return Findings({}, (*earlier, "all images were found whole at an earlier start"))
+        return Findings({}, (*earlier, "an earlier start found no broken image"))
 
     broken, remarks = {}, collections.defaultdict(list)
     started = said = time.monotonic()
@@ -67,14 +67,14 @@ def check(files: Sequence[str], side: int, alpha: str) -> Findings:
         for remark, paths in sorted(remarks.items())
     ]
     if not broken and time.monotonic() - started > _QUIET:
-        with contextlib.suppress(OSError):  # no room, no right: the next start checks again
+        with contextlib.suppress(OSError):  # the next start checks again
             record.parent.mkdir(parents=True, exist_ok=True)
             small_files.write_json(record, sentences)
     return Findings(broken, tuple(sentences))
 
 
 def as_lines(broken: dict[str, str]) -> str:
-    """The broken images, one a line, each with its reason."""
+    """Lists the broken images, one on each line, with the reasons."""
     lines = [f"  {names.text(path)} ({reason})" for path, reason in broken.items()]
     if len(lines) > _LINES:
         lines[_LINES:] = [f"  and {len(lines) - _LINES:,} more"]
@@ -82,7 +82,7 @@ def as_lines(broken: dict[str, str]) -> str:
 
 
 def _record(files: Sequence[str], side: int, alpha: str) -> Path:
-    """Where a check of these files, as they are now, is recorded."""
+    """Returns the path of the record for these files in their present state."""
 
     def state_of(path):
         try:

@@ -1,4 +1,4 @@
-"""One image file, decoded: square, uint8, red, green and blue, whatever the file holds."""
+"""Decodes an image file of any supported format to a square RGB image, uint8."""
 
 import concurrent.futures
 import errno
@@ -13,58 +13,60 @@ from layermatch_jax.data.images import square
 from layermatch_jax.data.sources import names
 from layermatch_jax.errors import InputError
 
-# By content, not by extension. Others (EPS, TGA, ...) would start programs or take any bytes.
+# Recognized by content, not by extension. Others are unsafe: EPS starts a program, and TGA accepts
+# almost any bytes.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-# Errors that say nothing about the file.
+# Errors of the machine, which do not mean that the file is broken.
 _OF_THE_MACHINE = tuple(
     getattr(errno, name)
     for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
     if hasattr(errno, name)
 )
-_BITS = (8, 10, 12, 14, 16, 24, 32)  # that a camera or a scanner fills
+_BITS = (8, 10, 12, 14, 16, 24, 32)  # usual bit depths of cameras and scanners
 
 
 class Decoded(NamedTuple):
-    """One image, and what was done to it that its owner may not expect."""
+    """A decoded image, and remarks on changes that the user may not expect."""
 
     pixels: np.ndarray  # uint8 [side, side, 3]
-    remarks: tuple[str, ...]  # each goes on with "in 12 of 300 images"
+    remarks: tuple[str, ...]  # a message continues each with "in 12 of 300 images"
 
 
 def decode(path: str, side: int, alpha: str = "white") -> np.ndarray:
-    """One image file as uint8 [side, side, 3]: its central square, resized.
+    """Decodes the central square of an image file, resized: uint8 [side, side, 3].
 
-    The image is turned as its EXIF orientation says. Of several frames the first counts. Gray
-    levels of more than 8 bits are scaled by what is there: white is the largest value of the fewest
-    bits, of 8, 10, 12, 14, 16, 24 and 32, that hold the image's largest value (PGM files say
-    themselves what white is). Floats are in 0..1 or, where the largest is above 1, in 0..255;
-    negative values, and floats above 255, are stretched from the image's lowest to its highest.
+    The image is rotated by its EXIF orientation. Only the first frame of an animation is used. Gray
+    levels of more than 8 bits are scaled to 0..255. For integers, white is the largest value of the
+    smallest bit depth (8, 10, 12, 14, 16, 24 or 32) that holds the image's largest value; PGM files
+    define white themselves. Floats have the range 0..1 or, if the largest is above 1, 0..255. An
+    image with negative values, or with floats above 255, is scaled from its lowest value to its
+    highest.
 
     Args:
-      path: of the file.
-      side: of the result, pixels.
-      alpha: 'white' puts the image on a white ground, 'drop' takes all pixels as opaque.
+      path: path of the file.
+      side: side of the result, pixels.
+      alpha: 'white' puts the image on a white background, 'drop' makes all pixels opaque.
 
     Raises:
-      InputError: the file cannot be read or decoded; names it.
+      InputError: the file cannot be read or decoded; the message names it.
     """
     try:
         return _decode(path, side, alpha).pixels
-    # Decoders raise whatever the broken bytes lead them to: OSError, SyntaxError, struct.error...
+    # On broken bytes, decoders raise many types: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise InputError(
-            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Put the whole"
-            " file back: a run that has begun then goes on. Without it, or with another image in"
-            " its place, the data set is another one and needs a new run."
+            f"Cannot decode the image {names.text(path)} ({_reason(error, path)}). Restore the"
+            " original file; then the run can be resumed. Without the file, or with a different"
+            " image in its place, the data set changes and needs a new run."
         ) from error
 
 
 def attempt(path: str, side: int, alpha: str) -> Decoded | str:
-    """The image that `decode` gives, with its remarks; or why it cannot be decoded.
+    """Decodes an image as `decode` does; returns a Decoded, or the reason why it is broken.
 
     Raises:
-      MemoryError, OSError: the machine, not the file, is at fault: no memory, too many open files,
-        a file server that does not answer.
+      MemoryError, OSError: the machine failed, not the file: out of memory, too many open files, a
+        file server that does not answer.
     """
     try:
         return _decode(path, side, alpha)
@@ -77,14 +79,14 @@ def attempt(path: str, side: int, alpha: str) -> Decoded | str:
 
 
 def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ...]]:
-    """Why the image cannot be decoded, None if it can; and the remarks on it (see Decoded)."""
+    """Returns (the reason why an image cannot be decoded, or None; its remarks: see Decoded)."""
     found = attempt(path, side, alpha)
     return (found, ()) if isinstance(found, str) else (None, found.remarks)
 
 
 @functools.cache
 def pool() -> concurrent.futures.Executor:
-    """Threads to decode in: Pillow decodes without the GIL."""
+    """Returns the decoding threads; they do run in parallel: Pillow decodes without the GIL."""
     return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
 
 
@@ -93,8 +95,8 @@ def _decode(path: str, side: int, alpha: str) -> Decoded:
     with Image.open(path, formats=_formats()) as image:
         if getattr(image, "is_animated", False):
             remarks.append("only the first of several frames is used")
-        # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size; twice what is
-        # needed is left, so that the resizing after it still decides the quality.
+        # Decodes a large JPEG at 1/2, 1/4 or 1/8 of its size. The result has at least twice the
+        # needed size, so the quality still depends on the resizing below.
         image.draft("RGB", (2 * side, 2 * side))
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] in "IF":  # I, I;16, I;16B, F: Pillow's own conversion would clip to white
@@ -111,15 +113,15 @@ def _decode(path: str, side: int, alpha: str) -> Decoded:
                     image = Image.alpha_composite(ground, image)
                     remarks.append("transparent pixels become white (dataset.alpha=white)")
                 else:
-                    remarks.append("transparent pixels are taken as opaque (dataset.alpha=drop)")
+                    remarks.append("transparent pixels become opaque (dataset.alpha=drop)")
         return Decoded(np.asarray(square(image.convert("RGB"), side)), tuple(remarks))
 
 
 def _eight_bits(image: Image.Image, white: int | None) -> tuple[Image.Image, str]:
-    """A gray image of more than 8 bits as one of 8 (see `decode`), and what was done."""
+    """Converts a gray image of more than 8 bits to 8 bits (see `decode`); also returns a remark."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it has values that are not finite")
     low, high = values.min(), values.max()
     whole = values.dtype.kind in "iu"
     if whole and low >= 0:
@@ -150,7 +152,7 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """Why a file could not be decoded, without its path."""
+    """Says why a file could not be decoded, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format" if os.path.getsize(path) else "the file is empty"
     if isinstance(error, OSError) and error.strerror:

@@ -1,6 +1,6 @@
-"""A data set as a folder of image files (ImageNet-100, one's own photographs).
+"""Data sets in folders of image files, such as ImageNet-100 or your own photographs.
 
-The files are listed and checked at the start, and decoded again whenever they are read.
+The files are listed and checked at the start. Every later read decodes a file again.
 """
 
 import collections
@@ -25,24 +25,25 @@ class _File(NamedTuple):
 
 
 def load(dataset: ConfigDict) -> Source:
-    """The images below dataset.data_dir, each cut to its central square of dataset.stored_size.
+    """Loads the images below dataset.data_dir: central squares, resized to dataset.stored_size.
 
-    ROOT/train/CLASS/ and ROOT/test/CLASS/ (ROOT/val/ where ROOT/test/ has no class folders) hold
-    the images of a class, at any depth; ROOT/unlabeled/, if there, holds more, at any depth.
-    Classes are the folders of train sorted by name, or those named in dataset.class_list, in its
-    order (one a line; empty lines and lines that begin with # are skipped; other folders are not
-    used). The images of a class come sorted by path. Names are compared as `names.text`.
+    ROOT/train/CLASS/ and ROOT/test/CLASS/ hold the images of a class, at any depth (ROOT/val/ if
+    ROOT/test/ is missing or has no class folders). ROOT/unlabeled/ is optional and holds images
+    without labels, at any depth. The classes are the folders of train sorted by name, or those in
+    dataset.class_list, in its order (one on each line; empty lines and lines that begin with # are
+    skipped; other folders are not used). The images of a class are sorted by path. Names are
+    compared as `names.text`.
 
-    Every image is decoded once, as `decoding.decode` does, to know that it is whole. Broken images
-    are an error, or are left out if dataset.on_broken is 'skip'. The Source's notes say what was
-    passed over, left out or changed.
+    Every image is decoded once with `decoding.decode`, to find broken ones. Broken images are an
+    error; with dataset.on_broken='skip' they are left out. The Source's notes say what was passed
+    over, left out or changed.
 
     Test images are read if dataset.evaluate_on is 'test' or dataset.drop_test_duplicates is set;
     otherwise the test set is empty.
 
     Raises:
-      InputError: the folder is not of this form, has fewer than two classes, or holds broken images
-        (all are named). Reading an image that broke later raises it, too.
+      InputError: the folder does not have this form, has fewer than two classes, or holds broken
+        images (the message lists them). Reading an image that broke later raises it, too.
     """
     where = layout.read(dataset)
     places = [("train", *place) for place in enumerate(where.train)]
@@ -63,8 +64,8 @@ def load(dataset: ConfigDict) -> Source:
         broken = f"{len(findings.broken):,} of {len(files):,} images cannot be decoded"
         if dataset.on_broken == "error":
             raise InputError(
-                f"{broken}:\n{checking.as_lines(findings.broken)}\nPut whole images in their place,"
-                " remove them, or leave them out with --config.dataset.on_broken=skip."
+                f"{broken}:\n{checking.as_lines(findings.broken)}\nReplace or remove them, or"
+                " leave them out with --config.dataset.on_broken=skip."
             )
         files = [file for file in files if file.path not in findings.broken]
         notes.append(f"left out: {broken}:\n{checking.as_lines(findings.broken)}")
@@ -90,12 +91,12 @@ def load(dataset: ConfigDict) -> Source:
 
 
 def from_files(paths: Sequence[str | os.PathLike[str]], side: int, alpha: str = "white") -> Images:
-    """Image files without known classes, in this order, cut and resized to `side` pixels.
+    """Makes Images of files without known classes, in this order, cropped and resized.
 
     Args:
-      paths: of the files.
-      side: of the images, pixels.
-      alpha: of `decoding.decode`; for a run's model, its dataset.alpha.
+      paths: paths of the image files.
+      side: side of the images, pixels.
+      alpha: see `decoding.decode`; for the model of a run, its dataset.alpha.
     """
     files = [os.fspath(path) for path in paths]
     return _images(files, np.full(len(files), -1, np.int32), side, alpha)
@@ -113,17 +114,17 @@ def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Imag
 
 
 def _counted_twice(files: list[_File], root: Path) -> list[str]:
-    """Sentences on the files that count more than once, by links; copies are not looked for."""
+    """Describes files that count more than once because of links; copies are not searched."""
 
     def identity(file):
         try:
             found = os.stat(file.path)
-        except OSError:  # the check tells of it
+        except OSError:  # the check reports it
             return file.path
         return (found.st_dev, found.st_ino) if found.st_ino else file.path
 
     known = list(zip(files, decoding.pool().map(identity, files), strict=True))
-    groups = collections.defaultdict(list)  # of the files to train on
+    groups = collections.defaultdict(list)  # the training and unlabeled files, by identity
     for file, same in known:
         if file.part != "test":
             groups[same].append(file)
@@ -137,19 +138,19 @@ def _counted_twice(files: list[_File], root: Path) -> list[str]:
     return [
         f"{said}: {len(paths):,} (first: {listing.relative(paths[0], root)})"
         for paths, said in (
-            (tested, "test images that are files trained on, too"),
-            (classes, "training images that links put into more than one class"),
-            (repeated, "images that links add to the training images once more"),
+            (tested, "test images that are also training or unlabeled images"),
+            (classes, "training images in more than one class, by links"),
+            (repeated, "training or unlabeled images that count again, by links"),
         )
         if paths
     ]
 
 
 def _in_another_class(files: list[_File], where: layout.Layout) -> list[str]:
-    """A sentence on the images in a folder that is inside one class and named like another."""
+    """Describes images in a folder that lies inside one class and has the name of another."""
     roots = {"train": where.train, "test": where.test}
     label_of = {name: label for label, name in enumerate(where.class_names)}
-    inner: dict[tuple[str, int, str], bool] = {}  # of each folder with images, whether it is one
+    inner: dict[tuple[str, int, str], bool] = {}  # folder of images -> whether it is such a folder
 
     def named_like_another(file: _File) -> bool:
         key = file.part, file.label, os.path.dirname(file.path)
@@ -165,23 +166,23 @@ def _in_another_class(files: list[_File], where: layout.Layout) -> list[str]:
         return []
     first = listing.relative(others[0].path, where.root)
     return [
-        "images in a folder that is inside one class and named like another, which count as the"
-        f" outer one: {len(others):,} (first: {first} counts as"
+        "images in a folder that lies inside one class and has the name of another; they count as"
+        f" the outer class: {len(others):,} (first: {first} counts as"
         f" {where.class_names[others[0].label]})"
     ]
 
 
 def _refuse_gaps(files: list[_File], where: layout.Layout, why: str) -> None:
-    """InputError where a class has no training image, or another part has no image at all."""
+    """Raises an InputError if a class has no training image, or another part has no image."""
     there = {(file.part, file.label) for file in files}
     parts = {part for part, _ in there}
     empty = [name for label, name in enumerate(where.class_names) if ("train", label) not in there]
     if empty:
-        wrong = f"No training images in {where.root} of: {names.some(empty)}"
+        wrong = f"{where.root} has no training images of: {names.some(empty)}"
     elif where.test and "test" not in parts:
-        wrong = f"No test images in {where.root} of: {names.some(where.class_names)}"
+        wrong = f"{where.root} has no test images of: {names.some(where.class_names)}"
     elif where.unlabeled and "unlabeled" not in parts:
-        wrong = f"{where.unlabeled} has no images: fill or remove it"
+        wrong = f"{where.unlabeled} has no images. Add images or remove the folder"
     else:
         return
     raise InputError(f"{wrong}. {why}{'. ' if why else ''}{layout.EXPECTED}")

@@ -1,4 +1,4 @@
-"""Which folders below the root of an image folder hold what."""
+"""Finds the folders of a data set: training, test and unlabeled images, and the classes."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,12 @@ from layermatch_jax.errors import InputError
 
 EXPECTED = (
     "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or ROOT/val/...; neither is"
-    " needed with --config.dataset.evaluate_on=validation), at any depth below CLASS, and if you"
-    " like ROOT/unlabeled/*.jpg; image files end in "
+    " needed with --config.dataset.evaluate_on=validation), at any depth below CLASS, and"
+    " optionally ROOT/unlabeled/*.jpg; image files end in "
     + ", ".join(listing.EXTENSIONS)
     + ". Set --config.dataset.data_dir to ROOT."
 )
-# Name of a folder in the root, in small letters -> the part of the data set that it holds.
+# Name of a folder in the root, in lower case -> its part of the data set.
 _PARTS = {name: name for name in ("train", "test", "val", "unlabeled")} | {
     "unlabelled": "unlabeled"
 }
@@ -28,14 +28,14 @@ class Layout(NamedTuple):
     root: Path
     class_names: tuple[str, ...]  # as text, in the order of their labels
     train: tuple[str, ...]  # the folder of each class
-    test: tuple[str | None, ...]  # likewise, None for a class without one; () if nothing is needed
+    test: tuple[str | None, ...]  # the same, or None; () if no test images are needed
     unlabeled: str | None
-    passed_over: dict[str, list[str]]  # beside the class folders, kind -> paths: see `listing`
-    notes: tuple[str, ...]  # sentences for the user: what is there and not used
+    passed_over: dict[str, list[str]]  # outside the class folders, kind -> paths: see `listing`
+    notes: tuple[str, ...]  # sentences for the user on what is not used
 
 
 class _ClassFolders(NamedTuple):
-    path: Path  # train/, say
+    path: Path  # such as train/
     by_name: dict[str, str]  # name as text -> path on the disk, sorted by name
     passed_over: dict[str, list[str]]
 
@@ -43,12 +43,12 @@ class _ClassFolders(NamedTuple):
 def read(dataset: ConfigDict) -> Layout:
     """Finds the parts below the root and the folders of the classes; see `folder.load`.
 
-    Capital and small letters are one in the names of the parts. Test folders are left alone if
-    nothing needs test images.
+    Case does not matter in the names of the parts. Test folders are read only if test images are
+    needed.
 
     Raises:
-      InputError: a part is missing, is there twice, or has no class folders; the classes do not fit
-        together or are fewer than two.
+      InputError: a part is missing, occurs twice or has no class folders; training and test classes
+        do not match; or there are fewer than two classes.
     """
     root = Path(dataset.data_dir).expanduser()
     if not dataset.data_dir or not root.is_dir():
@@ -70,12 +70,12 @@ def read(dataset: ConfigDict) -> Layout:
         for path in train.passed_over.get(kind, [])
         if os.path.isdir(path) and (name := os.path.basename(path))
     ]:
-        notes.append(f"folders that are no classes, by their names: {names.some(no_classes)}")
+        notes.append(f"folders that do not count as classes: {names.some(no_classes)}")
     if dataset.class_list:
         class_names = names.read_class_list(dataset.class_list)
         _require_folders(class_names, train, dataset.class_list)
         if unlisted := [name for name in train.by_name if name not in class_names]:
-            notes.append(f"not used, for the class list does not name them: {names.some(unlisted)}")
+            notes.append(f"not used, because not in the class list: {names.some(unlisted)}")
             if any(name.startswith("#") for name in unlisted):
                 notes.append("lines of the class list that begin with # are comments")
     if len(class_names) < 2:
@@ -89,14 +89,15 @@ def read(dataset: ConfigDict) -> Layout:
         test = _with_classes(candidates, class_names)
         if test.path != candidates[0]:
             flat = candidates[0].name
-            notes.append(
-                f"test images are those of {test.path.name}/: {flat}/ has no class folders"
-            )
+            notes.append(f"the test images are in {test.path.name}/: {flat}/ has no class folders")
         if not dataset.class_list:
             _require_folders(list(test.by_name), train, test.path)
 
         elif unlisted := [n for n in test.by_name if n not in {*class_names, *train.by_name}]:
-            notes.append(f"no classes of the list, in {test.path.name}/: {names.some(unlisted)}")
+            notes.append(
+                f"folders in {test.path.name}/ that are not in the class list:"
+                f" {names.some(unlisted)}"
+            )
 
     used = {train.path, test and test.path, parts.get("unlabeled")}
     unused = [
@@ -134,8 +135,8 @@ def _parts(root: Path, folders: list[str]) -> dict[str, Path]:
         part = _PARTS.get(name.lower())
         if part in parts:
             raise InputError(
-                f"{root} has two folders for its {part} images, {parts[part].name} and {name}:"
-                " keep one of them."
+                f"{root} has two folders of {part} images, {parts[part].name} and {name}. Keep one"
+                " of them."
             )
         if part:
             parts[part] = root / name
@@ -143,18 +144,18 @@ def _parts(root: Path, folders: list[str]) -> dict[str, Path]:
 
 
 def _with_classes(candidates: list[Path], class_names: list[str]) -> _ClassFolders:
-    """The first that has a folder of a class: test/ may be flat, without labels, and val/ not."""
+    """Returns the first candidate with a class folder; test/ may be flat, without labels."""
     found = [_class_folders(folder) for folder in candidates]
     for folders in found:
         if folders.by_name.keys() & class_names:
             return folders
-    has = names.some([f"{name}/" for name in found[0].by_name]) or "no folders"
+    has = names.some([f"{name}/" for name in found[0].by_name]) or "none"
     up = ""
     for name, path in found[0].by_name.items():
         if _class_folders(path).by_name.keys() & class_names:
             up = f" The class folders seem to be inside {name}/: move them up."
     raise InputError(
-        f"{candidates[0]} has no folder of a class of the training images; it has {has}.{up}"
+        f"{candidates[0]} has no folder with the name of a training class; its folders: {has}.{up}"
         f" {EXPECTED}"
     )
 
@@ -165,8 +166,8 @@ def _class_folders(folder: str | os.PathLike) -> _ClassFolders:
     for name in there.pop(listing.FOLDER, []):
         if names.text(name) in by_name:
             raise InputError(
-                f"{names.text(str(folder))} has two folders whose names are one text in different"
-                f" bytes, {names.text(name)}: merge or rename them (`ls -b` shows the bytes)."
+                f"{names.text(str(folder))} has two folders with the name {names.text(name)}, in"
+                " different bytes. Merge or rename them (`ls -b` shows the bytes)."
             )
         by_name[names.text(name)] = os.path.join(folder, name)
     if listing.IMAGE in there:
@@ -182,29 +183,33 @@ def _require_folders(wanted: list[str], train: _ClassFolders, source: str | os.P
     if missing:
         raise InputError(
             f"{len(missing)} of the classes in {source} have no folder in {train.path}:"
-            f" {names.some(missing)}. Every class needs training images: add them, or take the"
-            f" class out of {source}."
+            f" {names.some(missing)}. Every class needs training images: add them, or remove the"
+            f" class from {source}."
         )
 
 
 def _too_few(train: _ClassFolders, class_list: str) -> InputError:
-    """The error for a data set of one class; says what its one folder may be."""
+    """Makes the error for a data set of one class; says whether the classes lie one level lower."""
     if class_list:
-        return InputError(f"The class list {class_list} names one class; it takes two or more.")
+        return InputError(
+            f"The class list {class_list} names only one class. It needs two or more."
+        )
     ((name, path),) = train.by_name.items()
     folder, inside = train.path, list(_class_folders(path).by_name)
     if len(inside) > 1:
         return InputError(
             f"{folder} has one folder, {name}, and the class folders seem to be inside it:"
-            f" {names.some(inside)}. Move them up, to {folder / inside[0]} and so on; likewise in"
-            f" the test folder. {EXPECTED}"
+            f" {names.some(inside)}. Move them up, to {folder / inside[0]} and so on, and do the"
+            f" same in the test folder. {EXPECTED}"
         )
-    return InputError(f"{folder} has one class folder, {name}; it takes two or more. {EXPECTED}")
+    return InputError(
+        f"{folder} has only one class folder, {name}. At least two are needed. {EXPECTED}"
+    )
 
 
 def _missing(folder: Path, there: dict[str, list[str]]) -> InputError:
     has = names.some([name for found in there.values() for name in found]) or "nothing"
-    return InputError(f"{folder} is missing; {folder.parent} has {has}. {EXPECTED}")
+    return InputError(f"{folder} is missing; {folder.parent} contains: {has}. {EXPECTED}")
 
 
 def _entries(folder: str | os.PathLike) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and what else is there and does not count."""
+"""Lists the images below a folder, and tallies everything else by kind."""
 
 import collections
 import os
@@ -15,7 +15,7 @@ EXTENSIONS = (
 # Kinds of entries. Every other kind is passed over and named: see `passed_over`.
 FOLDER, IMAGE = "folders", "images"
 HIDDEN, SYSTEM = "hidden", "of the system (thumbnails, trash)"
-# SYSTEM: what file servers and systems put beside one's own files: thumbnails, metadata, trash.
+# SYSTEM: names that file servers and operating systems create: thumbnails, metadata, trash.
 _SYSTEM = {
     *(
         "@eadir",
@@ -36,17 +36,17 @@ _KINDS_NAMED = 30
 
 
 class Found(NamedTuple):
-    """What `find` found below a folder."""
+    """The result of `find`."""
 
-    files: list[str]  # paths of the images, in the order of their text below the folder
+    files: list[str]  # paths of the images, sorted by the text of their part below the folder
     passed_over: dict[str, list[str]]  # kind -> paths
 
 
 def find(folder: str | os.PathLike) -> Found:
-    """The images at any depth below a folder.
+    """Finds the images below a folder, at any depth.
 
-    Links to files and folders are followed. No folder counts twice, and none that holds `folder`
-    counts, so links in a circle end.
+    Links to files and folders are followed. Each folder counts once, and the folders above `folder`
+    do not count, so circular links end.
     """
     folder = os.fspath(folder)
     real = os.path.realpath(folder)
@@ -57,7 +57,7 @@ def find(folder: str | os.PathLike) -> Found:
         where = todo.popleft()
         real = os.path.realpath(where)
         if real in seen:
-            passed_over["linked in a circle or twice"].append(where)
+            passed_over["circular or repeated link"].append(where)
             continue
         seen.add(real)
         try:
@@ -71,7 +71,7 @@ def find(folder: str | os.PathLike) -> Found:
                 files += paths
             elif kind != FOLDER:
                 passed_over[kind] += paths
-            else:  # links last: a folder that is also linked to counts where it is
+            else:  # links last, so that a linked folder counts at its own place
                 todo.extend(path for path in paths if os.path.islink(path))
                 todo.extendleft(path for path in paths if not os.path.islink(path))
     start = len(os.path.join(folder, ""))
@@ -80,9 +80,9 @@ def find(folder: str | os.PathLike) -> Found:
 
 
 def entries(folder: str | os.PathLike) -> dict[str, list[str]]:
-    """The names of what is directly in a folder, in order, by kind.
+    """Returns the sorted names of a folder's entries by kind.
 
-    Kinds are FOLDER, IMAGE, and of what does not count the extension or the reason.
+    Kinds are FOLDER, IMAGE and, for entries that are passed over, the extension or the reason.
 
     Raises:
       OSError: the folder cannot be read.
@@ -95,7 +95,7 @@ def entries(folder: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def merge(tallies: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
-    """One tally of several: for each kind the paths of all of them."""
+    """Merges tallies: for each kind, the paths of all of them."""
     merged = collections.defaultdict(list)
     for tally in tallies:
         for kind, paths in tally.items():
@@ -104,7 +104,7 @@ def merge(tallies: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
 
 
 def passed_over(tally: Mapping[str, list[str]], root: str | os.PathLike) -> str:
-    """'passed over: 12 .heic (first: train/cat/1.heic), 3 hidden (…)'; '' where nothing was."""
+    """Formats a tally: 'passed over: 12 .heic (first: cat/1.heic), 3 hidden (…)'; '' if empty."""
     if not tally:
         return ""
     kinds = sorted(tally, key=lambda kind: (-len(tally[kind]), kind))
@@ -113,12 +113,12 @@ def passed_over(tally: Mapping[str, list[str]], root: str | os.PathLike) -> str:
         for kind in kinds[:_KINDS_NAMED]
     ]
     if rest := kinds[_KINDS_NAMED:]:
-        said.append(f"{sum(len(tally[kind]) for kind in rest):,} others")
+        said.append(f"{sum(len(tally[kind]) for kind in rest):,} of other kinds")
     return f"passed over: {', '.join(said)}"
 
 
 def relative(path: str | os.PathLike, root: str | os.PathLike) -> str:
-    """A path below `root` as text, without the root."""
+    """Returns a path relative to `root` as text."""
     return names.text(os.path.relpath(path, root))
 
 
@@ -130,9 +130,9 @@ def _kind(entry: os.DirEntry) -> str:
     try:
         if entry.is_dir():
             return FOLDER
-        if not entry.is_file():  # reading a pipe would wait for ever
-            return "linked to nothing" if entry.is_symlink() else "no regular file"
-    except OSError:  # a link to itself; a folder that may not be entered
+        if not entry.is_file():  # reading a pipe would block
+            return "broken link" if entry.is_symlink() else "not a regular file"
+    except OSError:  # a link to itself, or a folder without permission
         return "unreadable"
     extension = os.path.splitext(entry.name)[1].lower()
     return IMAGE if extension in EXTENSIONS else extension or "without an extension"

@@ -1,7 +1,7 @@
-"""CIFAR-10, CIFAR-100 and STL-10 by way of TensorFlow Datasets, all in memory.
+"""CIFAR-10, CIFAR-100 and STL-10 from TensorFlow Datasets, all in memory.
 
-TensorFlow is imported inside the functions: it takes seconds, and most of the program runs
-without it.
+TensorFlow is imported inside the functions, because the import takes seconds and most of the
+program does not need it.
 """
 
 import contextlib
@@ -20,15 +20,17 @@ _PROBE_SECONDS = 4.0
 
 
 def load(dataset: ConfigDict) -> Source:
-    """The tfds set of this name; the images are in the order in which tfds stored them.
+    """Loads the tfds set dataset.name; the images are in the order in which tfds stored them.
 
-    Sets already prepared in dataset.data_dir ('': the environment's TFDS_DATA_DIR, or else tfds's
-    default, ~/tensorflow_datasets) are read. A missing one is downloaded and prepared there, if
-    the server answers or the archive lies in downloads/manual; tfds itself would retry for
-    minutes. STL-10's split `unlabelled` becomes Source.unlabeled.
+    A set that is prepared in dataset.data_dir is read from there ('': the environment's
+    TFDS_DATA_DIR, or else tfds's default, ~/tensorflow_datasets). A missing set is downloaded and
+    prepared there if the server answers or the archive is in downloads/manual. (Without the check
+    of the server, tfds would retry for minutes.) STL-10's split `unlabelled` becomes
+    Source.unlabeled.
 
     Raises:
-      InputError: no TensorFlow Datasets, no data and no way to get them, or damaged data.
+      InputError: TensorFlow Datasets is not installed, the data are missing and cannot be
+        downloaded, or they are damaged.
     """
     builder = _builder(dataset.name, dataset.data_dir)
     splits, names = builder.info.splits, tuple(builder.info.features["label"].names)
@@ -44,14 +46,14 @@ def load(dataset: ConfigDict) -> Source:
     )
     largest = max(source.train.labels.max(), source.test.labels.max())
     if largest >= len(names):
-        raise _damaged(builder, f"it names {len(names)} classes and has the label {largest}")
+        raise _damaged(builder, f"it names {len(names)} classes, but has the label {largest}")
     return source
 
 
 def _damaged(builder, what: str) -> InputError:
     return InputError(
-        f"{builder.data_dir} is damaged: {what}. Delete that folder and prepare the set again (with"
-        " network, the next run does)."
+        f"{builder.data_dir} is damaged: {what}. Delete that folder; the next run with network"
+        " access prepares the set again."
     )
 
 
@@ -59,13 +61,13 @@ def _read(builder, split: str, side: int) -> Images:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory JAX needs
+    tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes memory that JAX needs
     count = builder.info.splits[split].num_examples
     pixels = np.empty((count, side, side, 3), np.uint8)
     labels = np.empty(count, np.int32)
-    # One shard after another: tfds's default interleaves them, so that the order would depend on
-    # into how many files a set was written. No cache: it would hold all images a second time.
-    # A number of images other than the announced one is an error, raised while reading.
+    # Read one shard after another: tfds interleaves shards by default, so the order would depend on
+    # the number of files. No cache, because it would hold all images a second time. If the number
+    # of images differs from num_examples, reading raises an error.
     config = tfds.ReadConfig(
         interleave_cycle_length=1, try_autocache=False, assert_cardinality=True
     )
@@ -85,34 +87,33 @@ def _read(builder, split: str, side: int) -> Images:
 
 
 def _builder(name: str, data_dir: str):
-    """The tfds builder of a set that lies prepared on disk; prepares it where that can work."""
+    """Returns the tfds builder of a set on disk; downloads and prepares the set if needed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"Data set {name!r} is read with TensorFlow Datasets, which cannot be imported"
-            f" ({error}). Install it and TensorFlow (pip install tensorflow-datasets"
-            " importlib_resources tensorflow), or take data set 'npz', 'folder' or 'digits', which"
-            " need neither."
+            f"Data set {name!r} needs TensorFlow Datasets, which cannot be imported ({error})."
+            " Install it and TensorFlow (pip install tensorflow-datasets importlib_resources"
+            " tensorflow), or use data set 'npz', 'folder' or 'digits', which need neither."
         ) from error
 
-    # tfds reads the variable once, when it is imported; here it counts when it is asked for.
+    # tfds reads the variable only at its import; here its present value counts.
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
     if re.search(r"[*?\[]", data_dir):
         raise InputError(
             f"--config.dataset.data_dir={data_dir}: TensorFlow Datasets reads *, ? and [ in a path"
             " as a pattern. Rename the folder, or make a link to it (ln -s) without these"
-            " characters and give the link."
+            " characters and use the link."
         )
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
-    # tfds reads the files that describe the set, and raises whatever damaged ones lead it to.
+    # tfds reads the files that describe the set; damaged files raise errors of many types.
     except Exception as error:
         folder = os.path.join(data_dir or os.path.join("~", "tensorflow_datasets"), name)
         raise InputError(
             f"Data set {name!r} cannot be opened by tfds ({type(error).__name__}: {error}). Its"
-            f" description in {folder} is damaged or cannot be read: delete that folder and prepare"
-            " the set again (with network, the next run does)."
+            f" description in {folder} is damaged or cannot be read. Delete that folder; the next"
+            " run with network access prepares the set again."
         ) from error
     if builder.is_prepared():
         return builder
@@ -121,9 +122,9 @@ def _builder(name: str, data_dir: str):
     archives = {url: info.filename for url, info in builder.url_infos.items()}
     mend = (
         "Do one of these: set TFDS_DATA_DIR or --config.dataset.data_dir to a folder in which tfds"
-        f" has prepared it (one that holds {name}/{builder.version}); run once on a machine with"
-        f" network; put the archive {' and '.join(archives.values())} (from"
-        f" {' and '.join(archives)}) into {manual}; or take data set 'folder' or 'npz' with your"
+        f" has prepared the set (it contains {name}/{builder.version}); run once on a machine with"
+        f" network access; put the archive {' and '.join(archives.values())} (from"
+        f" {' and '.join(archives)}) into {manual}; or use data set 'folder' or 'npz' with your"
         " own copy, or 'digits', which needs no download."
     )
     for url, archive in archives.items():
@@ -134,7 +135,7 @@ def _builder(name: str, data_dir: str):
             )
     try:
         builder.download_and_prepare()
-    # Whatever goes wrong on the way (network, checksum, disk), the user has the same ways out.
+    # The remedies are the same for every failure (network, checksum, disk).
     except Exception as error:
         raise InputError(
             f"Data set {name!r} is not in {builder.data_dir_root}, and tfds could not prepare it"
@@ -144,9 +145,9 @@ def _builder(name: str, data_dir: str):
 
 
 def _answers(url: str) -> bool:
-    """Whether the server of a URL can be reached, within seconds.
+    """Returns whether the server of a URL answers within seconds.
 
-    Asked with `requests`, as tfds downloads, so the same proxy and certificate settings apply.
+    Uses `requests`, as tfds does, so the same proxy and certificate settings apply.
     """
     import requests
 
@@ -156,7 +157,7 @@ def _answers(url: str) -> bool:
         with contextlib.suppress(requests.RequestException):
             answers.append(requests.head(url, timeout=_PROBE_SECONDS).status_code < 500)
 
-    # A thread, because the timeout of `requests` does not cover the look-up of the name.
+    # In a thread, because the timeout of `requests` does not cover the DNS look-up.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS + 1)

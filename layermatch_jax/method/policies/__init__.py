@@ -1,13 +1,13 @@
-"""Pseudo-label policies: who gets which pseudo-label, and with what weight.
+"""Pseudo-label policies: the rules that give unlabeled images pseudo-labels and weights.
 
 A policy is a module with
 
-- SETTINGS: {name: Setting}, what it reads of config.policy;
+- SETTINGS: {name: Setting}, the fields of config.policy that it reads;
 - create(config) -> Policy;
-- optionally PRESET: {dotted field: value}, what the method of its name sets beside the policy;
-- optionally CENTERS: the readings of avg_clustering.centers that make sense with it; default all.
+- optionally PRESET: {dotted field: value}, further settings of the method with the same name;
+- optionally CENTERS: the values of avg_clustering.centers that it supports; default all.
 
-To add one, write the module and name it in POLICIES. The method of its name then exists.
+To add a policy, write the module and add it to POLICIES. A method with its name then exists.
 """
 
 import ml_collections
@@ -47,5 +47,5 @@ POLICIES = {
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
-    """The policy that `config.policy.name` names, with its settings; reads the whole config."""
+    """Makes the policy that `config.policy.name` names; takes the whole config."""
     return POLICIES[config.policy.name].create(config)

@@ -1,4 +1,4 @@
-"""AdaMatch: predictions aligned to the labeled ones, a threshold relative to their confidence."""
+"""AdaMatch: predictions aligned to those of labeled images, and a relative threshold."""
 
 import functools
 
@@ -28,24 +28,24 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: q̃ = norm(q · p_l / p_u), ŷ = arg max q̃, w = 1[max q̃ ≥ 0.9 · mean max p].
 
-    p are the labeled rows' probabilities, p_l and p_u moving averages of the labeled and the
-    unlabeled mean prediction (Berthelot 2021, "distribution alignment" and "relative confidence
-    threshold", in the form of the semi-supervised tables: no logit interpolation and no second
-    labeled view). The paper takes both means of the batch alone; USB adds 1e-6 to them, and starts
-    p_u at the first batch's.
+    p are the probabilities of the labeled rows; p_l and p_u are moving averages of the mean
+    prediction on labeled and on unlabeled rows (Berthelot 2021, "distribution alignment" and
+    "relative confidence threshold", without logit interpolation and without a second labeled view,
+    as in the published semi-supervised tables). The paper uses the means of the current batch; USB
+    adds 1e-6 to the averages and starts p_u at the mean of the first batch.
 
     Args:
       config: the whole config; reads policy.{relative_threshold, momentum}.
 
     Returns:
-      A policy whose state holds the two averages [K], 1/K at first, updated before they are used.
-      Diagnostics: class_threshold [K], the step's.
+      A policy. Its state holds the two averages [K], initially 1/K; each step updates them before
+      it uses them. Diagnostics: class_threshold [K], the threshold of this step.
     """
     momentum = config.policy.momentum
 
     def init(spec: Spec) -> dict:
         uniform = functools.partial(jnp.full, spec.num_classes, 1 / spec.num_classes, jnp.float32)
-        return {"labeled": uniform(), "unlabeled": uniform()}  # no buffer can be donated twice
+        return {"labeled": uniform(), "unlabeled": uniform()}  # donated: one buffer each
 
     def assign(state: dict, inputs: Inputs) -> Assignment:
         labeled = jax.nn.softmax(inputs.labeled_logits["weak"])

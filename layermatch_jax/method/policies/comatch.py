@@ -1,4 +1,4 @@
-"""CoMatch: pseudo-labels smoothed by a memory, and embeddings that follow the pseudo-labels."""
+"""CoMatch: pseudo-labels smoothed by a memory, and embeddings trained on their graph."""
 
 import flax.linen as nn
 import jax
@@ -18,18 +18,18 @@ from layermatch_jax.method.policies.interface import (
 )
 from layermatch_jax.views import Views
 
-# Of Li 2021 and its authors' code, for CIFAR-10 and STL-10.
+# Values from Li 2021 and its authors' code, for CIFAR-10 and STL-10.
 TEMPERATURE = 0.2  # of similarities
-SMOOTHING = 0.9  # α, the share of a prediction that is its own
-CONTRAST_THRESHOLD = 0.8  # T: rows whose pseudo-labels agree more than that are neighbors
+SMOOTHING = 0.9  # α, the weight of an image's own prediction; the memory has 1 − α
+CONTRAST_THRESHOLD = 0.8  # T: rows are neighbors if p_i · p_j is at least T
 CONTRAST_WEIGHT = 1.0  # λ_c, relative to λ_u
 DIMENSIONS = 64  # of the embeddings
 MEMORY = 5  # batches
-ALIGNED_OVER = 32  # batches, that distribution alignment averages predictions over
+ALIGNED_OVER = 32  # batches over which distribution alignment averages predictions
 
 
 class Projection(nn.Module):
-    """Features [n, D] -> embeddings [n, 64] of unit length: D → D, LeakyReLU (0.1), D → 64."""
+    """Maps features [n, D] to unit-length embeddings [n, 64]: D → D, LeakyReLU (0.1), D → 64."""
 
     @nn.compact
     def __call__(self, features: Array, train: bool) -> jax.Array:
@@ -41,16 +41,16 @@ class Projection(nn.Module):
 
 
 def similarities(a: Array, b: Array) -> jax.Array:
-    """a_i · b_j / 0.2 for embeddings [n, d] and [m, d], logits [n, m] of which j is like i."""
+    """Computes the similarities a_i · b_j / 0.2, [n, m], of embeddings [n, d] and [m, d]."""
     cosines = jnp.dot(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return cosines / TEMPERATURE
 
 
 def neighbors(targets: jax.Array) -> jax.Array:
-    """The graph of pseudo-labels: [n, n], rows of sum 1 (Li 2021, eq. 7 and section 3.3).
+    """Makes the graph of pseudo-labels, [n, n] with row sums 1 (Li 2021, eq. 7 and section 3.3).
 
-    Rows i and j of targets [n, K] are neighbors by p_i · p_j where that is at least 0.8; each row
-    is its own neighbor by 1.
+    Rows i ≠ j of targets [n, K] have an edge of weight p_i · p_j if that is at least 0.8. Each row
+    has an edge of weight 1 to itself. Then each row of the graph is divided by its sum.
     """
     agreement = jnp.dot(targets, targets.T, precision=jax.lax.Precision.HIGHEST)
     itself = jnp.eye(len(targets), dtype=bool)
@@ -66,25 +66,26 @@ CENTERS = ("none", "classifier")
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: p = 0.9·q̃ + 0.1·Σ_m s_m·p_m, w = 1[max p ≥ τ]; soft cross-entropy, and a contrast.
 
-    Li 2021 (CoMatch), Algorithm 1, in the form of its authors' code. q̃ is the weak view's
-    prediction divided by the mean prediction of the last 32 batches, normalized. s_m is the
-    similarity of its embedding with the m-th of the memory: the embeddings of the last 5 batches,
-    labeled rows with their one-hot labels, unlabeled rows with q̃ (not smoothed). Until the memory
-    is full, in the first 5 steps, p = q̃ (the authors' code waits for one step more). The loss has a
-    second term: the cross-entropy of the graph of p (`neighbors`) with the similarities of the two
-    strong views' embeddings, a mean over the rows of the global batch. The authors' code adds 1e-7
-    inside its logarithm, which a log-softmax does not need.
+    Li 2021 (CoMatch), Algorithm 1, as in its authors' code. q̃ is the prediction for the weak view,
+    divided by the mean prediction of the last 32 batches and normalized. The memory holds the
+    embeddings of the last 5 batches with their probabilities p_m: one-hot labels of labeled rows
+    and q̃ (not smoothed) of unlabeled rows. s_m is the softmax over the similarities between the
+    embedding of the weak view and those in the memory. In the first 5 steps the memory is not
+    full, and p = q̃ (the authors' code waits one step longer).
 
-    BatchNorm's running statistics are those of all views, as in the authors' code.
+    The loss has a second term, a mean over the rows of the global batch: the cross-entropy between
+    the graph of p (`neighbors`) and the softmax over the similarities between the embeddings of the
+    two strong views. The authors' code adds 1e-7 inside its logarithm; a log-softmax does not need
+    that. BatchNorm's running statistics are those of all views, as in the authors' code.
 
     Args:
       config: the whole config; reads policy.threshold, τ in [0, 1].
 
     Returns:
-      A policy whose state holds the memory (`embeddings` [M, 64] and `probabilities` [M, K] float32
-      with M = 5·(1 + μ)·B), the last 32 mean predictions (`predictions` [32, K]) and the number of
-      batches seen (`batches` int32). Diagnostics: class_threshold [K]; neighbors, the mean number
-      that a row has beside itself.
+      A policy. Its state holds the memory (`embeddings` [M, 64] and `probabilities` [M, K] float32,
+      M = 5·(1 + μ)·B), the last 32 mean predictions (`predictions` [32, K]) and the number of
+      batches so far (`batches` int32). Diagnostics: class_threshold [K]; neighbors, the mean number
+      of neighbors that a row has besides itself.
     """
     threshold = config.policy.threshold
 
@@ -102,7 +103,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         weak, num_classes = embeddings.unlabeled["weak"], inputs.target_logits["weak"].shape[-1]
         batches = state["batches"]
 
-        # Distribution alignment, by the batches that there have been so far.
+        # Distribution alignment; in the first 32 steps, over the batches so far.
         probabilities = jax.nn.softmax(inputs.target_logits["weak"])
         predictions = (
             state["predictions"]
@@ -112,7 +113,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         known = jnp.minimum(batches + 1, ALIGNED_OVER)
         aligned = parts.ratio(probabilities, (jnp.sum(predictions, axis=0) / known)[None, :])
 
-        # Smoothing by the memory, once it is full.
+        # Smoothing, once the memory is full.
         remembered = jnp.dot(
             jax.nn.softmax(similarities(weak, state["embeddings"])),
             state["probabilities"],
@@ -121,7 +122,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         smoothed = SMOOTHING * aligned + (1 - SMOOTHING) * remembered
         targets = jnp.where(batches >= MEMORY, smoothed, aligned)
 
-        # What is remembered of this batch takes the place of the oldest.
+        # This batch replaces the oldest one in the memory.
         labels = jax.nn.one_hot(inputs.labels, num_classes)
         rows = len(weak) + len(labels)
         start = batches % MEMORY * rows

@@ -1,4 +1,4 @@
-"""Dash: a bound on the pseudo-label's loss that falls over training."""
+"""Dash: a threshold on the loss of a pseudo-label, which falls over training."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from layermatch_jax.method.policies.interface import (
 )
 from layermatch_jax.setting import Setting
 
-# C, γ and the least bound, in nats (Xu 2021).
+# C, γ and the smallest bound in nats (Xu 2021).
 C, GAMMA, FLOOR = 1.0001, 1.27, 0.05
 
 
@@ -41,18 +41,19 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[CE(weak logits, ŷ) ≤ ρ_t], ρ_t = max(C·γ^−t·ρ̂, 0.05) (Xu 2021, Algorithm 1).
 
-    ρ̂ is the mean labeled loss of a warm-up in which every row passes; t counts periods after it.
-    ŷ = softmax(logits / 0.5) until ρ_t reaches the floor, arg max from then on. The paper's first
-    stage, and USB's warm-up, see labeled images alone; USB takes ρ̂ from the test set's loss.
+    ρ̂ is the mean labeled loss of the warm-up, in which every pseudo-label is used; t counts the
+    periods after the warm-up. ŷ = softmax(logits / 0.5) until ρ_t reaches 0.05, then arg max. In
+    the paper's first stage and in USB's warm-up, only labeled images are used; USB sets ρ̂ to the
+    loss on the test set.
 
     Args:
       config: the whole config; reads policy.{temperature, warm_up, period}, the latter two as
         fractions of train_steps.
 
     Returns:
-      A policy whose state holds the step and the sum of the warm-up's losses. Diagnostics:
-      loss_threshold, ρ_t in nats (infinite, so null, during the warm-up); class_threshold [K], the
-      confidence that a hard pseudo-label needs for it, exp(−ρ_t).
+      A policy. Its state holds the step and the sum of the losses of the warm-up. Diagnostics:
+      loss_threshold, ρ_t in nats (infinite in the warm-up; the log then has null); class_threshold
+      [K], exp(−ρ_t), the confidence at which a hard pseudo-label has the loss ρ_t.
     """
     settings, train_steps = config.policy, config.train_steps
     temperature = settings.temperature

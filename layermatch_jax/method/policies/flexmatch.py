@@ -1,4 +1,4 @@
-"""FlexMatch: a class that is learnt late gets a lower threshold."""
+"""FlexMatch: classes that are learned later get lower thresholds."""
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,19 @@ SETTINGS = {"threshold": parts.THRESHOLD}
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = 1[max q ≥ τ·M(β_c)], M(β) = β / (2 − β), c = arg max q (Zhang 2021, eqs. 5-11).
 
-    β_c = σ_c / max(max σ, number of samples never selected), where σ_c counts the samples whose
-    last confident (≥ τ) prediction was c. The thresholds of a step are those that the step before
-    left; while no sample was ever selected they are 0, and every row passes.
+    β_c = σ_c / max(max σ, number of samples never selected). σ_c counts the samples for which the
+    last confident (≥ τ) prediction was c. A step uses the counts from before it. Until the first
+    sample is selected, the thresholds are 0 and every pseudo-label is used.
 
     Args:
       config: the whole config; reads policy.threshold, τ.
 
     Returns:
-      A policy whose state holds each sample's last confident class (`classes` int32 [N_u], −1 =
-      never) and how many have which (`counts` int32 [K + 1], the last one: never). The counts
-      follow from the classes; they are carried along, so that a step does not read all samples.
-      Diagnostics: class_threshold [K]; never_selected, a fraction of the samples.
+      A policy. Its state holds the last confident class of each sample (`classes` int32 [N_u], −1 =
+      never selected) and the number of samples by class (`counts` int32 [K + 1]; the last one
+      counts those never selected). The state keeps the counts, although they follow from the
+      classes, so that a step need not read all samples. Diagnostics: class_threshold [K];
+      never_selected, the share of the samples that were never selected.
     """
     threshold = config.policy.threshold
 
@@ -49,10 +50,10 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         beta = selected / jnp.maximum(jnp.max(selected), never)
         thresholds = threshold * beta / (2 - beta)
 
-        # Who is confident now is counted from the next step on.
+        # Samples that are confident in this step count from the next step on.
         indices = inputs.unlabeled_indices
         writes = per_sample.last_of_each(indices, confidence >= threshold)
-        before = state["classes"][indices]  # −1 is also the place of `never` in the counts
+        before = state["classes"][indices]  # −1 also indexes `never`, the last of the counts
         moved = writes.astype(jnp.int32)
         return make_assignment(
             inputs,

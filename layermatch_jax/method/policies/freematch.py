@@ -1,4 +1,4 @@
-"""FreeMatch: thresholds that follow the model's own confidence, and a fairness of classes."""
+"""FreeMatch: thresholds that follow the model's confidence, and a class-fairness loss."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from layermatch_jax.setting import Setting, decay
 
 
 def fairness(strong_logits: jax.Array, accepted: jax.Array, expected: jax.Array) -> jax.Array:
-    """Σ_c A_c · log B_c, B = norm(p̄ / h̄), of the accepted strong rows (Zhang 2023, eqs. 10-12).
+    """Computes Σ_c A_c · log B_c with B = norm(p̄ / h̄) (Zhang 2023, eqs. 10-12).
 
-    A class that none of these rows is predicted as has h̄ = 0; it is left out of B and of the sum.
-    (In USB's code it adds a constant, which has no gradient.)
+    p̄ is the mean prediction on the accepted strong rows, h̄ the histogram of their predicted
+    classes. A class with h̄ = 0 is left out of B and of the sum. (In USB's code such a class adds a
+    constant, which has no gradient.)
 
     Args:
       strong_logits: [μB, K].
@@ -32,13 +33,13 @@ def fairness(strong_logits: jax.Array, accepted: jax.Array, expected: jax.Array)
       [], 0 if no row is accepted.
     """
     probabilities = jax.nn.softmax(strong_logits)
-    # Means are sums over the number of rows; the number cancels in the ratio.
+    # Sums instead of means: the number of rows cancels in the ratio.
     _, _, one_hot = parts.hard_labels(probabilities)
     total = jnp.sum(accepted[:, None] * probabilities, axis=0)
     counts = jnp.sum(accepted[:, None] * one_hot, axis=0)
     present = counts > 0
     quotient = jnp.where(present, total / jnp.where(present, counts, 1.0), 0.0)
-    # Inside the logarithm a 1 where nothing is: its derivative there must not be 0 · inf.
+    # log(1) for absent classes: with log(0) the gradient would be 0 · inf = NaN.
     share = quotient / jnp.where(jnp.any(present), jnp.sum(quotient), 1.0)
     return jnp.sum(jnp.where(present, expected * jnp.log(jnp.where(present, share, 1.0)), 0.0))
 
@@ -52,18 +53,18 @@ SETTINGS = {
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
-    """Rule: w = 1[max q ≥ τ_t · p̃_c / max p̃], c = arg max q (Zhang 2023, eqs. 5-8); `fairness`.
+    """Rule: w = 1[max q ≥ τ_t · p̃_c / max p̃], c = arg max q (Zhang 2023, eqs. 5-8).
 
     τ_t, p̃ and h̃ are moving averages of the mean of max q, of the mean of q and of the histogram of
-    arg max q, updated before they are used. The loss has a second term, w_f · fairness with
-    A = norm(p̃ / h̃).
+    arg max q; each step updates them before it uses them. The loss has a second term,
+    w_f · `fairness` with A = norm(p̃ / h̃).
 
     Args:
       config: the whole config; reads policy.{momentum, fairness_weight}.
 
     Returns:
-      A policy whose state holds `threshold` [], `prediction` [K] and `histogram` [K], all 1/K at
-      first. Diagnostics: class_threshold [K], global_threshold τ_t.
+      A policy. Its state holds `threshold` [], `prediction` [K] and `histogram` [K], all initially
+      1/K. Diagnostics: class_threshold [K]; global_threshold, τ_t.
     """
     momentum = config.policy.momentum
 

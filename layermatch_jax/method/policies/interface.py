@@ -1,7 +1,7 @@
-"""What a pseudo-label policy gets and what it returns. It knows nothing of layers or devices.
+"""The interface of pseudo-label policies, which do not depend on layers or devices.
 
 A policy sees the global batch, in global row order: B labeled rows, μB unlabeled rows, K classes.
-Logits are float32. Arrays by view have the names that the policy's `views` give them.
+Logits are float32. The keys of dicts by view are the names in the policy's `views`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,70 +25,70 @@ class Spec(NamedTuple):
     batch_size: int  # B, labeled images a step, all devices together
     unlabeled_ratio: int  # μ
     num_unlabeled: int  # N_u
-    labels: np.ndarray  # [N_l] int32, of the labeled images by position
+    labels: np.ndarray  # [N_l] int32, of the labeled images in the order of the labeled set
 
 
 class Outputs(NamedTuple):
-    """What the unsupervised loss is a function of, and is differentiated by."""
+    """The arguments of the unsupervised loss with respect to which it is differentiated."""
 
-    # By unlabeled view, of the head that the loss goes through
+    # By unlabeled view: the logits of the classifier, or of the head H of the centers
     logits: dict[str, Float32[jax.Array, "μB K"]]
-    heads: dict[str, ByView]  # {policy head: its output for every view}
+    heads: dict[str, ByView]  # {policy head: its outputs by view}
 
 
 class Inputs(NamedTuple):
     """What a policy sees, without gradient."""
 
     target_logits: dict[str, Float32[jax.Array, "μB K"]]  # by unlabeled view, of the target head
-    # Of the head that the features see the loss through, and of the policy's heads
+    # From the head H of the centers, and from the policy heads
     outputs: Outputs
     labeled_logits: dict[str, Float32[jax.Array, "B K"]]  # by labeled view, of the classifier
     labels: Int32[Array, " B"]
     labeled_indices: Int32[Array, " B"]  # positions in the labeled set
     unlabeled_indices: Int32[Array, " μB"]  # positions in the unlabeled set
-    draws: Any = ()  # the policy's own, a tree of arrays [B, ...]
-    # The EMA model's of the target view, for a policy that needs a teacher
+    draws: Any = ()  # the policy's own random draws, a tree of arrays [B, ...]
+    # Logits of the EMA model for the target view, if the policy needs a teacher
     teacher_logits: Float32[jax.Array, "μB K"] | None = None
 
 
 class Assignment(NamedTuple):
-    """What a policy assigns to the same rows."""
+    """The result of a policy for a batch, with the rows in the order of the inputs."""
 
     targets: Float32[jax.Array, "μB K"]  # probabilities
     weights: Float32[jax.Array, " μB"]  # 0 for a rejected row
-    labeled_weights: Float32[jax.Array, " B"]  # of the supervised loss
+    labeled_weights: Float32[jax.Array, " B"]  # weights of labeled rows in the supervised loss
     scale: Float32[jax.Array, ""]  # multiplies λ_u (ramps)
     state: Any  # the next state
     diagnostics: dict[str, Float32[jax.Array, ""] | Float32[jax.Array, " K"]]  # for the log
-    extra: Any = ()  # what else the policy's loss needs
+    extra: Any = ()  # further arrays for the policy's loss
 
 
 class Policy(NamedTuple):
-    """A policy: functions, and what it needs of the step."""
+    """A policy: its functions, and the views, heads and draws that it needs from the step."""
 
     init: Callable[[Spec], Any]  # spec -> state
     assign: Callable[[Any, Inputs], Assignment]  # (state, inputs) -> assignment, without gradient
-    # (outputs, assignment) -> {name: [] float32}, the terms of the unsupervised loss, whose sum is
-    # multiplied by λ_u · scale. A function of the global batch, the same on every device. The term
-    # "unsupervised" is the loss by `targets` and `weights`; the others do not depend on them.
+    # (outputs, assignment) -> {name: [] float32}, the terms of the unsupervised loss for the global
+    # batch. λ_u · scale multiplies their sum. The term "unsupervised" is the loss with `targets`
+    # and `weights`; no other term depends on these two.
     loss: Callable[[Outputs, Assignment], dict[str, jax.Array]]
     views: Views = Views()
-    target_view: str = "weak"  # the unlabeled view that pseudo-labels are made of
-    needs_teacher: bool = False  # whether the EMA model looks at the target view, too
-    # Whether its targets say which class an image is of. If they only say how another view should
-    # be classified, a layer report does not compare them with true labels.
+    target_view: str = "weak"  # the unlabeled view from which pseudo-labels are computed
+    needs_teacher: bool = False  # whether `Inputs.teacher_logits` is computed
+    # True: targets are estimates of the class. False: targets only say how another view should be
+    # classified, and a layer report does not compare them with true labels.
     pseudo_labels: bool = True
-    # Heads of its own beside the classifier, on the pooled features of all views:
+    # The policy heads, on the pooled features of all views:
     # {name: (D, K, device axis for BatchNorm) -> module whose call takes (features [n, D], train)}
     heads: Mapping[str, Callable[[int, int, str | None], nn.Module]] = {}
-    # (generator, B, μ) -> random draws of its own, a tree of arrays [B, ...]; None = it has none
+    # (generator, B, μ) -> the policy's own random draws, a tree of arrays [B, ...]; None = no draws
     draws: Callable[[np.random.Generator, int, int], Any] | None = None
-    # Makes the unlabeled views of kind MADE, before the pass and without gradient:
-    # (apply, images, draws, state) -> {made view: images [n, H, W, 3] float32}. It gets the other
-    # views' normalized images and its own draws, both of this device's rows alone, and its state.
-    # `apply` is the network in training, images [n, H, W, 3] -> logits [n, K] of the classifier. It
-    # can be differentiated. BatchNorm uses the statistics of what it is given, over all devices,
-    # and keeps nothing of them.
+    # Makes the unlabeled views of kind MADE, before the forward pass and without gradient:
+    # (apply, images, draws, state) -> {made view: images [n, H, W, 3] float32}. `images` are the
+    # normalized images of the other views, and `draws` the policy's draws, both only for this
+    # device's rows. `apply` is the network in training mode, images [n, H, W, 3] -> classifier
+    # logits [n, K]. It can be differentiated. Its BatchNorm uses the statistics of these images
+    # over all devices and does not change the running statistics.
     prepare: Callable[[Callable, ByView, Any, Any], dict[str, jax.Array]] | None = None
 
 
@@ -98,12 +98,12 @@ def make_assignment(
     weights: Float[jax.Array, " μB"] | Bool[jax.Array, " μB"],
     **others,
 ) -> Assignment:
-    """An Assignment in which what most policies do not use stands at its neutral value.
+    """Makes an Assignment; fields that are not given get their neutral values.
 
     Args:
-      inputs: of the policy; its shapes are read.
-      targets: of Assignment.
-      weights: of Assignment, or whether a row counts.
+      inputs: the inputs of the policy; only shapes are read.
+      targets: as in Assignment.
+      weights: as in Assignment; a bool means 0 or 1.
       **others: further fields of Assignment.
     """
     neutral = {

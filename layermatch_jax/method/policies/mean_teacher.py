@@ -1,4 +1,4 @@
-"""Mean Teacher: the average of the model's past selves tells the probabilities."""
+"""Mean Teacher: the EMA of the parameters, the teacher, computes the targets."""
 
 import jax
 import ml_collections
@@ -12,18 +12,18 @@ PRESET = {"unsupervised_weight": 50.0}
 
 
 def create(config: ml_collections.ConfigDict) -> Policy:
-    """Targets: the EMA model's probabilities of the weak view; squared error on the strong one.
+    """Targets: the teacher's probabilities for the weak view; squared error on the strong view.
 
-    Tarvainen 2017, with the field's linear ramp (over the first 40 % of the steps; theirs
-    is a Gaussian one). The weight of 50 is λ_u of the method. The teacher normalizes the weak views
-    by their own batch's statistics, as the student does its batch. (In USB's code student and
-    teacher logits are the same tensor, so that its consistency loss is always 0.)
+    Tarvainen 2017, with the linear ramp over the first 40 % of the steps that is common in the
+    field (the paper's ramp is Gaussian). The method sets λ_u = 50. In the teacher, BatchNorm uses
+    the statistics of the batch of weak views. (In USB's code, student and teacher logits are the
+    same tensor, so its consistency loss is always 0.)
 
     Args:
       config: the whole config; reads policy.ramp and train_steps.
 
     Returns:
-      A policy whose state counts steps. Diagnostics: ramp in [0, 1].
+      A policy. Its state counts steps. Diagnostics: ramp in [0, 1].
     """
 
     def targets(inputs: Inputs) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What several policies are made of."""
+"""Settings and functions that several policies share."""
 
 from collections.abc import Callable
 
@@ -20,41 +20,41 @@ from layermatch_jax.setting import Setting
 THRESHOLD = Setting(0.95, "Confidence that a pseudo-label needs to be used (τ).", low=0, high=1)
 RAMP = Setting(0.4, "Share of train_steps over which the weight λ_u rises from 0.", low=0, high=1)
 
-# Averages of probabilities may fall below any bound over a million steps; they divide, though.
+# Smallest denominator: over a million steps, an average of probabilities may fall to 0.
 _SMALL = 1e-30
 
 
 def hard_labels(
     probabilities: Float[Array, "n K"],
 ) -> tuple[Float[jax.Array, " n"], Int[jax.Array, " n"], Float[jax.Array, "n K"]]:
-    """Confidence max q, class arg max q (the first one wins a tie) and one-hot pseudo-label."""
+    """Returns max q (the confidence), arg max q (the first in a tie) and the one-hot class."""
     classes = jnp.argmax(probabilities, axis=-1)
     one_hot = jax.nn.one_hot(classes, probabilities.shape[-1])
     return jnp.max(probabilities, axis=-1), classes, one_hot
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Norm(numerator / denominator): scaled to sum 1 over the last axis. [..., K] float32."""
+    """Divides, then scales the quotient to sum 1 over the last axis. [..., K] float32."""
     quotient = numerator / jnp.maximum(denominator, _SMALL)
     return quotient / jnp.sum(quotient, axis=-1, keepdims=True)
 
 
 def ramp(step: jax.Array, length: float) -> jax.Array:
-    """min(step / length, 1): 0 at step 0, 1 from `length` steps on (at once for length 0)."""
+    """Computes min(step / length, 1); 1 from the start if length is 0."""
     return jnp.minimum(step / length, 1.0) if length > 0 else jnp.float32(1.0)
 
 
 def ramped(
     length: float, targets: Callable[[Inputs], jax.Array]
 ) -> tuple[Callable[[Spec], dict], Callable[[dict, Inputs], Assignment]]:
-    """`init` and `assign` of a policy that uses every image, with a weight that rises from 0.
+    """Makes `init` and `assign` of a policy that uses every image and raises λ_u from 0.
 
     Args:
-      length: of the ramp, steps.
+      length: length of the ramp in steps.
       targets: inputs -> [μB, K] float32.
 
     Returns:
-      Functions for `Policy`. The state counts steps; diagnostics: ramp in [0, 1].
+      (init, assign) for `Policy`. The state counts steps; diagnostics: ramp in [0, 1].
     """
 
     def init(spec: Spec) -> dict:
@@ -78,14 +78,14 @@ def ramped(
 def unsupervised(
     loss: Callable[[jax.Array, jax.Array], jax.Array], view: str = "strong"
 ) -> Callable[[Outputs, Assignment], dict[str, jax.Array]]:
-    """The loss of most policies: (1/μB) Σ_j weights_j · loss(logits_j, targets_j).
+    """Makes the loss of most policies: (1/μB) Σ_j weights_j · loss(logits_j, targets_j).
 
     Args:
-      loss: (logits [n, K], targets [n, K]) -> [n], of losses.py.
-      view: the unlabeled view that the loss is taken on.
+      loss: (logits [n, K], targets [n, K]) -> [n], from optax or losses.py.
+      view: the unlabeled view whose logits the loss takes.
 
     Returns:
-      A function for `Policy.loss` with the one term "unsupervised"; 0 where there are no rows.
+      A function for `Policy.loss` with one term, "unsupervised"; it is 0 if there are no rows.
     """
 
     def terms(outputs: Outputs, assignment: Assignment) -> dict[str, jax.Array]:

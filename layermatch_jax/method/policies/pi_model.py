@@ -16,17 +16,17 @@ CENTERS = ("none", "classifier")
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Loss: mean_k (softmax(a)_k − softmax(b)_k)², a and b the logits of two weak views.
 
-    b is a constant of the loss, so it serves as the target (Laine 2017, section 2.1, whose network
-    draws its noise anew for each view). λ_u rises linearly over the first 40 % of the steps; the
-    paper's ramp is a Gaussian one over the first 80 epochs. The weight of 10 and μ = 1 are those
-    of the published tables (USB). BatchNorm's running statistics are those of all views; TorchSSL
-    keeps the labeled batch's alone.
+    b is the target, so the loss has no gradient with respect to it (Laine 2017, section 2.1; the
+    paper's network also draws new noise for each view). λ_u rises linearly over the first 40 % of
+    the steps; the paper's ramp is Gaussian, over the first 80 epochs. λ_u = 10 and μ = 1 are the
+    values of the published tables (USB). BatchNorm's running statistics are those of all views;
+    TorchSSL keeps only those of the labeled batch.
 
     Args:
       config: the whole config; reads policy.ramp and train_steps.
 
     Returns:
-      A policy whose state counts steps. Diagnostics: ramp in [0, 1].
+      A policy. Its state counts steps. Diagnostics: ramp in [0, 1].
     """
     init, assign = parts.ramped(
         config.policy.ramp * config.train_steps,

@@ -1,4 +1,4 @@
-"""Pseudo-Label: confident predictions are labels for the very image they were made on."""
+"""Pseudo-Label: a confident prediction becomes the label of the same view of the image."""
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ SETTINGS = {"threshold": parts.THRESHOLD, "ramp": parts.RAMP}
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: ŷ = arg max q, w = 1[max q ≥ τ], the loss on the weak view, ramped up (Lee 2013).
 
-    In TorchSSL's form: Lee takes every row and a ramp between two epochs; TorchSSL adds the
-    threshold, and the ramp is linear over the first 40 % of the steps.
+    As in TorchSSL, with a threshold and a linear ramp over the first 40 % of the steps. The paper
+    uses every row, and a ramp between two epochs.
 
     Args:
       config: the whole config; reads policy.{threshold, ramp} and train_steps.
 
     Returns:
-      A policy whose state counts steps. Diagnostics: class_threshold [K], ramp in [0, 1].
+      A policy. Its state counts steps. Diagnostics: class_threshold [K]; ramp in [0, 1].
     """
     threshold, length = config.policy.threshold, config.policy.ramp * config.train_steps
 

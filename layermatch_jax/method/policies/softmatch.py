@@ -1,4 +1,4 @@
-"""SoftMatch: every pseudo-label counts, the less confident ones less."""
+"""SoftMatch: every pseudo-label is used; less confident ones have smaller weights."""
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,17 @@ SETTINGS = {"momentum": decay("the averaged predictions")}
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: w = exp(−min(max q̃ − μ_t, 0)² / (2σ_t²/4)), ŷ = arg max q (Chen 2023, eqs. 6-9).
 
-    q̃ = norm(q · (1/K) / p_u) is q aligned to uniform; it serves the weight alone. μ_t and σ_t² are
-    moving averages of the mean and the unbiased variance of max q̃, p_u of the mean prediction, all
-    updated before they are used. (USB starts p_u at the first batch's and adds 1e-6 to it.)
+    q̃ = norm(q · (1/K) / p_u) is q aligned to the uniform distribution; only the weight uses it. μ_t
+    and σ_t² are moving averages of the mean and the unbiased variance of max q̃; p_u is a moving
+    average of the mean prediction. Each step updates all three before it uses them. (USB starts
+    p_u at the mean of the first batch and adds 1e-6 to it.)
 
     Args:
       config: the whole config; reads policy.momentum.
 
     Returns:
-      A policy whose state holds `mean` (1/K at first), `variance` (1 at first) and `prediction` [K]
-      (1/K). Diagnostics: confidence_mean, μ_t; confidence_deviation, σ_t.
+      A policy. Its state holds `mean` (initially 1/K), `variance` (initially 1) and `prediction`
+      [K] (initially 1/K). Diagnostics: confidence_mean, μ_t; confidence_deviation, σ_t.
     """
     momentum = config.policy.momentum
 

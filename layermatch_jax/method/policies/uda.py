@@ -1,4 +1,4 @@
-"""UDA: sharpened soft targets where the model is confident."""
+"""UDA: sharpened soft pseudo-labels for images on which the model is confident."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from layermatch_jax.method.policies.interface import (
 )
 from layermatch_jax.setting import Setting
 
-# How far training-signal annealing has come, 0 to 1, at the fraction x of training (Xie 2020,
-# "training signal annealing"): which labeled rows still teach.
+# Training-signal annealing (Xie 2020): α_t, from 0 to 1, at the fraction x of training. It sets the
+# threshold above which labeled rows are left out.
 SCHEDULES = {
     "linear": lambda x: x,
     "log": lambda x: 1 - jnp.exp(-5 * x),
@@ -39,17 +39,17 @@ SETTINGS = {
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Rule: ŷ = softmax(logits / T), w = 1[max q ≥ τ] (Xie 2020); T = 0.4, τ = 0.8.
 
-    With training-signal annealing, labeled rows whose *true class's* probability is above
-    η_t = α_t·(1 − 1/K) + 1/K are left out, and the supervised loss is the mean over the others. USB
-    never sharpens (its temperature is ignored once probabilities are passed), and its annealing
-    looks at the largest probability in place of the true class's.
+    Training-signal annealing leaves out a labeled row if the probability of its *true class* is
+    above η_t = α_t·(1 − 1/K) + 1/K. The supervised loss is the mean over the remaining rows. USB
+    never sharpens (it ignores its temperature if it gets probabilities), and its annealing uses the
+    largest probability instead of that of the true class.
 
     Args:
       config: the whole config; reads policy.{threshold, temperature, signal_annealing} and
         train_steps.
 
     Returns:
-      A policy whose state counts steps. Diagnostics: class_threshold [K]; signal_threshold, η_t
+      A policy. Its state counts steps. Diagnostics: class_threshold [K]; signal_threshold, η_t
       (1 without annealing).
     """
     settings, train_steps = config.policy, config.train_steps
@@ -60,7 +60,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         return {"step": jnp.int32(0)}
 
     def annealed(step: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """Weights of the labeled rows [B], of mean 1 where any is left, and η_t."""
+        """Returns the weights of the labeled rows [B], with mean 1 or all 0, and η_t."""
         if settings.signal_annealing == "none":
             return jnp.ones(inputs.labels.shape, jnp.float32), jnp.float32(1.0)
         num_classes = inputs.labeled_logits["weak"].shape[-1]

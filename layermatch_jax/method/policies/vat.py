@@ -1,4 +1,4 @@
-"""VAT: an image is classified alike after the small change that would alter its class most."""
+"""VAT: predictions should resist the small image change that alters them most."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +32,9 @@ CENTERS = ("none", "classifier")
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Scales each image [n, H, W, 3] to Euclidean length 1; an image of zeros stays one."""
+    """Scales each image [n, H, W, 3] to Euclidean length 1; an image of zeros stays zero."""
     axes = (1, 2, 3)
-    # By the largest number first: squares of very small ones would vanish.
+    # Divide by the largest number first, because squares of very small numbers underflow.
     x = x / jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), jnp.finfo(jnp.float32).tiny)
     return x / jnp.maximum(jnp.sqrt(jnp.sum(x**2, axes, keepdims=True)), 1.0)
 
@@ -42,11 +42,11 @@ def unit(x: jax.Array) -> jax.Array:
 def curvature(
     apply: Callable[[Array], jax.Array], images: Array, direction: jax.Array
 ) -> jax.Array:
-    """H·d, with H the second derivative at r = 0 of Σ_j KL(p(x_j) ‖ p(x_j + r_j)) by r.
+    """Computes H·d, where H is the Hessian of Σ_j KL(p(x_j) ‖ p(x_j + r_j)) in r at r = 0.
 
-    H = Jᵀ (diag p − p pᵀ) J, with J the derivative of the logits by the images; the divergence is
-    smallest at r = 0, so nothing else is left of it. Exact: a finite difference as small as that of
-    the authors' code, 1e-6, is rounding noise in float32.
+    H = Jᵀ (diag p − p pᵀ) J, with J the derivative of the logits with respect to the images. Terms
+    with second derivatives of the logits vanish at r = 0, the minimum. The product is exact; the
+    finite difference of the authors' code, with step 1e-6, is rounding noise in float32.
 
     Args:
       apply: images -> logits [n, K].
@@ -63,17 +63,19 @@ def curvature(
 def create(config: ml_collections.ConfigDict) -> Policy:
     """Loss: KL(p(x) ‖ p(x + r)) + w·entropy(p(x)), x a weak view; p(x) in KL is a constant.
 
-    r is ε times the unit vector along H·d: one power iteration from a Gaussian direction d toward
-    the change that alters p most (Miyato 2018, section 3; with the entropy it is the paper's
-    VAT+EntMin). In training, BatchNorm makes the rows of a batch depend on each other, so H is that
-    of all rows together.
+    r is ε times the unit vector along H·d (`curvature`): one power iteration from a Gaussian
+    direction d toward the change that alters p most (Miyato 2018, section 3; with the entropy, the
+    paper's VAT+EntMin). In training, BatchNorm makes the rows of a batch depend on each other, so H
+    is the Hessian for all rows together.
 
-    ε is a length in the normalized image, as in TorchSSL. The defaults are TorchSSL's, on which the
-    published tables rest: ε = 6, λ_u = 0.3 rising over 40 % of the steps, entropy 0.06 = 0.2 · λ_u,
-    μ = 1. (The authors: ε = 8 on whitened CIFAR-10, both weights 1, no ramp.) Differences to
-    TorchSSL: one pass over all views, where it passes labeled, unlabeled and changed images one by
-    one; BatchNorm's running statistics are those of all views, where it keeps the labeled images'
-    alone; the entropy rises with λ_u, where it is constant there.
+    ε is a length in the normalized image, as in TorchSSL. The defaults are those of TorchSSL, which
+    the published tables used: ε = 6, λ_u = 0.3 rising over 40 % of the steps, μ = 1, and 0.06 =
+    0.2 · λ_u for the entropy. (The authors use ε = 8 on whitened CIFAR-10, both weights 1 and no
+    ramp.)
+    Differences from TorchSSL: all views go through the network in one pass, not in separate passes
+    for labeled, unlabeled and changed images; BatchNorm's running statistics are those of all
+    views, not of the labeled images only; the weight of the entropy rises with λ_u and is not
+    constant.
 
     Directions are drawn on the host: 2 ms for 64 images of 32 pixels, 0.1 s for 64 of 224.
 
@@ -82,7 +84,7 @@ def create(config: ml_collections.ConfigDict) -> Policy:
         dataset.image_size.
 
     Returns:
-      A policy whose state counts steps. Diagnostics: ramp in [0, 1].
+      A policy. Its state counts steps. Diagnostics: ramp in [0, 1].
     """
     radius, entropy_weight = config.policy.radius, config.policy.entropy_weight
     size = config.dataset.image_size

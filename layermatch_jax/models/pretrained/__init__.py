@@ -1,9 +1,9 @@
-"""Weights of others that a backbone starts from: a file or an installed package -> `Weights`.
+"""Reads pretrained weights for a backbone from a file or an installed package.
 
-files.py and torch_file.py read a file into arrays, by the names that it has. tables.py says what a
-table of names is and applies it; efficientnet_lite.py, resnet.py and vit.py are the tables of the
-families. fitting.py checks that all weights fit a network, and says what they look like.
-packages.py lists what is there by name.
+files.py and torch_file.py read a file into arrays by name. tables.py defines tables that translate
+these names and applies them; efficientnet_lite.py, resnet.py and vit.py contain the tables.
+fitting.py checks that all weights fit a network, and names the network that they look like.
+packages.py lists the weights that can be given by name.
 """
 
 import collections
@@ -26,29 +26,30 @@ FAMILIES: dict[str, Family] = {
 
 
 def read(source: str, model: str) -> Weights:
-    """Reads the weights of others for a backbone.
+    """Reads pretrained weights for a backbone.
 
     Args:
       source: a key of packages.PACKAGES, or the path of a file (see `files.read`).
       model: `config.model.name`.
 
     Raises:
-      InputError: there are none by this name, no file, or a file that is not of this network; says
-        what it looks like.
+      InputError: the name is unknown, the file does not exist or cannot be read, or its weights
+        belong to another network; the message then names the network that they look like.
     """
     packaged = _packaged(source, model)
     if model not in FAMILIES:
         raise InputError(
-            f"--config.model.pretrained={source}: for model.name={model} no weights of others are "
-            f"read, but for {', '.join(FAMILIES)}. The folder of a run of this package fits any"
+            f"--config.model.pretrained={source}: model.name={model} can only start from the "
+            f"folder of a run of this package. Files and names are read for {', '.join(FAMILIES)}"
         )
     path, called = packaged.find() if packaged else (source, os.path.abspath(source))
     file = files.read(path)
     found = translate(file.arrays, FAMILIES[model])
     if found.unknown:
         raise InputError(
-            f"{path} does not fit {model}: nothing is known of {files.some(found.unknown)}. "
-            f"It looks like {looks_like(file.arrays, FAMILIES)}"
+            f"{path} does not fit {model}: it has unknown names, {files.some(found.unknown)}. "
+            f"It looks like {looks_like(file.arrays, FAMILIES)}. Set --config.model.name to the "
+            f"network of the file, or give a file for {model}"
         )
     family, notes = FAMILIES[model], list(file.notes)
     normalization = file.normalization or family.normalization(found.arrays)
@@ -56,16 +57,18 @@ def read(source: str, model: str) -> Weights:
         normalization = packaged.normalization
     elif not file.normalization:
         notes.append(
-            f"normalization as is usual for {model} (mean {_listed(normalization.mean)}; deviation "
-            f"{_listed(normalization.std)}); the config.json that such files come with, put beside "
-            "it, would be read instead"
+            f"uses the usual normalization for {model} (mean {_listed(normalization.mean)}; "
+            f"deviation {_listed(normalization.std)}), because no config.json beside the file "
+            "gives another one"
         )
     if found.dropped:
         counts = collections.Counter(name.split(".")[-1] for name in found.dropped)
         listed = [f"{count} x {name}" for name, count in counts.items()]
         notes.append(f"not used here: {files.some(listed)}")
     if found.classifier:
-        notes.append("the file's own classifier is not used: it knows other classes")
+        notes.append(
+            "the file's own classifier is not used, because it was trained for other classes"
+        )
     is_statistic = lambda path: path.endswith(("/mean", "/var"))  # noqa: E731
     return Weights(
         params={path: x for path, x in found.arrays.items() if not is_statistic(path)},
@@ -86,15 +89,15 @@ def _packaged(source: str, model: str) -> packages.Packaged | None:
     if source not in packages.PACKAGES:
         if not os.path.exists(os.path.expanduser(source)):
             raise InputError(
-                f"--config.model.pretrained={source} is no file, no run's folder, and no name of "
-                f"weights ({', '.join(packages.PACKAGES)})"
+                f"--config.model.pretrained={source} is neither a file, nor a folder of a run, nor "
+                f"the name of weights. Known names: {', '.join(packages.PACKAGES)}"
             )
         return None
     by_model = packages.PACKAGES[source]
     if model not in by_model:
         raise InputError(
-            f"--config.model.pretrained={source}: there are such weights for "
-            f"{', '.join(by_model)}, not for {model}. Give a file of {model}'s"
+            f"--config.model.pretrained={source}: these weights exist for {', '.join(by_model)}, "
+            f"not for {model}. Set --config.model.name, or give a file with weights for {model}"
         )
     return by_model[model]
 

@@ -1,4 +1,4 @@
-"""The names of EfficientNet-Lite0's weights: EfficientNet-PyTorch's and timm's."""
+"""Names of the weights of EfficientNet-Lite0 in EfficientNet-PyTorch and in timm."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from layermatch_jax.models.pretrained.weights import SYMMETRIC
 
 _BLOCKS = efficientnet_lite.block_names()
 _LAST = f"block{len(_BLOCKS) - 1}"
-# timm counts blocks within the rows of the paper's table.
+# timm numbers the blocks within each row of table 1 of the paper.
 _BEFORE = [0, *itertools.accumulate(group.blocks for group in efficientnet_lite.LITE0)]
 
 
@@ -32,7 +32,7 @@ _EFFICIENTNET_PYTORCH = (
 _TIMM = (
     *conv("conv_stem", "stem/conv"),
     *norm("bn1", "stem/norm"),
-    # The first block does not expand: its parts have other numbers.
+    # The first block has no expansion, so its layers have other numbers.
     *conv(r"blocks\.(0)\.(0)\.conv_dw", _timm("conv2")),
     *norm(r"blocks\.(0)\.(0)\.bn1", _timm("norm2")),
     *conv(r"blocks\.(0)\.(0)\.conv_pw", _timm("conv3")),

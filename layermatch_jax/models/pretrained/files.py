@@ -1,4 +1,4 @@
-"""Files of weights: from a path to arrays by the names that the file has."""
+"""Reads files of weights into arrays by name."""
 
 import hashlib
 import io
@@ -16,14 +16,14 @@ from layermatch_jax.models.pretrained import torch_file
 from layermatch_jax.models.pretrained.weights import Normalization
 
 INSTALL = 'pip install "layermatch_jax[pretrained]"'
-# Entries that training scripts keep a model's weights in, beside others.
+# Names of the entry for the weights in files that training scripts write.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 _PREFIXES = ("module.", "_orig_mod.")  # of models that were wrapped when they were saved
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 class File(NamedTuple):
-    """What a file holds, and what the files beside it say of it."""
+    """The content of a file, with the normalization and license from files beside it."""
 
     arrays: dict[str, np.ndarray]  # float32
     sha256: str
@@ -36,17 +36,18 @@ def read(path: str) -> File:
     """Reads a file of weights.
 
     Args:
-      path: of a .safetensors, .npz, .pth, .pt or .bin file. A config.json (timm's) or
-        preprocessor_config.json (Hugging Face's) beside it is read for the normalization.
+      path: path of a .safetensors, .npz, .pth, .pt or .bin file. The normalization is read from a
+        config.json (timm) or preprocessor_config.json (Hugging Face) in the same folder.
 
     Raises:
-      InputError: there is no such file, it is of another kind, or damaged.
+      InputError: the file does not exist, is damaged, or is not a file of weights.
     """
     path = os.path.expanduser(path)
     ending = os.path.splitext(path)[1].lower()
     if ending not in _READERS:
         raise InputError(
-            f"{path}: files of weights end with {', '.join(_READERS)}. Rename it if it is one"
+            f"{path}: names of files of weights end with {', '.join(_READERS)}. Rename the file if "
+            "it holds weights"
         )
     try:
         data = pathlib.Path(path).read_bytes()
@@ -57,7 +58,7 @@ def read(path: str) -> File:
     arrays, notes = _unwrapped(content, path)
     arrays = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
     if broken := [name for name, x in arrays.items() if not np.isfinite(x).all()]:
-        raise InputError(f"{path} holds numbers that are not finite: {some(broken)}")
+        raise InputError(f"{path} holds NaN or infinite numbers in: {some(broken)}")
     return File(arrays, hashlib.sha256(data).hexdigest(), *_beside(path), tuple(notes))
 
 
@@ -80,13 +81,16 @@ def _read_safetensors(data: bytes, path: str) -> dict[str, np.ndarray]:
         entries = deserialize(data)
     except SafetensorError as error:
         raise InputError(
-            f"{path} is no whole safetensors file ({error}). Was its download cut off?"
+            f"{path} is not a complete safetensors file ({error}). If the download was cut off, "
+            "repeat it"
         ) from None
     dtypes = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "I64": "<i8"}
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in dtypes:
-            raise InputError(f"{path}: {name} is of the type {entry['dtype']}, which is not read")
+            raise InputError(
+                f"{path}: {name} has the type {entry['dtype']}. Allowed are {', '.join(dtypes)}"
+            )
         values = np.frombuffer(entry["data"], jnp.dtype(dtypes[entry["dtype"]]))
         arrays[name] = values.reshape(entry["shape"])
     return arrays
@@ -98,7 +102,8 @@ def _read_npz(data: bytes, path: str) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} is no whole .npz file of arrays ({error}). Was its download cut off?"
+            f"{path} is not a complete .npz file of arrays ({error}). If the download was cut off, "
+            "repeat it"
         ) from None
 
 
@@ -112,19 +117,19 @@ _READERS = {
 
 
 def _unwrapped(content: Any, path: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays by name, and sentences on what was left."""
+    """Returns the arrays by name, and notes on entries that were not read."""
     notes = []
     if isinstance(content, dict) and not _arrays(content):
         wrapper = next((w for w in _WRAPPERS if _arrays(content.get(w))), None)
         if wrapper:
             others = some(sorted(map(str, content.keys() - {wrapper})))
-            notes = [f"of {path}, the entry {wrapper!r} was read; not read: {others}"]
+            notes = [f"only the entry {wrapper!r} of {path} was read; not read: {others}"]
             content = content[wrapper]
     arrays = _arrays(content)
     if not arrays:
-        raise InputError(f"{path} holds no weights by name (a state_dict)")
+        raise InputError(f"{path} holds no arrays by name. Save the weights as a state_dict")
     if left := sorted(str(name) for name in content if name not in arrays):
-        notes += [f"of {path}, these are no arrays and were not read: {some(left)}"]
+        notes += [f"entries of {path} that are not arrays were not read: {some(left)}"]
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in arrays):
             arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
@@ -142,7 +147,7 @@ def _arrays(content: Any) -> dict[str, np.ndarray]:
 
 
 def _beside(path: str) -> tuple[Normalization | None, str | None]:
-    """What timm's config.json or Hugging Face's preprocessor_config.json says."""
+    """Reads timm's config.json or Hugging Face's preprocessor_config.json beside `path`."""
     folder = os.path.dirname(path)
     timm = _json(os.path.join(folder, "config.json"))
     timm = timm.get("pretrained_cfg", timm)
@@ -164,11 +169,11 @@ def _json(path: str) -> dict[str, Any]:
     except OSError:
         return {}
     except ValueError as error:
-        raise InputError(f"{path} is damaged: it is no whole JSON file ({error})") from None
+        raise InputError(f"{path} is damaged: it is not valid JSON ({error}). Replace it") from None
     return content if isinstance(content, dict) else {}
 
 
 def some(names: list[str], shown: int = 5) -> str:
-    """The first of many names, for a message."""
+    """Lists the first `shown` names for a message, and counts the rest."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

@@ -1,4 +1,4 @@
-"""Whether weights are those of a network, all of them and nothing else."""
+"""Checks that weights fit a network: none is missing, none is left over, all shapes match."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,21 +16,21 @@ _POSITIONS = "stem/positions"
 
 
 def fit(weights: Weights, params: Any, batch_stats: Any) -> tuple[Any, Any]:
-    """The weights in the form of a network's variables.
+    """Converts weights to the variables of a network.
 
-    Position embeddings of another image size are resampled; every other array must be there in
-    its shape, and every array of the weights is used.
+    Position embeddings of another image size are resampled. Every other array must have the shape
+    of the variable, and every array of the weights is used.
 
     Args:
-      weights: of `read`.
-      params: the network's tree of parameters, or of their shapes.
-      batch_stats: and of its running statistics.
+      weights: from `read`.
+      params: the tree of the network's parameters, or of their shapes.
+      batch_stats: the tree of its running statistics, or of their shapes.
 
     Returns:
-      (params, batch_stats), of float32 arrays.
+      (params, batch_stats), trees of float32 arrays.
 
     Raises:
-      InputError: names what is missing, of another shape or left over.
+      InputError: weights are missing, are left over or have another shape; the message lists them.
     """
     wanted = {
         path: tuple(leaf.shape)
@@ -54,7 +54,8 @@ def fit(weights: Weights, params: Any, batch_stats: Any) -> tuple[Any, Any]:
         listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise InputError(
             f"the weights of {weights.source} do not fit the network. {listed}. They look like "
-            f"{weights.looks_like} (fields of --config.model)"
+            f"{weights.looks_like}. Set the fields of --config.model to that network, or give "
+            "other weights"
         )
     fitted, statistics = (
         traverse_util.unflatten_dict({path: found[path] for path in of}, sep="/")
@@ -75,7 +76,7 @@ def _positions(positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def looks_like(arrays: dict[str, np.ndarray], families: Mapping[str, Family]) -> str:
-    """The network, in words, that has weights by these names."""
+    """Describes, in words, the network to which weights with these names belong."""
     for family in dict.fromkeys(map(id, families.values())):
         family = next(f for f in families.values() if id(f) == family)
         try:
@@ -84,4 +85,4 @@ def looks_like(arrays: dict[str, np.ndarray], families: Mapping[str, Family]) ->
             continue
         if len(found.unknown) < len(arrays) / 2 and (said := family.describe(found.arrays)):
             return said
-    return f"no network that is known here (it has {some(list(arrays), 3)})"
+    return f"no known network (it has {some(list(arrays), 3)})"

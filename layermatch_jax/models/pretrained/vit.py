@@ -1,4 +1,4 @@
-"""The names of a vision transformer's weights: timm's, DINOv2's, Hugging Face's, big_vision's."""
+"""Names of the weights of vision transformers in timm, DINOv2, Hugging Face and big_vision."""
 
 import re
 
@@ -16,7 +16,7 @@ _HF_BLOCK = _HF + r"encoder\.layer\.(\d+)\."
 _BV = r"(?:params/|opt/target/)?"
 _BV_BLOCK = _BV + r"Transformer/encoderblock_(\d+)/"
 
-# Of timm, and of DINOv2 itself where it is called otherwise.
+# The names of timm, and those of DINOv2's own code where they differ.
 _TIMM = (
     Row("cls_token", "stem/class_token"),
     Row("pos_embed", "stem/positions"),
@@ -57,7 +57,7 @@ _HUGGING_FACE = (
     *dense("classifier", "classifier"),
 )
 _ATTENTION = _BV_BLOCK + r"MultiHeadDotProductAttention_\d/"
-# The numbers of big_vision's modules, then those of vision_transformer's (augreg).
+# The module numbers in big_vision and in vision_transformer (augreg) differ.
 _BIG_VISION = (
     Row(_BV + "cls", "stem/class_token"),
     Row(_BV + "(?:pos_embedding|Transformer/posembed_input/pos_embedding)", "stem/positions"),
@@ -84,12 +84,12 @@ _BIG_VISION = (
 
 
 def _own_position(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The class token's position becomes part of it: the network sees their sum alone."""
+    """Adds the class token's position embedding to it: the network only uses their sum."""
     positions, token = arrays.get("stem/positions"), arrays.get("stem/class_token")
     if positions is None or token is None:
         return arrays
     count = positions.shape[1]
-    if round(count**0.5) ** 2 == count:  # a square of patches alone
+    if round(count**0.5) ** 2 == count:  # only patches have positions
         return arrays
     return arrays | {
         "stem/class_token": token + positions[:, :1],
@@ -115,11 +115,11 @@ def _describe(arrays) -> str | None:
 FAMILY = Family(
     rows=_TIMM + _HUGGING_FACE + _BIG_VISION,
     blocks=tuple(vit.block_names(DEPTH)),
-    # Of DINOv2's training; and what only the file's own classifier sees.
+    # Used only in DINOv2's training, or only by the file's own classifier.
     dropped=rf"mask_token|{_HF}embeddings\.mask_token|{_HF}pooler\.dense\..*|{_BV}pre_logits/.*",
     classifier=rf"(head|classifier)\..*|{_BV}head/.*",
     bn_epsilon=None,
-    # DINOv2's, which have LayerScale, are trained on images so normalized; augreg's are not.
+    # DINOv2, the models with LayerScale, was trained with IMAGENET; augreg with SYMMETRIC.
     normalization=lambda arrays: IMAGENET if any("/scale1/" in p for p in arrays) else SYMMETRIC,
     describe=_describe,
     finish=_own_position,

@@ -1,18 +1,18 @@
-"""What a backbone starts from."""
+"""Pretrained weights of a backbone, and the normalization of images that they need."""
 
 from typing import Any, NamedTuple
 
 
 class Normalization(NamedTuple):
-    """What weights expect of images."""
+    """How weights expect images to be normalized and resized."""
 
-    mean: tuple[float, ...]  # of red, green and blue, where white is 1
+    mean: tuple[float, ...]  # of red, green and blue; white is 1
     std: tuple[float, ...]
-    resize: str  # the filter that images were resized by: bicubic, bilinear, …
+    resize: str  # the filter for resizing images: bicubic, bilinear, …
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
-# From -1 to 1, as TensorFlow's and big_vision's models are trained.
+# Maps [0, 1] to [-1, 1], as for models of TensorFlow and big_vision.
 SYMMETRIC = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
 
 
@@ -22,17 +22,17 @@ class Weights(NamedTuple):
     params: dict[str, Any]  # {"stem/conv/kernel": float32 NumPy array, …}
     batch_stats: dict[str, Any]  # {"stem/norm/mean": …}; {} without BatchNorm
     classifier: dict[str, Any] | None  # {"kernel": [D, K], "bias": [K]}
-    class_names: tuple[str, ...] | None  # of the classifier's outputs, where they are known
-    bn_epsilon: float | None  # that BatchNorm needs with them; None without BatchNorm
+    class_names: tuple[str, ...] | None  # of the classifier's outputs, if known
+    bn_epsilon: float | None  # the epsilon that BatchNorm needs; None without BatchNorm
     normalization: Normalization
-    looks_like: str  # what network has such weights, in words
+    looks_like: str  # the network to which they belong, in words
     source: str  # the file, the package and its version, or the run
     sha256: str  # of the file
     license: str
-    notes: tuple[str, ...] = ()  # what the user should know of what was dropped or assumed
+    notes: tuple[str, ...] = ()  # for the user: what was dropped or assumed
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps of it, for JSON."""
+        """Returns what a run stores about its weights, as JSON-compatible values."""
         return {
             "source": self.source,
             "sha256": self.sha256,
