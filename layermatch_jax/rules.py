@@ -129,6 +129,16 @@ def _teacher(config) -> str | None:
     return None
 
 
+def _forward_mode(config) -> str | None:
+    if config.policy.name == "vat" and config.model.name == "efficientnet_lite0":
+        return (
+            ":method=vat needs the forward-mode derivative of the network, which "
+            "--config.model.name=efficientnet_lite0 does not have (its depthwise convolutions). "
+            "Use another network or method"
+        )
+    return None
+
+
 def _centers_of_the_policy(config) -> str | None:
     allowed = getattr(POLICIES[config.policy.name], "CENTERS", None)
     if allowed and config.avg_clustering.centers not in allowed:
@@ -197,6 +207,7 @@ RULES = (
     _supervised,
     _teacher,
     _centers_of_the_policy,
+    _forward_mode,
     _steps_per_call,
     _steps_of_layer_reports,
     _gradient_mask,

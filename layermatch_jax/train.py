@@ -167,13 +167,11 @@ def train_and_evaluate(
                             windows.check_finite(window, current)
                             if first:
                                 log.to_disk()
-                                saved = {
-                                    "state": current,
-                                    "window": window,
-                                    "clock": clock.window(),
-                                    "lines": np.int32(log.lines),
-                                }
-                                checkpoint.save(checkpoints, step, saved)
+                                rest = {"clock": clock.window(), "lines": np.int32(log.lines)}
+                                # The loop keeps no name for the tree, which would hold its arrays.
+                                checkpoint.save(
+                                    checkpoints, step, {"state": current, "window": window, **rest}
+                                )
                             hosts.from_first(step)  # the other processes wait until it is saved
                 if first:
                     told.update(step, log.latest)

@@ -333,6 +333,14 @@ def test_settings_that_contradict_each_other():
         field = {f"avg_clustering__{name}": value for name, value in field.items()}
         assert "its targets from the EMA model" in refused(configured("mean_teacher", **field))
     rules.validate(configured("mean_teacher", avg_clustering__centers="features"))
+
+
+def test_vat_needs_forward_mode():
+    message = refused(configured("vat", model__name="efficientnet_lite0"))
+    assert "forward-mode derivative" in message
+    assert "Use another network or method" in message
+    rules.validate(configured("vat", model__name="resnet50"))
+    rules.validate(configured("fixmatch", model__name="efficientnet_lite0"))
     # 32 pixels and 4 on each side are 40.
     assert "more than stored_size + 2 · padding = 40 " in refused(
         configured(dataset__image_size=41)
