@@ -29,9 +29,9 @@ def _content(model: Model) -> bytes:
         import onnxruntime  # noqa: F401  (the check needs it)
     except ImportError as error:
         raise InputError(
-            f"--format=onnx needs more packages ({error}). Install this package in a new environment, "
-            "and then: pip install 'jax2onnx>=0.17' onnxruntime. jax2onnx replaces Orbax by an older "
-            "version there, which must not train with several processes"
+            f"--format=onnx needs more packages ({error}). Install this package in a new "
+            "environment, and then: pip install 'jax2onnx>=0.17' onnxruntime. That installs an "
+            "older Orbax, so do not train with several processes in that environment"
         ) from error
     size = model.image_size
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of shapes that it leaves out
