@@ -21,6 +21,7 @@ FLOORS = (
     {"rules", "automatic", "config_file"},
     {"runtime"},
     {"data"},
+    {"frozen"},
     {"initial_weights"},
     {"setup", "evaluate", "after", "train", "benchmark"},
     {"modes"},

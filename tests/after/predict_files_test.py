@@ -19,6 +19,7 @@ from runs_test import make_config
 from layermatch_jax import train
 from layermatch_jax.after import predict
 from layermatch_jax.after.predict import apply, output, telling
+from layermatch_jax.data import reading_ahead
 from layermatch_jax.data.sources import decoding
 from layermatch_jax.errors import BrokenImagesError, InputError
 from layermatch_jax.runtime import metrics
@@ -147,8 +148,9 @@ def test_one_program_for_any_number_of_images(place):
     predicted(place, "more.csv", images=f"{place}/more")
     assert apply._summary._cache_size() == compiled
     # Eight devices: a multiple of them, and no more than are needed.
-    assert [apply.batch_size(16, n) for n in (0, 1, 8, 9, 16, 99)] == [8, 8, 8, 16, 16, 16]
-    assert [apply.batch_size(n) for n in (1, 512, 513)] == [8, 512, 520]
+    sizes = [reading_ahead.batch_size(16, n) for n in (0, 1, 8, 9, 16, 99)]
+    assert sizes == [8, 8, 8, 16, 16, 16]
+    assert [reading_ahead.batch_size(n) for n in (1, 512, 513)] == [8, 512, 520]
 
 
 class _Later:
@@ -174,7 +176,7 @@ def test_reading_computing_and_writing_go_on_at_once():
         return np.full((len(part), 2, 2, 3), part.start, np.uint8), f"from {part.start}"
 
     began, seen = time.monotonic(), []
-    batches = apply.in_batches(
+    batches = reading_ahead.in_batches(
         lambda pixels: {"first": _Later(device.submit(compute, pixels))}, read, range(4, 82), 4
     )
     for part, said, answer in batches:
@@ -329,7 +331,7 @@ def test_a_folder_that_goes_away_is_not_a_folder_of_broken_images(place, monkeyp
             (place / "images").rename(place / "moved")
 
     monkeypatch.setattr(output.Output, "append", gone)
-    monkeypatch.setattr(apply, "_AHEAD", 0)
+    monkeypatch.setattr(reading_ahead, "_AHEAD", 0)
     with pytest.raises(
         InputError, match=r"images no longer exists. Restore it; then the same command"
     ):

@@ -1,10 +1,8 @@
-"""Applies a model to batches of images on all local devices; overlaps reading and computing."""
+"""Applies a model to images on all local devices."""
 
-import collections
-import concurrent.futures
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +11,11 @@ from jax.scipy.special import entr
 
 from layermatch_jax.after import model as model_lib
 from layermatch_jax.after.model import Model, Outputs, Predictor
+from layermatch_jax.data import reading_ahead
 from layermatch_jax.data.augment import crop
 from layermatch_jax.data.images import Images
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import parallel
-
-T = TypeVar("T")
-_AHEAD = 2  # batches that are read ahead
 
 
 class Summary(NamedTuple):
@@ -53,12 +49,12 @@ def predict(model: Model, images: Images) -> Outputs:
     # Begins with 0 rows, so that the arrays have the right shape for no images, too.
     parts = [Outputs(*(np.zeros((0, n), np.float32) for n in _sizes(model)))]
     forward = on_all_devices(_outputs, model)
-    size = batch_size(model.batch_size)
+    size = reading_ahead.batch_size(model.batch_size)
 
     def read(part: range) -> tuple[np.ndarray, None]:
         return crop.center_crop(images.read(np.array(part)), model.image_size), None
 
-    for _, _, outputs in in_batches(forward, read, range(len(images.labels)), size):
+    for _, _, outputs in reading_ahead.in_batches(forward, read, range(len(images.labels)), size):
         parts.append(outputs)
     return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
@@ -68,75 +64,11 @@ def summarize(model: Model, top: int, with_features: bool) -> Callable[[np.ndarr
     return on_all_devices(functools.partial(_summary, top, with_features), model)
 
 
-def batch_size(asked: int, images: int | None = None) -> int:
-    """Returns the rows of a batch: min(asked, images), rounded up to a multiple of the devices."""
-    devices = jax.local_device_count()
-    wanted = max(1, asked if images is None else min(asked, images))
-    return -(-wanted // devices) * devices
-
-
 def on_all_devices(function: Callable, model: Model) -> Callable:
     """Turns `function(predictor, variables, images)` into a function of images on all devices."""
     variables = parallel.replicate(model.variables, "jit")
     predictor = model_lib.predictor(model)
     return lambda images: function(predictor, variables, parallel.place_batch(images, "jit"))
-
-
-def in_batches(
-    forward: Callable[[np.ndarray], Any],
-    read: Callable[[range], tuple[np.ndarray, T]],
-    positions: range,
-    size: int,
-) -> Iterator[tuple[range, T, Any]]:
-    """Reads images and applies a function, batch by batch.
-
-    A thread reads batches ahead. A batch is computed while the caller handles the result of the
-    batch before it.
-
-    Args:
-      forward: uint8 [size, S, S, 3] -> tree of arrays [size, …] on devices.
-      read: n positions -> (uint8 [n, S, S, 3], any other value).
-      positions: positions of the images.
-      size: rows of every batch; the last batch is padded.
-
-    Yields:
-      (positions of a batch, the other value, tree of NumPy arrays [n, …]), in order.
-    """
-
-    def filled(part: range) -> tuple[range, np.ndarray, T]:
-        pixels, other = read(part)
-        if len(pixels) < size:  # padding does not change the other rows
-            more = np.zeros((size - len(pixels), *pixels.shape[1:]), pixels.dtype)
-            pixels = np.concatenate([pixels, more])
-        return part, pixels, other
-
-    def fetched(part: range, other: T, answer: Any) -> tuple[range, T, Any]:
-        return part, other, jax.tree.map(lambda x: x[: len(part)], jax.device_get(answer))
-
-    under_way = None
-    parts = (positions[i : i + size] for i in range(0, len(positions), size))
-    for part, pixels, other in _ahead(filled, parts):
-        answer = forward(pixels)
-        if under_way:
-            yield fetched(*under_way)
-        under_way = part, other, answer
-    if under_way:
-        yield fetched(*under_way)
-
-
-def _ahead(function: Callable[[Any], T], items: Iterable) -> Iterator[T]:
-    """Yields function(item) for each item, computed some items ahead in a thread."""
-    waiting = collections.deque()
-    thread = concurrent.futures.ThreadPoolExecutor(1, "read ahead")
-    try:
-        for item in items:
-            waiting.append(thread.submit(function, item))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
 
 
 # As a static argument, a predictor is compared by value, so equal models are compiled once.

@@ -14,6 +14,7 @@ from layermatch_jax.after import trained
 from layermatch_jax.after.model import Model
 from layermatch_jax.after.predict import apply, inputs, output, telling
 from layermatch_jax.after.predict.lines import Row
+from layermatch_jax.data import reading_ahead
 from layermatch_jax.data.augment import crop
 from layermatch_jax.data.sources import decoding, names
 from layermatch_jax.errors import BrokenImagesError, InputError
@@ -73,7 +74,7 @@ def of_files(
         began, first = time.monotonic(), files.done
         try:
             read = functools.partial(_read, asked, model, tally)
-            size = apply.batch_size(batch_size or model.batch_size, total)
+            size = reading_ahead.batch_size(batch_size or model.batch_size, total)
             _predict(model, asked, read, files, tally, bool(features), size)
         except KeyboardInterrupt:
             said = f"{files.done:,} of {total:,} images are in {out}: the same command continues"
@@ -122,7 +123,9 @@ def _predict(
     total, names_of = len(asked.paths), [names.visible(name) for name in model.class_names]
     forward = apply.summarize(model, files.top, with_features)
     told, synced = telling.Progress(files.done, total), time.monotonic()
-    for part, errors, seen in apply.in_batches(forward, read, range(files.done, total), size):
+    for part, errors, seen in reading_ahead.in_batches(
+        forward, read, range(files.done, total), size
+    ):
         of_images = (x.tolist() for x in (seen.classes, seen.probabilities, seen.entropy))
         rows = [
             Row(asked.shown(n), error=error)

@@ -1,0 +1,1 @@
+"""What a backbone can do without training it: features, and linear classifiers on them."""
