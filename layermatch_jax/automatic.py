@@ -45,6 +45,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.method, config.layerwise.gradient_mask, config.avg_clustering.centers
     )
     config.update_from_flattened_dict(dict.fromkeys(unread(config)))
+    if presets.trains_nothing(config.method):
+        config.train_steps = 0
     automatic = _automatic(config).items()
     config.update_from_flattened_dict({name: x for name, x in automatic if values[name] is None})
     return config
@@ -65,12 +67,17 @@ def ignored(config: ml_collections.ConfigDict) -> list[str]:
     Args:
       config: not yet resolved.
     """
-    names, policy = unread(config), config.policy.name
+    names, policy, told = unread(config), config.policy.name, []
+    if config.train_steps and presets.trains_nothing(config.method):
+        told += [
+            f"Not read: train_steps={config.train_steps}, because the method {config.method} only "
+            "fits the classifier, before the first step"
+        ]
     if not names:
-        return []
+        return told
     given = ", ".join(f"{name}={config_lib.fields(config)[name]}" for name in names)
     own = ", ".join(f"policy.{name}" for name in POLICIES[policy].SETTINGS) or "none"
-    return [f"Not read by the policy {policy}: {given}. Its settings: {own}"]
+    return [*told, f"Not read by the policy {policy}: {given}. Its settings: {own}"]
 
 
 def explained(config: ml_collections.ConfigDict) -> list[str]:
@@ -85,7 +92,7 @@ def explained(config: ml_collections.ConfigDict) -> list[str]:
         read.add("avg_clustering.momentum")
     values = config_lib.fields(config)
     lowered = [f"{name}={tenth:g}" for name in sorted(read) if values[name] == tenth]
-    if tenth == CLASSIC_DECAY or not lowered:
+    if tenth == CLASSIC_DECAY or not lowered or not config.train_steps:
         return []
     return [
         f"Averages remember a tenth of the run: {', '.join(lowered)} (classic: {CLASSIC_DECAY})"
@@ -104,6 +111,7 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
     of_others = config.model.name == "resnet50" and config.model.pretrained
     return values | {
         "model.bn_epsilon": 1e-5 if of_others else 1e-3,
+        "model.head_init": "weights" if config.model.pretrained else "random",
         "avg_clustering.momentum": {
             "classifier": memory(config.train_steps),
             "features": memory(config.train_steps, 0.99),

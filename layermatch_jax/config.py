@@ -57,7 +57,8 @@ SETTINGS: dict[str, Setting] = {
         low=0,
         high=2**32 - 1,
     ),
-    "train_steps": Setting(2**20, "Train steps of the whole run.", low=1),
+    # Only for methods that fit nothing but the classifier it is 0 (automatic.py).
+    "train_steps": Setting(2**20, "Train steps of the whole run.", low=0),
     "batch_size": Setting(64, "Labeled images in a batch (B), over all devices and hosts.", low=1),
     "unlabeled_ratio": Setting(
         7,

@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from layermatch_jax.data import description
+from layermatch_jax.data import description, splits
 from layermatch_jax.errors import InputError
+from layermatch_jax.frozen import head
 from layermatch_jax.method import state
 from layermatch_jax.models import pretrained
 from layermatch_jax.models.pretrained import packages
@@ -91,36 +92,68 @@ def begin(
     initial: state.TrainState,
     config: ml_collections.ConfigDict,
     weights: pretrained.Weights,
-    class_names: tuple[str, ...],
     num_unlabeled: int,
 ) -> state.TrainState:
-    """Replaces the random weights of the initial state.
-
-    The classifier gets the weights of the classes that have the same name; it stays random for the
-    others.
+    """Replaces the random backbone of the initial state; its averages start there, too.
 
     Args:
       initial: from `state.create`.
       config: the whole config, resolved.
       weights: from `read`.
-      class_names: the classes of the run's data.
       num_unlabeled: size of the unlabeled set.
 
     Raises:
       InputError: a weight is missing, is not used or has another shape.
     """
     backbone, batch_stats = pretrained.fit(weights, initial.params["backbone"], initial.batch_stats)
-    classifier = jax.tree.map(np.array, initial.params["classifier"])
-    for k, j in _same_classes(weights, class_names):
-        for name, theirs in (weights.classifier or {}).items():
-            classifier[name][..., k] = theirs[..., j]
+    classifier = initial.params["classifier"]
     return state.with_weights(initial, config, backbone, batch_stats, classifier, num_unlabeled)
 
 
-def _same_classes(weights: pretrained.Weights, class_names) -> list[tuple[int, int]]:
-    """Returns (class of the run, class of the weights) for the classes with the same name."""
+def first_classifier(
+    begun: state.TrainState,
+    config: ml_collections.ConfigDict,
+    weights: pretrained.Weights,
+    partition: splits.Partition,
+) -> tuple[state.TrainState, tuple[str, ...]]:
+    """Replaces the classifier of the initial state as config.model.head_init says.
+
+    Args:
+      begun: from `begin`.
+      config: the whole config, resolved.
+      weights: from `read`.
+      partition: the images of the run.
+
+    Returns:
+      (the state, sentences for the user about the classifier).
+
+    Raises:
+      InputError: an image cannot be read; the message names its file.
+    """
+    name = config.model.head_init
+    if name in ("random", "zeros"):  # as in `begun`
+        return begun, ()
+    if name == "weights" and (order := _order(weights, partition.class_names)):
+        classifier = jax.tree.map(lambda x: x[..., order], weights.classifier)
+        notes = ("The classifier starts as that of the weights, which has all classes of this run",)
+    else:
+        name = "probe" if name == "weights" else name
+        statistics = weights.normalization.mean, weights.normalization.std
+        found = head.fit(name, begun, statistics, partition, config)
+        classifier, notes = {"kernel": found.kernel, "bias": found.bias}, found.notes
+    backbone, count = begun.params["backbone"], len(partition.unlabeled.labels)
+    return (
+        state.with_weights(begun, config, backbone, begun.batch_stats, classifier, count),
+        notes,
+    )
+
+
+def _order(weights: pretrained.Weights, class_names: tuple[str, ...]) -> list[int]:
+    """Returns for each class of the run its position in the weights; [] if one is not there."""
     theirs = {name: j for j, name in enumerate(weights.class_names or ())}
-    return [(k, theirs[name]) for k, name in enumerate(class_names) if name in theirs]
+    if weights.classifier is None or not theirs.keys() >= set(class_names):
+        return []
+    return [theirs[name] for name in class_names]
 
 
 def kept_normalization(workdir: epath.Path, config: ml_collections.ConfigDict) -> tuple | None:

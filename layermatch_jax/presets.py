@@ -40,6 +40,11 @@ MASKS = {
 # the same name, except fixed_threshold, whose method is fixmatch.
 METHODS = {
     "supervised": {"unsupervised_weight": 0.0},  # no unlabeled image is loaded then
+    # Frozen backbones: a run of no steps, whose classifier is fitted before the first one.
+    **{
+        name: {"unsupervised_weight": 0.0, "train_steps": 0, "model.head_init": name}
+        for name in ("probe", "self_training")
+    },
     "fixmatch": {},
     **{
         name: {"policy.name": name} | getattr(module, "PRESET", {})
@@ -70,7 +75,8 @@ def method_choices(method: str) -> dict[str, Any]:
         "+avg_clustering", or "+layerwise" for both.
 
     Raises:
-      InputError: no such method (names the nearest) or addition, or an addition to supervised.
+      InputError: no such method (names the nearest) or addition, or an addition to a method
+        without a loss on unlabeled images.
     """
     _, plus, addition = method.partition("+")
     choices = METHODS[base_method(method)]
@@ -82,9 +88,10 @@ def method_choices(method: str) -> dict[str, Any]:
             "to a method. A gradient mask is set by :mask=NAME, centers by "
             "--config.avg_clustering.centers=NAME"
         )
-    if base_method(method) == "supervised":
+    if not has_unsupervised_loss(method):
         raise InputError(
-            f"{method}: supervised has no unsupervised gradient that +{addition} could change. "
+            f"{method}: {base_method(method)} has no unsupervised gradient that +{addition} could "
+            "change. "
             "Leave it out"
         )
     return choices | ADDITIONS[addition]
@@ -135,6 +142,20 @@ def method_name(method: str, gradient_mask: tuple, centers: str) -> str:
         "fixmatch+avg_clustering": "avg_clustering",
         "fixmatch+layerwise": "layermatch",
     }.get(name, name)
+
+
+def trains_nothing(method: str) -> bool:
+    """Tells whether a method only fits the classifier, on features of a frozen backbone.
+
+    Raises:
+      InputError: no such method.
+    """
+    return METHODS[base_method(method)].get("train_steps") == 0
+
+
+def has_unsupervised_loss(method: str) -> bool:
+    """Tells whether a method has a loss on unlabeled images; raises InputError as above."""
+    return METHODS[base_method(method)].get("unsupervised_weight") != 0
 
 
 def mask_name(gradient_mask: tuple) -> str:

@@ -92,28 +92,51 @@ def _policy_of_the_method(config) -> str | None:
 
 
 def _weight_of_the_method(config) -> str | None:
-    supervised = presets.base_method(config.method) == "supervised"
-    if (config.unsupervised_weight == 0) != supervised:
+    if (config.unsupervised_weight > 0) != presets.has_unsupervised_loss(config.method):
+        without = [name for name in presets.METHODS if not presets.has_unsupervised_loss(name)]
         return (
             f"--config.unsupervised_weight={config.unsupervised_weight} with method "
-            f"{config.method}: the weight is 0 for :method=supervised and above 0 for all others"
+            f"{config.method}: the weight is 0 for {', '.join(without)} and above 0 for all other "
+            "methods"
         )
     return None
 
 
 def _supervised(config) -> str | None:
-    if presets.base_method(config.method) != "supervised":
+    if presets.has_unsupervised_loss(config.method):
         return None
+    method = presets.base_method(config.method)
     if config.layerwise.gradient_mask or config.avg_clustering.centers != "none":
         return (
-            "supervised has no unsupervised gradient, so --config.layerwise.gradient_mask and "
+            f"{method} has no unsupervised gradient, so --config.layerwise.gradient_mask and "
             "--config.avg_clustering.centers have no effect. Leave them out"
         )
     if config.layer_report.at_steps:
         return (
-            "--config.layer_report.at_steps: supervised has no pseudo-labels whose gradients a "
+            f"--config.layer_report.at_steps: {method} has no pseudo-labels whose gradients a "
             "report could compare. Leave it out"
         )
+    return None
+
+
+def _head_of_pretrained_weights(config) -> str | None:
+    head, method = config.model.head_init or "random", presets.base_method(config.method)
+    if presets.trains_nothing(method) and config.model.head_init not in (None, method):
+        return f"--config.model.head_init={head} with method {method}: leave model.head_init out"
+    if not config.model.pretrained and head not in ("random", "zeros"):
+        return (
+            f"--config.model.head_init={head}"
+            + (f" (of method {method})" if head == method else "")
+            + " needs a backbone with pretrained weights: set --config.model.pretrained "
+            "(docs/pretrained.md)"
+        )
+    return None
+
+
+def _no_steps(config) -> str | None:
+    if config.train_steps == 0 and not presets.trains_nothing(config.method):
+        meaning = config_lib.SETTINGS["train_steps"].meaning
+        return f"--config.train_steps=0 must be at least 1. {meaning}"
     return None
 
 
@@ -205,6 +228,8 @@ RULES = (
     _policy_of_the_method,
     _weight_of_the_method,
     _supervised,
+    _head_of_pretrained_weights,
+    _no_steps,
     _teacher,
     _centers_of_the_policy,
     _forward_mode,

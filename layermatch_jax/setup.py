@@ -42,6 +42,7 @@ class Prepared(NamedTuple):
     eval_step: Callable  # (state, placed EvalBatch) -> metrics
     layer_gradients: Callable  # from measuring.compile_gradients
     empty_window: dict
+    notes: tuple[str, ...]  # on the initial state; printed when the run starts
 
 
 def load(config: ml_collections.ConfigDict, statistics: tuple | None = None) -> Data:
@@ -130,19 +131,17 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     )
     with hosts.all_or_none():
         if data.weights:
-            initial = initial_weights.begin(
-                initial,
-                config,
-                data.weights,
-                partition.class_names,
-                len(partition.unlabeled.labels),
-            )
+            count = len(partition.unlabeled.labels)
+            initial = initial_weights.begin(initial, config, data.weights, count)
         method = assembly.create_method(
             config, initial.params, data.statistics, parallel.axis_name(config.parallelism)
         )
         if resident is None:
             parallel.check_room(feed.resident_bytes)
             resident = feed.resident(config.parallelism)
+    notes = ()
+    if data.weights:
+        initial, notes = initial_weights.first_classifier(initial, config, data.weights, partition)
     train_program = parallel.compile_step(
         functools.partial(program.train_steps, batch=feed.batch, method=method),
         config.parallelism,
@@ -156,5 +155,13 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
     _, window = jax.eval_shape(train_program, initial, resident, example)
     empty_window = windows.empty_window(window)
     return Prepared(
-        data, resident, method, initial, train_program, eval_step, layer_gradients, empty_window
+        data=data,
+        resident=resident,
+        method=method,
+        initial=initial,
+        train_program=train_program,
+        eval_step=eval_step,
+        layer_gradients=layer_gradients,
+        empty_window=empty_window,
+        notes=notes,
     )

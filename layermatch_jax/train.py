@@ -118,13 +118,32 @@ def train_and_evaluate(
         to_the_end.callback(log.close)
         if first:
             record.cut_back(workdir, start)
-            introduce(config, prepared.data, current, workdir)
+            introduce(config, prepared, current, workdir)
             told = progress.Progress(config, start, clock)
+
+        def evaluate_state(step: int) -> None:
+            began = time.monotonic()
+            scores = evaluate.evaluate(prepared.eval_step, current, partition.evaluation, config)
+            seconds = time.monotonic() - began
+            log.evaluation(step, config.dataset.evaluate_on, scores, seconds)
+
+        def save_state(step: int) -> None:
+            windows.check_finite(window, current)
+            if first:
+                log.to_disk()
+                rest = {"clock": clock.window(), "lines": np.int32(log.lines)}
+                # No name is kept for the tree, which would hold its arrays.
+                checkpoint.save(checkpoints, step, {"state": current, "window": window, **rest})
+            hosts.from_first(step)  # the other processes wait until it is saved
 
         # --- The loop: one chunk is the input of K steps (input.steps_per_call) -------------------
         pending = collections.deque()  # complete windows whose steps the devices may still compute
         before, previous, vote = start, window, False
         try:
+            if config.model.pretrained and int(run["lines"]) == metrics.UNKNOWN and start == 0:
+                evaluate_state(0)  # what the weights are worth before training
+                if config.train_steps == 0:
+                    save_state(0)
             for step, chunk in feed.chunks(range(start, config.train_steps)):
                 current, of_chunk = prepared.train_program(current, prepared.resident, place(chunk))
                 window = windows.join(window, of_chunk)
@@ -153,26 +172,13 @@ def train_and_evaluate(
                         while pending:
                             log.train(*pending.popleft())
                         if evaluate_now:
-                            began = time.monotonic()
-                            scores = evaluate.evaluate(
-                                prepared.eval_step, current, partition.evaluation, config
-                            )
-                            seconds = time.monotonic() - began
-                            log.evaluation(step, config.dataset.evaluate_on, scores, seconds)
+                            evaluate_state(step)
                         if report_now:
                             report = report_layers(current)
                             if first:
                                 record.add(workdir, report)
                         if save_now:  # before the next call, so that the state is that of `step`
-                            windows.check_finite(window, current)
-                            if first:
-                                log.to_disk()
-                                rest = {"clock": clock.window(), "lines": np.int32(log.lines)}
-                                # The loop keeps no name for the tree, which would hold its arrays.
-                                checkpoint.save(
-                                    checkpoints, step, {"state": current, "window": window, **rest}
-                                )
-                            hosts.from_first(step)  # the other processes wait until it is saved
+                            save_state(step)
                 if first:
                     told.update(step, log.latest)
                 if stop and not last:
@@ -199,12 +205,12 @@ def train_and_evaluate(
 
 def introduce(
     config: ml_collections.ConfigDict,
-    data: setup.Data,
+    prepared: setup.Prepared,
     current: state.TrainState,
     workdir: epath.Path,
 ) -> None:
     """Prints what is trained, on which data and devices, and from which step."""
-    partition = data.partition
+    partition = prepared.data.partition
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
@@ -217,7 +223,8 @@ def introduce(
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
         *automatic.explained(config),
         *initial_weights.told(workdir),
-        *data.notes,
+        *prepared.notes,
+        *prepared.data.notes,
         *unmeasured(config, partition),
         sep="\n",
         file=sys.stderr,

@@ -139,7 +139,8 @@ def test_what_was_lowered_is_told():
     ],
 )
 def test_one_name_of_a_method(arg, name):
-    config = resolved(arg)
+    frozen = {"model__pretrained": "imagenet"} if name in ("probe", "self_training") else {}
+    config = resolved(arg, **frozen)
     assert config.method == config.applied_method == name
     rules.validate(config)
 
@@ -189,3 +190,14 @@ def test_method_may_be_changed_once_more_after_it_was_resolved():
     config = resolved("method=fixmatch,mask=classifier")
     config.layerwise.gradient_mask = ()
     assert automatic.resolve(config).method == "fixmatch"
+
+
+def test_methods_that_fit_only_the_classifier_train_no_step():
+    config = resolved("method=probe", train_steps=600, model__pretrained="imagenet")
+    assert (config.train_steps, config.model.head_init) == (0, "probe")
+    unresolved = presets.apply_arg(config_lib.base(), "method=probe")
+    assert automatic.ignored(unresolved) == []
+    unresolved.train_steps = 600
+    assert "Not read: train_steps=600, because the method probe" in automatic.ignored(unresolved)[0]
+    assert resolved("method=fixmatch").model.head_init == "random"
+    assert resolved("method=fixmatch", model__pretrained="imagenet").model.head_init == "weights"

@@ -117,8 +117,11 @@ def test_shipped_configs_take_labels_and_method(file):
     for method in presets.METHODS:
         config = shipped(file, f"labels=100,method={method}")
         assert (config.dataset.num_labels, config.dataset.label_fraction) == (100, 0.0)
+        if method in ("probe", "self_training"):
+            assert "needs a backbone with pretrained weights" in refused(config)
+            config.model.pretrained = "imagenet"
         rules.validate(config)
-        if method != "supervised":
+        if method not in ("supervised", "probe", "self_training"):
             config = shipped(file, f"method={method},layerwise=True")
             assert (config.method, config.layerwise.gradient_mask) == (f"{method}+layerwise", MASK)
             rules.validate(config)

@@ -11,6 +11,8 @@ from runs_of_tests import KilledError, assert_same, before_step, die, final_stat
 from layermatch_jax import initial_weights, setup, train
 from layermatch_jax.after import runs, trained
 from layermatch_jax.errors import InputError
+from layermatch_jax.frozen import features, probe
+from layermatch_jax.method import state
 from layermatch_jax.models.pretrained import Normalization, Weights
 
 
@@ -54,16 +56,17 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(first):
     assert not any(np.any(x) for x in jax.tree.leaves(initial.opt_state))
 
 
-def test_the_classifier_is_theirs_where_the_names_agree():
-    config = tiny()
-    initial = setup.prepare(config, setup.load(config)).initial
-    theirs = {"kernel": np.arange(48.0).reshape(16, 3), "bias": np.array([7.0, 8, 9])}
-    flat = initial_weights.traverse_util.flatten_dict
-    weights = Weights(
-        params=flat(initial.params["backbone"], sep="/"),
-        batch_stats=flat(initial.batch_stats, sep="/"),
-        classifier=theirs,
-        class_names=("dog", "4", "1"),
+def weights_with_classes(initial, class_names):
+    """The backbone of a state as Weights, with a classifier of three classes."""
+
+    def flat(tree):
+        return initial_weights.traverse_util.flatten_dict(tree, sep="/")
+
+    return Weights(
+        params=flat(initial.params["backbone"]),
+        batch_stats=flat(initial.batch_stats),
+        classifier={"kernel": np.arange(48.0).reshape(16, 3), "bias": np.array([7.0, 8, 9])},
+        class_names=class_names,
         bn_epsilon=None,
         normalization=Normalization((0, 0, 0), (1, 1, 1), "bicubic"),
         looks_like="conv4",
@@ -71,14 +74,53 @@ def test_the_classifier_is_theirs_where_the_names_agree():
         sha256="",
         license="",
     )
-    names = tuple(map(str, range(10)))
-    begun = initial_weights.begin(initial, config, weights, names, num_unlabeled=1)
-    kernel, before = (s.params["classifier"]["kernel"] for s in (begun, initial))
-    np.testing.assert_array_equal(kernel[:, 4], theirs["kernel"][:, 1])
-    np.testing.assert_array_equal(kernel[:, 1], theirs["kernel"][:, 2])
-    others = [k for k in range(10) if k not in (1, 4)]
-    np.testing.assert_array_equal(kernel[:, others], before[:, others])
-    assert begun.params["classifier"]["bias"].tolist() == [0, 9, 0, 0, 8, 0, 0, 0, 0, 0]
+
+
+def three_classes(config):
+    """The images of `config`, reduced to the classes dog, cat and fox, with two labels each."""
+    statistics = (0, 0, 0), (1, 1, 1)  # so that the weights are not read
+    partition = setup.load(config, statistics).partition
+    labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    labeled = partition.labeled._replace(labels=labels)
+    return partition._replace(labeled=labeled, class_names=("dog", "cat", "fox"))
+
+
+@pytest.mark.parametrize("head", ["weights", "random", "zeros", "probe"])
+def test_the_classifier_that_a_run_starts_with(head):
+    config = tiny(**{"dataset.num_labels": 10, "model.pretrained": "x", "model.head_init": head})
+    partition = three_classes(config)
+    initial = state.create(config, 3, len(partition.unlabeled.labels), partition.labeled.labels)
+    weights = weights_with_classes(initial, ("fox", "dog", "cat"))
+    begun, notes = initial_weights.first_classifier(initial, config, weights, partition)
+    found = begun.params["classifier"]
+    jax.tree.map(np.testing.assert_array_equal, begun.ema_params["classifier"], found)
+    if head == "weights":  # in the order of the run's classes
+        np.testing.assert_array_equal(found["kernel"], weights.classifier["kernel"][:, [1, 2, 0]])
+        np.testing.assert_array_equal(found["bias"], [8, 9, 7])
+    if head == "random":  # Glorot: variance 2 / (16 + 3)
+        np.testing.assert_allclose(np.std(found["kernel"]), (2 / 19) ** 0.5, rtol=0.3)
+    if head == "zeros":
+        assert not np.any(found["kernel"])
+    if head == "probe":
+        labels = partition.labeled.labels
+        x = features.of_images(initial, ((0,) * 3, (1,) * 3), partition.labeled, config)
+        expected = probe.fit(x, labels, 3, config.seed)
+        np.testing.assert_array_equal(found["kernel"], expected.kernel)
+        np.testing.assert_array_equal(found["bias"], expected.bias)
+    assert [bool(notes)] == [head in ("weights", "probe")]
+
+
+def test_weights_without_one_of_the_classes_give_way_to_the_probe():
+    config = tiny(**{"dataset.num_labels": 10, "model.pretrained": "x"})
+    partition = three_classes(config)
+    initial = state.create(config, 3, len(partition.unlabeled.labels), partition.labeled.labels)
+    for names in (("fox", "dog", "cow"), None):
+        weights = weights_with_classes(initial, names)
+        begun, notes = initial_weights.first_classifier(initial, config, weights, partition)
+        assert "logistic regression on the features of the 6 labeled images" in notes[0]
+        assert np.any(
+            begun.params["classifier"]["kernel"] != initial.params["classifier"]["kernel"]
+        )
 
 
 def test_what_a_run_keeps_of_its_weights(first, tmp_path, capsys):

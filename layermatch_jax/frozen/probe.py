@@ -68,7 +68,10 @@ def fit(
         C = _chosen(scaled, labels, num_classes, of_folds) if chosen else _C_UNKNOWN
     kernel, bias = _regression(scaled, labels, num_classes, weights, C)
     return Probe(
-        kernel=np.float32(scale * (basis @ kernel)), bias=np.float32(bias), C=C, C_chosen=chosen
+        kernel=(scale * (basis @ kernel)).astype(np.float32),
+        bias=bias.astype(np.float32),
+        C=C,
+        C_chosen=chosen,
     )
 
 

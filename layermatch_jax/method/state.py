@@ -62,9 +62,9 @@ def initializer(
         rng_backbone, rng_classifier = jax.random.split(rng)
         images = jnp.zeros((1, side, side, 3), jnp.float32)
         features, variables = model.init_with_output(rng_backbone, images, train=False)
-        kernel = nn.initializers.glorot_normal()(
-            rng_classifier, (features.shape[-1], num_classes), jnp.float32
-        )
+        zeros = config.model.head_init == "zeros"
+        start = nn.initializers.zeros if zeros else nn.initializers.glorot_normal()
+        kernel = start(rng_classifier, (features.shape[-1], num_classes), jnp.float32)
         params = {
             "backbone": variables["params"],
             "classifier": {"kernel": kernel, "bias": jnp.zeros(num_classes, jnp.float32)},

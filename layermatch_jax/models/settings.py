@@ -13,6 +13,15 @@ SETTINGS: dict[str, Setting] = {
         "Weights that the backbone starts from: the path of a file, the folder of another run, or "
         "a name (imagenet: weights of EfficientNet-Lite0 from a package). '': random weights.",
     ),
+    "model.head_init": Setting(
+        None,
+        "Classifier that the run starts with. random; zeros; weights: that of the pretrained "
+        "weights if it has all classes of the run, by name, else probe; probe: logistic regression "
+        "on the features of the labeled images; self_training: the same, also on the unlabeled "
+        "images with their pseudo-labels. Automatic: weights with model.pretrained, else random.",
+        choices=("random", "zeros", "weights", "probe", "self_training"),
+        kind=str,
+    ),
     "model.depth": Setting(28, "For wide_resnet: depth, 10, 16, 22, 28, …"),
     "model.widen_factor": Setting(
         2, "For wide_resnet: the stages have 16, 32, 64, … channels times this.", low=1

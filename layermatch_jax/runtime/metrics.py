@@ -196,6 +196,8 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
       without the first call of the train program in each start; None if there is no other call}.
     """
     evaluations = [line for line in lines if line["split"] == split]
+    # The evaluation of pretrained weights before the first step is the result of a run of no steps.
+    evaluations = [line for line in evaluations if line["step"]] or evaluations
     windows = [line for line in lines if line["split"] == "train"]
     accuracy = {}
     for name, field in (("raw", "accuracy"), ("ema", "accuracy_ema")):

@@ -87,10 +87,11 @@ def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
     split = "test" if "test_accuracy" in result else "validation"
     speed = result["images_per_second"]
     speed = "" if speed is None else f", {speed:.0f} images/s"
+    steps = f"{result['train_steps']} steps in {result['wall_seconds']:.0f} s{speed}"
     lines = [
         f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
-        f"(label seed {result['label_seed']}, seed {result['seed']}): {result['train_steps']} "
-        f"steps in {result['wall_seconds']:.0f} s{speed}",
+        f"(label seed {result['label_seed']}, seed {result['seed']}): "
+        + (steps if result["train_steps"] else "a classifier on a frozen backbone"),
         "",
         f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
