@@ -16,8 +16,9 @@ def fit(
 ) -> probe.Probe:
     """Fits a probe to the labels, then three times to the labels and all pseudo-labels.
 
-    Each round labels all unlabeled images by the probe of the round before. A pseudo-label counts
-    as much as its probability (its confidence); a label counts 1. No pseudo-label is left out.
+    Each round labels all unlabeled images by the probe of the round before. The weight of a
+    pseudo-label is proportional to its probability (its confidence), and all of them together weigh
+    as much as all labels. No pseudo-label is left out.
 
     Args:
       features: float32 [n, D], of the labeled images.
@@ -30,12 +31,14 @@ def fit(
     everything = np.concatenate([features, unlabeled])
     for _ in range(ROUNDS):
         probabilities = fitted.probabilities(unlabeled)
+        confidence = probabilities.max(axis=1)
+        weights = confidence * len(labels) / confidence.sum()
         fitted = probe.fit(
             everything,
             np.concatenate([labels, probabilities.argmax(axis=1)]),
             num_classes,
             seed,
-            weights=np.concatenate([np.ones(len(labels)), probabilities.max(axis=1)]),
+            weights=np.concatenate([np.ones(len(labels)), weights]),
             C=fitted.C,
         )._replace(C_chosen=fitted.C_chosen)
     return fitted

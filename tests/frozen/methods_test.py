@@ -117,6 +117,7 @@ def test_self_training_against_three_rounds_by_hand():
     for _ in range(3):
         x = np.float64(np.concatenate([labeled, unlabeled]))
         y = np.concatenate([labels, p.argmax(1)])
-        p = regression(x, y, np.concatenate([np.ones(9), p.max(1)]))
+        # The weights of all 60 pseudo-labels together are 9, as those of the labels.
+        p = regression(x, y, np.concatenate([np.ones(9), 9 * p.max(1) / p.max(1).sum()]))
     found = self_training.fit(labeled, labels, unlabeled, 3, seed=0).probabilities(unlabeled)
     np.testing.assert_allclose(found, p, atol=2e-3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import special
-from sklearn import linear_model
+from sklearn import linear_model, model_selection
 
 from layermatch_jax.frozen import probe
 
@@ -62,19 +62,26 @@ def test_two_classes_and_a_class_without_labels():
     np.testing.assert_allclose(of_bias, 0, atol=5e-3)
 
 
-def test_the_penalty_is_the_one_that_scikit_learn_finds_on_the_same_folds():
-    features, labels = made_features(60, 8, 3, spread=6.0)  # 4 of each class in each fold
-    of_folds = probe.folds(labels, seed=5)
-    splits = [(np.flatnonzero(of_folds != k), np.flatnonzero(of_folds == k)) for k in range(5)]
+def test_the_penalty_by_the_rule_of_one_standard_error():
+    features, labels = made_features(60, 8, 3, spread=6.0)
     scaled = np.float64(features) / np.sqrt(np.mean(np.float64(features) ** 2))
-    theirs = linear_model.LogisticRegressionCV(
-        Cs=np.array([10.0**e for e in np.arange(-4, 1.5, 0.5)]), cv=splits,
-        scoring="neg_log_loss", max_iter=1000, l1_ratios=(0,), use_legacy_attributes=True,
-    ).fit(scaled, labels)  # fmt: skip
+    candidates = [10**e for e in np.arange(-4, 1.5, 0.5)]
+    losses = []
+    for C in candidates:
+        p = model_selection.cross_val_predict(
+            linear_model.LogisticRegression(C=C, max_iter=1000), scaled, labels,
+            cv=model_selection.PredefinedSplit(probe.folds(labels, seed=5)),
+            method="predict_proba",
+        )  # fmt: skip
+        losses.append(-np.log(p[np.arange(60), labels]))
+    mean = np.mean(losses, axis=1)
+    best = mean.argmin()
+    allowed = mean <= mean[best] + np.std(losses[best], ddof=1) / 60**0.5
+    expected = allowed.argmax()  # the first of the ascending candidates
+    assert 0 < expected < best < len(candidates) - 1  # so that the rule makes a difference
     fitted = probe.fit(features, labels, 3, seed=5)
     assert fitted.C_chosen
-    np.testing.assert_allclose(fitted.C, theirs.C_[0])
-    assert 1e-4 < fitted.C < 10  # inside the grid, so that the choice is one
+    np.testing.assert_allclose(fitted.C, candidates[expected])
 
 
 def test_folds_are_even_by_class_and_keep_single_images():
