@@ -133,6 +133,24 @@ def _head_of_pretrained_weights(config) -> str | None:
     return None
 
 
+def _kept_batch_stats(config) -> str | None:
+    if config.model.batch_stats == "kept" and not config.model.pretrained:
+        return (
+            "--config.model.batch_stats=kept keeps BatchNorm's running statistics, but those of "
+            "random weights mean nothing. Set --config.model.pretrained, or leave it out"
+        )
+    return None
+
+
+def _drop_path(config) -> str | None:
+    if config.model.drop_path and not config.model.name.startswith("vit"):
+        return (
+            f"--config.model.drop_path={config.model.drop_path}: only transformers (vit_…) have "
+            f"branches to drop, not {config.model.name}. Leave it out"
+        )
+    return None
+
+
 def _no_steps(config) -> str | None:
     if config.train_steps == 0 and not presets.trains_nothing(config.method):
         meaning = config_lib.SETTINGS["train_steps"].meaning
@@ -229,6 +247,8 @@ RULES = (
     _weight_of_the_method,
     _supervised,
     _head_of_pretrained_weights,
+    _kept_batch_stats,
+    _drop_path,
     _no_steps,
     _teacher,
     _centers_of_the_policy,

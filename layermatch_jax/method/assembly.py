@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import ml_collections
 
-from layermatch_jax.method import avg_clustering, layerwise, optimizer, policies
+from layermatch_jax.method import avg_clustering, freezing, layerwise, optimizer, policies
 from layermatch_jax.views import Layout
 
 
@@ -18,11 +18,13 @@ class Method(NamedTuple):
     heads: Mapping[str, nn.Module]  # the policy heads, by name
     centers: avg_clustering.Centers
     multipliers: Any  # from layerwise.mask_multipliers
+    frozen: Any  # from freezing.frozen_parameters
     unsupervised_weight: float  # λ_u
     ema_decay: float
     mean: tuple[float, ...]  # of red, green and blue, in [0, 1]; images are normalized by it
     std: tuple[float, ...]  # in the same unit
     learning_rate: Callable  # step -> rate, for the log
+    drop_path_seed: int | None  # None = the backbone does not drop branches
 
 
 def create_method(
@@ -40,7 +42,8 @@ def create_method(
       axis_name: the device axis over which BatchNorm in the policy heads takes its statistics.
 
     Raises:
-      InputError: an expression of the gradient mask matches none of `params`.
+      InputError: an expression of the gradient mask or config.model.freeze matches none of
+        `params`, or all are frozen.
     """
     mean, std = channel_statistics
     policy = policies.create(config)
@@ -51,11 +54,13 @@ def create_method(
         heads={name: create(dim, num_classes, axis_name) for name, create in policy.heads.items()},
         centers=avg_clustering.create_centers(config),
         multipliers=layerwise.mask_multipliers(config.layerwise.gradient_mask, params),
+        frozen=freezing.frozen_parameters(config.model.freeze, params),
         unsupervised_weight=config.unsupervised_weight,
         ema_decay=config.ema_decay,
         mean=mean,
         std=std,
         learning_rate=optimizer.learning_rate(config),
+        drop_path_seed=config.seed if config.model.drop_path else None,
     )
 
 

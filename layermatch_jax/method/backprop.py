@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from layermatch_jax.arrays import Array
 from layermatch_jax.batches import TrainBatch
-from layermatch_jax.method import layerwise, linear_head, policies, reductions
+from layermatch_jax.method import freezing, layerwise, linear_head, policies, reductions
 from layermatch_jax.method.assembly import Method
 from layermatch_jax.method.state import TrainState
 
@@ -47,6 +47,9 @@ def run_forward(
     """
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
+    random = {}
+    if method.drop_path_seed is not None:
+        random = {"rngs": {"drop_path": drop_path_key(method.drop_path_seed, state.step)}}
 
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
@@ -54,6 +57,7 @@ def run_forward(
             images,
             train=True,
             mutable=["batch_stats"],
+            **random,
         )
         return features, updates.get("batch_stats", {})
 
@@ -71,6 +75,9 @@ def run_forward(
 
     # One backbone pass over all views, with BatchNorm statistics over the global batch.
     def apply_to_views(backbone):
+        # The compiler leaves out the backward pass below the first layer that is trained.
+        fixed = jax.lax.stop_gradient(backbone)
+        backbone = freezing.keep(method.frozen["backbone"], fixed, backbone)
         rows, views, *image = images.shape
         features, batch_stats = apply_backbone(backbone, images.reshape(-1, *image))
         return features.reshape(rows, views, -1), batch_stats
@@ -230,6 +237,12 @@ def unsupervised_gradients(
     if "heads" in state.params:
         heads["heads"] = by_policy_heads
     return terms, layerwise.HeadGradients(heads, by_features)
+
+
+def drop_path_key(seed: int, step) -> jax.Array:
+    """Returns the key of the branches that a step drops, a function of (seed, step) alone."""
+    # The state's random weights come from the keys below 2 + number of heads (state.py).
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**20), step)
 
 
 def normalize(

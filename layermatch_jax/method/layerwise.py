@@ -36,21 +36,26 @@ def mask_multipliers(gradient_mask: Sequence[tuple[str, float]], params) -> dict
     Raises:
       InputError: an expression matches no parameter.
     """
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    of_leaves = paths(params)
     for pattern, _ in gradient_mask:
-        if not any(re.fullmatch(pattern, path) for path in paths):
+        if not any(re.fullmatch(pattern, path) for path in of_leaves):
             raise InputError(
                 f"gradient mask {pattern!r} matches no parameter. It must match a whole path; the "
-                "paths are:\n  " + "\n  ".join(paths)
+                "paths are:\n  " + "\n  ".join(of_leaves)
             )
 
     def multiplier(path: str) -> float:
         return next((float(m) for pattern, m in gradient_mask if re.fullmatch(pattern, path)), 1.0)
 
-    return jax.tree.unflatten(jax.tree.structure(params), [multiplier(path) for path in paths])
+    return jax.tree.unflatten(jax.tree.structure(params), [multiplier(path) for path in of_leaves])
+
+
+def paths(params) -> list[str]:
+    """Lists the paths of the parameters, such as 'backbone/stem/kernel', in the tree's order."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 class HeadGradients(NamedTuple):

@@ -1,18 +1,32 @@
-"""The learning-rate schedule and the optimizer of the field's classic setting."""
+"""The learning-rate schedule and the optimizer."""
+
+import re
 
 import jax
 import ml_collections
 import numpy as np
 import optax
 
+from layermatch_jax.method import freezing
+
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Returns the schedule lr · cos(7πk / 16K) for step k of K (Sohn 2020, section 2.4).
+    """Returns the learning rate of step k of K.
 
-    The rate falls from lr to 0.195 lr.
+    With the schedule `classic` it is lr · cos(7πk / 16K) (Sohn 2020, section 2.4), which falls from
+    lr to 0.195 lr; with `cosine` it is lr · (1 + cos(πk / K)) / 2 (Loshchilov & Hutter 2017,
+    equation 5), which falls to 0. With a warm-up of w steps, the first w rates are multiplied by
+    (k + 1) / w.
     """
-    peak, steps = config.optimizer.learning_rate, config.train_steps
-    return lambda step: peak * jax.numpy.cos(7 * np.pi / 16 * step / steps)
+    peak, steps = config.optimizer.learning_rate, max(1, config.train_steps)
+    warm_up = config.optimizer.warm_up
+    schedule = {
+        "classic": lambda step: peak * jax.numpy.cos(7 * np.pi / 16 * step / steps),
+        "cosine": lambda step: peak * (1 + jax.numpy.cos(np.pi * step / steps)) / 2,
+    }[config.optimizer.schedule]
+    if not warm_up:
+        return schedule
+    return lambda step: schedule(step) * jax.numpy.minimum(1, (step + 1) / warm_up)
 
 
 def decayed(params) -> dict:
@@ -27,13 +41,71 @@ def decayed(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def create(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Makes SGD with (Nesterov) momentum and coupled weight decay, added before the momentum.
+def rates(params, layer_decay: float, backbone_rate: float) -> dict:
+    """Returns the share of the learning rate that each parameter gets.
 
-    Gradient masks do not change the decay: they are applied before the optimizer gets a gradient.
+    The backbone's layers, in order, are the stem and the blocks; layer i of n, from 0, gets
+    backbone_rate · layer_decay^(n − i). So the share falls from the last block to the stem (Clark
+    2020, arXiv 2003.10555, appendix A; with the exponents of BEiT's code, arXiv 2106.08254). The
+    last normalization layer gets backbone_rate, all that follows the backbone gets 1.
+
+    Args:
+      params: a tree of parameters with the backbones' names (models/__init__.py).
+      layer_decay: in (0, 1]; 1 = the same rate for all layers.
+      backbone_rate: at least 0.
+
+    Returns:
+      A tree of the same structure, of Python floats.
     """
-    settings = config.optimizer
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
-        optax.sgd(learning_rate(config), momentum=settings.momentum, nesterov=settings.nesterov),
-    )
+
+    def order(name: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in re.findall(r"\d+", name))  # () for the stem
+
+    layers = sorted((name for name in params["backbone"] if name != "final_norm"), key=order)
+    exponents = {name: len(layers) - i for i, name in enumerate(layers)} | {"final_norm": 0}
+
+    def rate(path, _) -> float:
+        part, *rest = (key.key for key in path)
+        return backbone_rate * layer_decay ** exponents[rest[0]] if part == "backbone" else 1.0
+
+    return jax.tree_util.tree_map_with_path(rate, params)
+
+
+def create(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Makes the optimizer that config.optimizer describes.
+
+    sgd has (Nesterov) momentum and coupled weight decay, added before the momentum; adamw is that
+    of Loshchilov & Hutter 2019 (arXiv 1711.05101), with decoupled decay. Gradient masks do not
+    change the decay: they are applied before the optimizer gets a gradient. Frozen parameters do
+    not decay.
+
+    Args:
+      config: the whole config; reads optimizer, model.freeze and train_steps.
+    """
+    settings, rate = config.optimizer, learning_rate(config)
+
+    def decays(params):
+        frozen = freezing.frozen_parameters(config.model.freeze, params)
+        return jax.tree.map(lambda kernel, stays: kernel and not stays, decayed(params), frozen)
+
+    if settings.name == "adamw":
+        steps = optax.adamw(
+            rate,
+            b1=settings.momentum,
+            b2=settings.b2,
+            weight_decay=settings.weight_decay,
+            mask=decays,
+        )
+    else:
+        steps = optax.chain(
+            optax.add_decayed_weights(settings.weight_decay, mask=decays),
+            optax.sgd(rate, momentum=settings.momentum, nesterov=settings.nesterov),
+        )
+    if settings.layer_decay == 1 and settings.backbone_rate == 1:
+        return steps
+
+    def scale(updates, params):
+        shares = rates(params, settings.layer_decay, settings.backbone_rate)
+        return jax.tree.map(lambda update, share: share * update, updates, shares)
+
+    return optax.chain(steps, optax.stateless(scale))

@@ -9,6 +9,7 @@ from layermatch_jax.batches import EvalBatch, TrainBatch
 from layermatch_jax.method import (
     avg_clustering,
     backprop,
+    freezing,
     layerwise,
     linear_head,
     policies,
@@ -62,12 +63,16 @@ def train_step(
         axis_name,
     )
 
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    gradients = freezing.keep(method.frozen, zeros, gradients)
+
     # First the update, then the averages over updates (EMA and centers).
     new = state.apply_gradients(
         grads=gradients, batch_stats=forward.batch_stats, head_stats=forward.head_stats
     )
+    averaged = optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay)
     new = new.replace(
-        ema_params=optax.incremental_update(new.params, state.ema_params, 1 - method.ema_decay),
+        ema_params=freezing.keep(method.frozen, state.ema_params, averaged),  # not even rounded
         centers=method.centers.update(
             forward.centers,
             new.params["classifier"],

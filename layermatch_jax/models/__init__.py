@@ -77,7 +77,6 @@ def _efficientnet_lite0(c: Any, axis_name: str | None) -> nn.Module:
 
 def _vit(width: int, patch: int) -> Callable[[Any, str | None], nn.Module]:
     def create(c: Any, axis_name: str | None) -> nn.Module:
-        del axis_name  # no layer depends on other images of the batch
         return VisionTransformer(
             width=width,
             patch=patch,
@@ -85,6 +84,8 @@ def _vit(width: int, patch: int) -> Callable[[Any, str | None], nn.Module]:
             layer_scale=c.layer_scale,
             registers=c.registers,
             pool=c.pool,
+            drop_path=c.drop_path,
+            axis_name=axis_name,
             remat=c.remat,
         )
 
@@ -115,7 +116,8 @@ _DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16
 
 
 def _layers(c: Any, axis_name: str | None) -> Layers:
-    return Layers(_lookup(_DTYPES, c, "dtype"), c.bn_decay, c.bn_epsilon, axis_name)
+    kept = ".*" if c.batch_stats == "kept" else c.freeze
+    return Layers(_lookup(_DTYPES, c, "dtype"), c.bn_decay, c.bn_epsilon, axis_name, kept)
 
 
 def _lookup(table: dict[str, Any], c: Any, field: str) -> Any:

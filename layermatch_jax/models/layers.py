@@ -1,6 +1,7 @@
 """The convolution, the BatchNorm and the pooling that backbones share."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,9 @@ class Layers:
     bn_decay: float = 0.999  # the share of the old running statistics that is kept per step
     bn_epsilon: float = 1e-3
     axis_name: str | None = None  # device axis over which BatchNorm averages its statistics
+    # Regular expression on the paths of BatchNorm's parameters: these layers normalize by the
+    # running statistics in training, too, and keep them. '' = none
+    kept: str = ""
 
     def conv(
         self, features: int, kernel_size: int, stride: int = 1, *, name: str, **options
@@ -47,15 +51,31 @@ class Layers:
         return nn.Conv(features, size, strides=stride, name=name, **(defaults | options))
 
     def norm(self, train: bool, *, name: str) -> nn.BatchNorm:
-        """Makes a BatchNorm; if `train`, it uses the batch's statistics, else the running ones."""
-        return nn.BatchNorm(
-            use_running_average=not train,
+        """Makes a BatchNorm; if `train`, it uses the batch's statistics, else the running ones.
+
+        Layers that `kept` names always use the running ones.
+        """
+        return _BatchNorm(
+            train=train,
+            kept=self.kept,
             momentum=self.bn_decay,
             epsilon=self.bn_epsilon,
             dtype=self.dtype,
             axis_name=self.axis_name,
             name=name,
         )
+
+
+class _BatchNorm(nn.BatchNorm):
+    """nn.BatchNorm that knows from its path whether it keeps its running statistics."""
+
+    train: bool = False
+    kept: str = ""
+
+    def __call__(self, x, use_running_average=None, *, mask=None):
+        path = "/".join(("backbone", *self.path, "scale"))
+        kept = bool(self.kept and re.fullmatch(self.kept, path))
+        return super().__call__(x, kept or not self.train, mask=mask)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:

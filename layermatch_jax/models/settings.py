@@ -22,6 +22,26 @@ SETTINGS: dict[str, Setting] = {
         choices=("random", "zeros", "weights", "probe", "self_training"),
         kind=str,
     ),
+    "model.freeze": Setting(
+        "",
+        "Regular expression on whole parameter paths: these parameters are not trained, neither by "
+        "labels nor by pseudo-labels, and their BatchNorm keeps its running statistics. '': none; "
+        "backbone/.*: all but the classifier; backbone/(stem|stage[1-3]).*: up to stage 3.",
+    ),
+    "model.batch_stats": Setting(
+        "batch",
+        "Statistics by which BatchNorm normalizes in training. batch: those of the batch, which "
+        "also update the running ones; kept: the running ones of the pretrained weights, which do "
+        "not change.",
+        choices=("batch", "kept"),
+    ),
+    "model.drop_path": Setting(
+        0.0,
+        "For vit: probability that a branch of the last block is dropped for an image in training "
+        "(Huang 2016, arXiv 1603.09382). It grows linearly from 0 in the first block.",
+        low=0,
+        below=1,
+    ),
     "model.depth": Setting(28, "For wide_resnet: depth, 10, 16, 22, 28, …"),
     "model.widen_factor": Setting(
         2, "For wide_resnet: the stages have 16, 32, 64, … channels times this.", low=1

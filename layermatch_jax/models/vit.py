@@ -109,12 +109,14 @@ class Block(nn.Module):
       drop_path: probability that a branch is dropped for an image in training (Huang 2016). Kept
         branches are divided by 1 - drop_path. The random stream is named "drop_path".
       train: whether branches are dropped.
+      axis_name: the device axis over which the images of a batch are divided.
     """
 
     dtype: jnp.dtype
     layer_scale: bool
     drop_path: float
     train: bool
+    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -135,10 +137,18 @@ class Block(nn.Module):
         if self.layer_scale:
             y = Scale(name=name)(y)
         if self.train and self.drop_path:
-            shape, kept = (len(y), 1, 1), 1 - self.drop_path
-            mask = jax.random.bernoulli(self.make_rng("drop_path"), kept, shape)
-            y = jnp.where(mask, y / kept, 0)
+            kept = 1 - self.drop_path
+            y = jnp.where(self._kept_branches(len(y), kept), y / kept, 0)
         return y
+
+    def _kept_branches(self, images: int, probability: float) -> jax.Array:
+        """Draws for the global batch, so that the number of devices does not change a run."""
+        axis = self.axis_name
+        devices = jax.lax.axis_size(axis) if axis else 1
+        shape = (images * devices, 1, 1)
+        drawn = jax.random.bernoulli(self.make_rng("drop_path"), probability, shape)
+        start = jax.lax.axis_index(axis) * images if axis else 0
+        return jax.lax.dynamic_slice_in_dim(drawn, start, images)
 
 
 class Scale(nn.Module):
@@ -165,6 +175,7 @@ class VisionTransformer(nn.Module):
         token; average: the mean over the patches, without a class token.
       drop_path: `Block.drop_path` of the last block; it grows linearly from 0 in the first block.
       remat: compute each block's activations again in the backward pass instead of storing them.
+      axis_name: as in `Block`.
     """
 
     width: int
@@ -176,6 +187,7 @@ class VisionTransformer(nn.Module):
     pool: str = "token"
     drop_path: float = 0.0
     remat: bool = False
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
@@ -202,7 +214,7 @@ class VisionTransformer(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for i, name in enumerate(block_names(self.depth)):
             drop_path = self.drop_path * i / max(self.depth - 1, 1)
-            x = block(self.dtype, self.layer_scale, drop_path, train, name=name)(x)
+            x = block(self.dtype, self.layer_scale, drop_path, train, self.axis_name, name=name)(x)
         x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="final_norm")(x)
         x = x.astype(jnp.float32)
         return x[:, 0] if token else jnp.mean(x[:, self.registers :], axis=1)

@@ -107,3 +107,83 @@ def test_four_updates_equal_a_numpy_loop(nesterov):
             for name in shapes:
                 assert np.abs(actual[name] - before[name]).min() > 1e-3
             before = actual
+
+
+# ---- AdamW, warm-up, cosine, and rates by layer ----
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    # (1 + cos(π · step / 100)) / 2 · min(1, (step + 1) / 10)
+    [(0, 0.1), (4, 0.996057351 * 0.5), (25, 0.853553391), (50, 0.5), (100, 0.0)],
+)
+def test_cosine_with_warm_up(step, factor):
+    rate = optimizer.learning_rate(make_config(100, schedule="cosine", warm_up=10))
+    np.testing.assert_allclose(rate(jnp.int32(step)), 0.03 * factor, rtol=2e-6, atol=1e-9)
+
+
+LAYERS = {
+    "backbone": {
+        "stage2_block0": {"conv1": {"kernel": 1.0}},
+        "final_norm": {"scale": 1.0},
+        "stem": {"kernel": 1.0},
+        "stage1_block10": {"conv1": {"kernel": 1.0}},
+        "stage1_block9": {"norm1": {"bias": 1.0}},
+    },
+    "classifier": {"kernel": 1.0, "bias": 1.0},
+    "heads": {"projection": {"kernel": 1.0}},
+}
+
+
+def test_rates_fall_from_the_last_block_to_the_stem():
+    # Four layers: stem, stage1_block9, stage1_block10, stage2_block0.
+    assert optimizer.rates(LAYERS, layer_decay=0.5, backbone_rate=0.8) == {
+        "backbone": {
+            "stage2_block0": {"conv1": {"kernel": 0.4}},
+            "final_norm": {"scale": 0.8},
+            "stem": {"kernel": 0.05},
+            "stage1_block10": {"conv1": {"kernel": 0.2}},
+            "stage1_block9": {"norm1": {"bias": 0.1}},
+        },
+        "classifier": {"kernel": 1.0, "bias": 1.0},
+        "heads": {"projection": {"kernel": 1.0}},
+    }
+
+
+def test_adamw_with_rates_by_layer_against_numpy():
+    config = make_config(
+        100, name="adamw", schedule="cosine", learning_rate=0.1, momentum=0.8, b2=0.9,
+        weight_decay=0.5, layer_decay=0.5, warm_up=2,
+    )  # fmt: skip
+    config.model.freeze = "backbone/stage1_block9/.*"
+    params = jax.tree.map(lambda x: jnp.array([x, 2.0]), LAYERS)
+    gradients = [np.array([0.3, -2.0]), np.array([1.0, 0.1]), np.array([-0.5, 0.4])]
+
+    def numpy_adamw(share, decay):
+        p, m, v = np.array([1.0, 2.0]), np.zeros(2), np.zeros(2)
+        for k, g in enumerate(gradients):
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+            mean, square = m / (1 - 0.8 ** (k + 1)), v / (1 - 0.9 ** (k + 1))
+            rate = 0.1 * (1 + np.cos(np.pi * k / 100)) / 2 * min(1, (k + 1) / 2)
+            p = p - share * rate * (mean / (np.sqrt(square) + 1e-8) + decay * p)
+        return p
+
+    trees = [jax.tree.map(lambda _, g=g: jnp.array(g), LAYERS) for g in gradients]
+    *_, last = run(config, params, trees)
+    for found, share, decay in (
+        (last["backbone"]["stem"]["kernel"], 1 / 16, 0.5),
+        (last["backbone"]["stage2_block0"]["conv1"]["kernel"], 1 / 2, 0.5),
+        (last["backbone"]["final_norm"]["scale"], 1, 0),
+        (last["classifier"]["kernel"], 1, 0.5),
+        (last["classifier"]["bias"], 1, 0),
+    ):
+        np.testing.assert_allclose(found, numpy_adamw(share, decay), rtol=1e-5)
+
+
+def test_frozen_parameters_do_not_decay():
+    config = make_config(100, weight_decay=0.5)
+    config.model.freeze = "backbone/stem/.*"
+    still = jax.tree.map(jnp.zeros_like, jax.tree.map(jnp.float32, LAYERS))
+    *_, last = run(config, jax.tree.map(jnp.float32, LAYERS), [still])
+    assert last["backbone"]["stem"]["kernel"] == 1
+    assert last["classifier"]["kernel"] < 1

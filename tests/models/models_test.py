@@ -33,6 +33,9 @@ def config(name, **fields):
         "bn_epsilon": EPSILON,
         "width": 16,
         "remat": False,
+        "freeze": "",
+        "batch_stats": "batch",
+        "drop_path": 0.0,
     }
     return types.SimpleNamespace(name=name, **(defaults | fields))
 
