@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs_of_tests import KilledError, assert_same, before_step, die, tiny
 
-from layermatch_jax import setup, train
+from layermatch_jax import models, setup, train
 from layermatch_jax.errors import InputError
 from layermatch_jax.method import backprop, freezing
 from layermatch_jax.models import vit
@@ -120,7 +120,7 @@ def test_a_killed_run_with_adamw_goes_on_bit_for_bit(backbone, tmp_path, monkeyp
 
 def test_dropped_branches_are_those_of_the_global_batch():
     settings = {
-        "width": 16, "patch": 4, "dtype": np.dtype("float32"), "depth": 4, "drop_path": 0.6,
+        "width": 64, "patch": 4, "dtype": np.dtype("float32"), "depth": 4, "drop_path": 0.6,
     }  # fmt: skip
     images = np.random.RandomState(0).rand(16, 8, 8, 3).astype(np.float32)
     alone = vit.VisionTransformer(**settings)
@@ -146,13 +146,21 @@ def test_dropped_branches_are_those_of_the_global_batch():
     )
 
 
-def test_a_run_with_dropped_branches_repeats_bit_for_bit():
-    config = tiny(
-        **{"model.name": "vit_s16", "dataset.stored_size": 16, "dataset.image_size": 16},
-        **{"model.drop_path": 0.5, "batch_size": 8, "unlabeled_ratio": 1},
-    )
-    (_, one), (_, other) = after_steps(config, 1), after_steps(config, 1)
-    assert not changed(one.params, other.params)
+def test_a_step_drops_branches_by_its_seed_and_number(monkeypatch):
+    keys = []
+
+    def recorded(seed, step):
+        keys.append((seed, int(step) if isinstance(step, int) else step))
+        return jax.random.key(0)
+
+    monkeypatch.setattr(backprop, "drop_path_key", recorded)
+    model = vit.VisionTransformer(64, 4, np.dtype("float32"), depth=4, drop_path=0.5)
+    monkeypatch.setattr(models, "create_model", lambda config, axis_name: model)
+    config = tiny(**{"model.name": "vit_s16", "model.drop_path": 0.5, "seed": 5})
+    prepared = setup.prepare(config, setup.load(config))
+    assert prepared.method.drop_path_seed == 5
+    assert [seed for seed, _ in keys] == [5] * len(keys)
+    assert keys
 
 
 def test_expressions_that_are_refused():
