@@ -19,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import serialization
+from flax import serialization, traverse_util
 
 from layermatch_jax.errors import InputError, StorageError, os_error_number, refusal
-from layermatch_jax.runtime import earlier_versions
+from layermatch_jax.runtime import earlier_versions, saved_arrays
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
 _SHOWN = 10  # leaves that do not fit, listed in a message
@@ -106,9 +106,8 @@ def save(manager: ocp.CheckpointManager, step: int, tree) -> None:
             f"({manager.latest_step()}). Move it away; then run the same command again to resume"
         )
     try:
-        # Orbax 0.12.8 loses about 6 kB of memory for each array here.
-        with _orbax_silent():
-            lost = _differences(manager.item_metadata(step).tree, saved)
+        there = saved_arrays.shapes(manager.directory / str(step) / "default")
+        lost = _differences(traverse_util.unflatten_dict(there, sep="/"), saved)
     except Exception as error:  # of any kind
         lost = [_line(error)]
     if lost:
