@@ -21,9 +21,8 @@ import filelock
 import numpy as np
 import PIL
 from ml_collections import ConfigDict
-from PIL import Image
 
-from layermatch_jax.data.images import Images
+from layermatch_jax.data.images import Images, moments
 from layermatch_jax.data.sources import cache_files, checking, decoding, names
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files as small_files
@@ -31,9 +30,8 @@ from layermatch_jax.runtime import files as small_files
 NONE = "none"  # value of dataset.cache_dir: no cache
 ABOUT, LOCK = "about.json", ".lock"
 _COMMIT = 30.0  # seconds after which the index is written; a killed process loses less than this
-_STATES = 512  # files whose state a thread reads at a time
+_WITHOUT = f"decode each image whenever it is needed, with --config.dataset.cache_dir={NONE}"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEVELS = np.arange(256, dtype=np.uint64)
 
 
 class _Row(NamedTuple):
@@ -85,11 +83,10 @@ def open_images(
     except (OSError, NotImplementedError) as error:  # the second on file systems without locks
         raise InputError(
             f"The cache of decoded images {folder} cannot be used ({error}). Choose"
-            " another folder with --config.dataset.cache_dir=FOLDER, or decode each image whenever it"
-            f" is needed, with --config.dataset.cache_dir={NONE}."
+            f" another folder with --config.dataset.cache_dir=FOLDER, or {_WITHOUT}."
         ) from error
 
-    def moments(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def of_images(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = index.rows[found[indices]]
         return rows["sums"], rows["squares"]
 
@@ -97,7 +94,7 @@ def open_images(
         (broken[i], ()) if row < 0 else (None, index.remarks[index.rows["remarks"][row]])
         for i, row in enumerate(found)
     )
-    made = Images(labels, read, np.array(files, object), moments)
+    made = Images(labels, read, np.array(files, object), of_images)
     return made, checking.tally(files, results)
 
 
@@ -140,9 +137,7 @@ def _states(files: Sequence[str], root: str) -> list[bytes]:
         text = repr((path[start:], state)).encode("utf-8", "surrogateescape")
         return hashlib.blake2b(text, digest_size=16).digest()
 
-    parts = [files[i : i + _STATES] for i in range(0, len(files), _STATES)]
-    of_parts = decoding.pool().map(lambda part: list(map(state_of, part)), parts)
-    return [state for part in of_parts for state in part]
+    return decoding.of_each(state_of, files)
 
 
 def _read_index(folder: Path, side: int) -> cache_files.Index:
@@ -231,9 +226,7 @@ def _decode(path: str, side: int, alpha: str) -> _Row | str:
     decoded = decoding.attempt(path, side, alpha)
     if isinstance(decoded, str):
         return decoded
-    histogram = Image.fromarray(decoded.pixels).histogram()  # many times faster than sums in NumPy
-    counts = np.array(histogram, np.uint64).reshape(3, 256)
-    return _Row(decoded.pixels, counts @ _LEVELS, counts @ _LEVELS**2, decoded.remarks)
+    return _Row(decoded.pixels, *moments(decoded.pixels), decoded.remarks)
 
 
 def _require_room(folder: Path, images: int, side: int, full: bool = False) -> None:
@@ -242,15 +235,18 @@ def _require_room(folder: Path, images: int, side: int, full: bool = False) -> N
     if full or images * side * side * 3 > free:
         raise InputError(
             f"{images:,} decoded images of {side} x {side} pixels need {_size(images, side)} in"
-            f" {folder}, where {free / 1e9:.1f} GB are free. Make room, choose a folder on another"
-            " disk with --config.dataset.cache_dir=FOLDER, or decode each image whenever it is"
-            f" needed, with --config.dataset.cache_dir={NONE}."
+            f" {folder}, where {_in_units(free)} are free. Make room, choose a folder on another"
+            f" disk with --config.dataset.cache_dir=FOLDER, or {_WITHOUT}."
         )
 
 
 def _size(images: int, side: int) -> str:
-    count = images * side * side * 3
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return _in_units(images * side * side * 3)
+
+
+def _in_units(count: int) -> str:
+    unit, size = next((u for u in (("GB", 1e9), ("MB", 1e6)) if count >= u[1]), ("kB", 1e3))
+    return f"{count / size:.1f} {unit}"
 
 
 def _say(text: str) -> None:

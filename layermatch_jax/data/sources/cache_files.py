@@ -49,7 +49,8 @@ def find(index: Index, states: list[bytes]) -> np.ndarray:
 def read_index(folder: Path, side: int) -> Index | None:
     """Reads the index; an empty one if there is no file, None if it is damaged or lacks pixels."""
     try:
-        with np.load(folder / INDEX, allow_pickle=False) as saved:
+        content = io.BytesIO((folder / INDEX).read_bytes())
+        with np.load(content, allow_pickle=False) as saved:
             index = Index(saved["rows"].astype(ROW), json.loads(str(saved["remarks"])))
         complete = os.path.getsize(folder / PIXELS) >= len(index.rows) * side * side * 3
     except FileNotFoundError:

@@ -112,7 +112,7 @@ def _record(files: Sequence[str], side: int, alpha: str) -> Path:
         return path, found.st_size, found.st_mtime_ns
 
     key = hashlib.sha256(repr((PIL.__version__, side, alpha)).encode())
-    for of_file in decoding.pool().map(state_of, files):
+    for of_file in decoding.of_each(state_of, files):
         key.update(repr(of_file).encode("utf-8", "surrogateescape"))
     return user_cache() / "checked_images" / f"{key.hexdigest()}.json"
 

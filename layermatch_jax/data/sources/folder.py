@@ -123,14 +123,15 @@ def _decoded_at_each_read(files: list[str], labels: np.ndarray, side: int, alpha
 def _counted_twice(files: list[_File], root: Path) -> list[str]:
     """Describes files that count more than once because of links; copies are not searched."""
 
-    def identity(file):
+    def identity(path):
         try:
-            found = os.stat(file.path)
+            found = os.stat(path)
         except OSError:  # the check reports it
-            return file.path
-        return (found.st_dev, found.st_ino) if found.st_ino else file.path
+            return path
+        return (found.st_dev, found.st_ino) if found.st_ino else path
 
-    known = list(zip(files, decoding.pool().map(identity, files), strict=True))
+    identities = decoding.of_each(identity, [file.path for file in files])
+    known = list(zip(files, identities, strict=True))
     groups = collections.defaultdict(list)  # the training and unlabeled files, by identity
     for file, same in known:
         if file.part != "test":
