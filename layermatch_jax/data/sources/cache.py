@@ -201,7 +201,8 @@ def _append(
                 return all_of
 
             decode = functools.partial(_decode, side=side, alpha=alpha)
-            decoded = decoding.ahead(decode, [files[i] for i in missing.tolist()], side)
+            paths = [files[i] for i in map(int, missing)]
+            decoded = decoding.ahead(decode, paths, side)
             shown = checking.shown(decoded, len(missing), "decoding images")
             committed = time.monotonic()
             for position, row in zip(missing.tolist(), shown, strict=True):
