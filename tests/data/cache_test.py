@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from image_builders import all_of, noise, settings, write
+from PIL import Image
 
 from layermatch_jax import config as config_lib
 from layermatch_jax import setup
@@ -118,7 +119,7 @@ def test_an_image_is_decoded_once(root, decoded, capsys):
             assert "decoding 2 images" in said
             assert said.endswith("; 13 others are there\n")
         else:
-            assert said == f"15 decoded images are in {cached(root)} (2.9 kB)\n"
+            assert said == f"15 decoded images are read from {cached(root)} (2.9 kB)\n"
     assert names(decoded[13:]) == ["cat/0.jpg", "owl/0.jpg"]
     assert (cached(root) / "pixels").stat().st_size == 15 * 8 * 8 * 3
     assert json.loads((cached(root) / "about.json").read_text())["root"] == str(root)
@@ -195,19 +196,18 @@ def test_systems_without_preadv(root, monkeypatch):
 def test_a_start_that_is_killed_leaves_what_it_decoded(root, decoded, monkeypatch, capsys):
     monkeypatch.setattr(cache, "_COMMIT", 0.0)
     monkeypatch.setattr(decoding, "_AT_ONCE", (1, 1))  # nothing is decoded ahead of the stop
-    write_row, rows = cache_files.write_index, []
+    commit, rows = cache_files.Appender.commit, []
 
-    def stop(folder, index):
-        write_row(folder, index)
-        rows.append(len(index.rows))
-        if len(index.rows) == 4:
+    def stop(self):
+        rows.append(len(commit(self).rows))
+        if rows[-1] == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache_files, "write_index", stop)
-    with pytest.raises(KeyboardInterrupt):
-        load(root)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(cache_files.Appender, "commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            load(root)
     assert rows == [1, 2, 3, 4]
-    monkeypatch.setattr(cache_files, "write_index", write_row)
     with open(cached(root) / "pixels", "ab") as file:
         file.write(b"half a row")  # was written, but is not in the index
     decoded.clear()
@@ -235,13 +235,14 @@ def test_a_damaged_cache_is_made_anew(root, decoded, damage, capsys):
         os.truncate(place / "pixels", 100)
     else:
         (place / "pixels").unlink()
+    new = write(root / "train/cat/0.png", noise(8, 8, 3))
     decoded.clear()
     made = load(root)
     assert len(decoded) == 15
     assert ("is damaged: its images are decoded again" in capsys.readouterr().err) == (
         damage != "no pixels"
     )
-    np.testing.assert_array_equal(all_of(made.train), pixels)
+    np.testing.assert_array_equal(all_of(made.train), [new, *pixels[1:]])
     if damage != "pixels":  # a run that has the old file open keeps it
         np.testing.assert_array_equal(all_of(under_way), pixels)
 
@@ -290,10 +291,16 @@ def test_a_full_disk(root, monkeypatch):
 
 
 def failing(number):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
     return fail
+
+
+def test_an_error_of_the_machine_is_not_blamed_on_the_cache(root, monkeypatch):
+    monkeypatch.setattr(Image, "open", failing(errno.EMFILE))
+    with pytest.raises(OSError, match="Too many open files"):
+        load(root)
 
 
 def test_places_that_cannot_be_used(root):
@@ -326,7 +333,9 @@ def test_starts_at_the_same_time_share_the_work(root, decoded, capsys):
     for thread in threads:
         thread.join()
     assert len(decoded) == 15
-    assert capsys.readouterr().err.count("another process decodes these images: waiting") == 3
+    said = capsys.readouterr().err
+    assert said.count("another process decodes these images: waiting") == 3
+    assert said.count("decoding ") == 1
     for one in made:
         np.testing.assert_array_equal(all_of(one.train), all_of(made[0].train))
 

@@ -35,6 +35,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Row(NamedTuple):
+    """What `cache_files.Appender.add` gets of an image."""
+
     pixels: np.ndarray  # uint8 [side, side, 3]
     sums: np.ndarray  # uint64 [3]
     squares: np.ndarray  # uint64 [3]
@@ -75,12 +77,16 @@ def open_images(
             with _locked(folder):
                 index = _read_index(folder, side)  # another process may have appended rows
                 missing = np.flatnonzero(cache_files.find(index, states) < 0)
-                index, broken = _append(folder, index, files, states, missing, dataset)
+                if missing.size:
+                    index, broken = _append(folder, index, files, states, missing, dataset)
             found = cache_files.find(index, states)
         else:
-            _say(f"{len(files):,} decoded images are in {folder} ({_size(len(files), side)})")
+            size = _size(len(index.rows), side)
+            _say(f"{len(files):,} decoded images are read from {folder} ({size})")
         read = cache_files.reader(folder, side, found)
     except (OSError, NotImplementedError) as error:  # the second on file systems without locks
+        if isinstance(error, OSError) and error.errno in decoding.OF_THE_MACHINE:
+            raise
         raise InputError(
             f"The cache of decoded images {folder} cannot be used ({error}). Choose"
             f" another folder with --config.dataset.cache_dir=FOLDER, or {_WITHOUT}."
@@ -181,41 +187,24 @@ def _append(
         f"decoding {len(missing):,} images, once, to {side} x {side} pixels:"
         f" {_size(len(missing), side)} in {folder}{there}"
     )
-    remarks = {tuple(texts): number for number, texts in enumerate(index.remarks)}
-    written, fresh, broken = [index.rows], [], {}
+    broken = {}
     try:
         _require_room(folder, len(missing), side)
         small_files.write_json(folder / ABOUT, _about(dataset))
-        if not len(index.rows):  # runs that have opened the old file keep it
-            (folder / cache_files.PIXELS).unlink(missing_ok=True)
-        with open(folder / cache_files.PIXELS, "ab") as out:
-            out.truncate(len(index.rows) * side * side * 3)  # rows that a killed process left
-
-            def commit() -> cache_files.Index:
-                out.flush()
-                os.fsync(out.fileno())
-                written[:] = [np.concatenate([*written, np.array(fresh, cache_files.ROW)])]
-                fresh.clear()
-                all_of = cache_files.Index(written[0], [list(texts) for texts in remarks])
-                cache_files.write_index(folder, all_of)
-                return all_of
-
+        with cache_files.Appender(folder, side, index) as rows:
             decode = functools.partial(_decode, side=side, alpha=alpha)
-            paths = [files[i] for i in map(int, missing)]
-            decoded = decoding.ahead(decode, paths, side)
+            decoded = decoding.ahead(decode, [files[i] for i in map(int, missing)], side)
             shown = checking.shown(decoded, len(missing), "decoding images")
             committed = time.monotonic()
             for position, row in zip(missing.tolist(), shown, strict=True):
                 if isinstance(row, str):
                     broken[position] = row
                     continue
-                out.write(row.pixels.data)
-                number = remarks.setdefault(row.remarks, len(remarks))
-                fresh.append((states[position], row.sums, row.squares, number))
+                rows.add(states[position], *row)
                 if time.monotonic() - committed > _COMMIT:
-                    commit()
+                    rows.commit()
                     committed = time.monotonic()
-            return commit(), broken
+            return rows.commit(), broken
     except OSError as error:
         if error.errno in _FULL:
             _require_room(folder, len(missing), side, full=True)

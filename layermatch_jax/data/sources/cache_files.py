@@ -60,11 +60,55 @@ def read_index(folder: Path, side: int) -> Index | None:
     return index if complete else None
 
 
-def write_index(folder: Path, index: Index) -> None:
-    """Writes the index atomically; the pixels of its rows are on the disk already."""
-    content = io.BytesIO()
-    np.savez(content, rows=index.rows, remarks=np.array(json.dumps(index.remarks)))
-    small_files.write_bytes(folder / INDEX, content.getvalue())
+class Appender:
+    """Appends rows to a cache; only for a process that holds the lock. A context manager."""
+
+    def __init__(self, folder: Path, side: int, index: Index):
+        self._folder, self._rows, self._fresh = folder, index.rows, []
+        self._remarks = {tuple(texts): number for number, texts in enumerate(index.remarks)}
+        if not len(index.rows):  # runs that have opened the old file keep it
+            (folder / PIXELS).unlink(missing_ok=True)
+        self._out = open(folder / PIXELS, "ab")  # noqa: SIM115
+        self._out.truncate(len(index.rows) * side * side * 3)  # what a killed process left
+
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._out.close()
+
+    def add(
+        self,
+        state: bytes,
+        pixels: np.ndarray,
+        sums: np.ndarray,
+        squares: np.ndarray,
+        remarks: tuple[str, ...],
+    ) -> None:
+        """Appends a row: uint8 [side, side, 3], its moments and remarks. `commit` makes it count.
+
+        Args:
+          state: 16 bytes, see ROW.
+          pixels: uint8 [side, side, 3].
+          sums: uint64 [3], from `images.moments`.
+          squares: uint64 [3].
+          remarks: see `decoding.Decoded`.
+        """
+        self._out.write(pixels.data)
+        number = self._remarks.setdefault(remarks, len(self._remarks))
+        self._fresh.append((state, sums, squares, number))
+
+    def commit(self) -> Index:
+        """Writes the pixels to the disk and then, atomically, the index; returns it."""
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._rows = np.concatenate([self._rows, np.array(self._fresh, ROW)])
+        self._fresh.clear()
+        index = Index(self._rows, list(map(list, self._remarks)))
+        content = io.BytesIO()
+        np.savez(content, rows=index.rows, remarks=np.array(json.dumps(index.remarks)))
+        small_files.write_bytes(self._folder / INDEX, content.getvalue())
+        return index
 
 
 def reader(folder: Path, side: int, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -24,7 +24,7 @@ VERSION = 1
 # almost any bytes.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # Errors of the machine, which do not mean that the file is broken.
-_OF_THE_MACHINE = tuple(
+OF_THE_MACHINE = tuple(
     getattr(errno, name)
     for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
     if hasattr(errno, name)
@@ -82,7 +82,7 @@ def attempt(path: str, side: int, alpha: str) -> Decoded | str:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             raise
         return _reason(error, path)
 
