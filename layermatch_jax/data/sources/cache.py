@@ -66,6 +66,7 @@ def open_images(
     Raises:
       InputError: the cache cannot be written, or the disk has no room for it. Reading raises it if
         the cache was damaged after this call.
+      MemoryError, OSError: the machine failed: see `decoding.attempt`.
     """
     side, folder = dataset.stored_size, _folder(dataset)
     states = _states(files, dataset.data_dir)
