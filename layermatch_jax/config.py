@@ -134,6 +134,13 @@ SETTINGS: dict[str, Setting] = {
         "alpha channel.",
         choices=("white", "drop"),
     ),
+    "dataset.cache_dir": Setting(
+        "",
+        "For folder: where decoded images are kept for later runs, so that each is decoded only "
+        "once. '': layermatch_jax/images in the user's cache folder ($XDG_CACHE_HOME or "
+        "~/.cache). none: nowhere; an image is decoded whenever a batch needs it.",
+        neutral=True,
+    ),
     "dataset.drop_test_duplicates": Setting(
         False, "Whether unlabeled images that equal a test image are left out."
     ),

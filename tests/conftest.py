@@ -36,6 +36,14 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cached_for_the_tests_alone(tmp_path_factory):
+    """Keeps decoded images out of the user's cache folder; Matplotlib's list of fonts stays."""
+    fonts = os.path.expanduser("~/.cache/matplotlib")
+    os.environ.setdefault("MPLCONFIGDIR", fonts)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def call(capfd):
     """Calls the command line in this process, where JAX is loaded: (status, stdout, stderr)."""

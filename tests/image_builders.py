@@ -20,6 +20,7 @@ def settings(name, data_dir="", stored_size=8, **changed):
             "evaluate_on": "test",
             "on_broken": "error",
             "alpha": "white",
+            "cache_dir": "",
             "drop_test_duplicates": False,
             "num_classes": 10,
             **changed,

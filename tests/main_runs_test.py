@@ -252,6 +252,7 @@ def test_broken_images_are_named_and_the_run_goes_on_when_they_are_mended(
         "--config.dataset.name=folder", f"--config.dataset.data_dir={data}",
         "--config.unlabeled_ratio=1", "--config.train_steps=8", "--config.eval_every=8",
         "--config.checkpoint_every=2", "--config.input.backend=tf_data",
+        "--config.dataset.cache_dir=none",
     ]  # fmt: skip
 
     # All are found at the start, also those for the evaluation, before anything is written.

@@ -135,8 +135,9 @@ def _part(images: Images, root: str) -> dict[str, Any]:
             content.update(images.read(np.array([position])).tobytes())
     else:
         names = hashlib.sha256()
+        start = len(os.path.join(root, ""))
         for path in images.files:
-            below = os.fsencode(os.path.relpath(path, root)).replace(os.sep.encode(), b"/")
+            below = os.fsencode(path[start:]).replace(os.sep.encode(), b"/")
             names.update(b"%s\0%d\0" % (below, _read(path, os.path.getsize)))
         for path in images.files[some]:
             content.update(_read(path, _sha256))

@@ -19,11 +19,15 @@ class Images(NamedTuple):
       read: positions, integers [n] in 0..N-1 -> uint8 [n, R, R, 3]. A pure function; several
         threads may call it.
       files: [N] paths (str) of the image files; None if the images do not have a file each.
+      moments: positions, integers [n] -> the sums of the values of each channel of each image and
+        the sums of their squares, uint64 [n, 3] each; None if they must be computed from the
+        pixels.
     """
 
     labels: np.ndarray
     read: Callable[[np.ndarray], np.ndarray]
     files: np.ndarray | None = None
+    moments: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 class Source(NamedTuple):
@@ -63,7 +67,9 @@ def take(images: Images, indices: np.ndarray) -> Images:
     """Selects the images at positions (integers [n]), in this order, without reading pixels."""
     indices = np.asarray(indices, np.int64)
     files = None if images.files is None else images.files[indices]
-    return Images(images.labels[indices], lambda i: images.read(indices[i]), files)
+    of_all = images.moments
+    moments = of_all and (lambda i: of_all(indices[i]))
+    return Images(images.labels[indices], lambda i: images.read(indices[i]), files, moments)
 
 
 def concatenate(a: Images, b: Images) -> Images:
@@ -136,14 +142,30 @@ def channel_statistics(
             f"channel_statistics needs at least one image: there are {total}, and limit={limit}."
         )
     indices = np.arange(count) * total // count
-    sums, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
-    for start in range(0, count, _AT_ONCE):
-        part = images.read(indices[start : start + _AT_ONCE]).reshape(-1, 3).astype(np.uint32)
-        sums += part.sum(0, dtype=np.uint64)
-        squares += (part * part).sum(0, dtype=np.uint64)
-        pixels += len(part)
+    if images.moments:
+        sums, squares = (of_images.sum(0) for of_images in images.moments(indices))
+        pixels = count * images.read(indices[:1])[..., 0].size
+    else:
+        sums, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
+        for start in range(0, count, _AT_ONCE):
+            part = images.read(indices[start : start + _AT_ONCE])
+            for of_image in map(moments, part):
+                sums, squares = sums + of_image[0], squares + of_image[1]
+            pixels += part[..., 0].size
     mean, std = [], []
     for s, q in zip(sums.tolist(), squares.tolist(), strict=True):
         mean.append(s / pixels / 255)
         std.append(max((pixels * q - s * s) ** 0.5 / pixels, 1.0) / 255)
     return tuple(mean), tuple(std)
+
+
+def moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums the values and their squares over an image: uint8 [H, W, 3] -> uint64 [3], uint64 [3].
+
+    Exact for less than 66,000 rows. First over the rows, because NumPy sums long vectors fast, but
+    not three channels.
+    """
+    values = pixels.reshape(len(pixels), -1).astype(np.uint16)
+    of_columns = values.sum(0, dtype=np.uint32), (values * values).sum(0, dtype=np.uint32)
+    sums, squares = (x.reshape(-1, 3).sum(0, dtype=np.uint64) for x in of_columns)
+    return sums, squares

@@ -233,12 +233,13 @@ def test_names_that_are_no_utf_8(root):
     np.testing.assert_array_equal(made.train.read(np.array([2]))[0], pixels)
     files.write_json(root / "x.json", made.class_names)
     assert json.loads((root / "x.json").read_text()) == [r"caf\xe9", "cat"]
+    uncached = load(root, cache_dir="none")
     odd.write_bytes(b"")
     said = refusal(root)
     assert r"train/caf\xe9/caf\xe9.png (" in said
     said.encode("utf-8")
     with pytest.raises(InputError, match=r"caf\\xe9\.png"):
-        made.train.read(np.array([2]))
+        uncached.train.read(np.array([2]))
 
 
 def test_test_images_that_are_trained_on_are_named(root):
@@ -295,7 +296,7 @@ def test_a_class_whose_images_are_all_broken_is_no_class(root):
 
 
 def test_an_image_that_breaks_later_is_named(root):
-    made = load(root)
+    made = load(root, cache_dir="none")
     (root / "train/cat/0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"train/cat/0\.png.*Restore the original file"):
         made.train.read(np.array([1, 0]))
@@ -325,7 +326,6 @@ def test_a_long_check_tells_how_far_it_is_and_is_not_repeated(
 ):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(checking, "_QUIET", 0.0)
-    monkeypatch.setattr(checking, "_CHUNK", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     examined = []
     examine = checking.decoding.examine
@@ -336,28 +336,28 @@ def test_a_long_check_tells_how_far_it_is_and_is_not_repeated(
 
     monkeypatch.setattr(checking.decoding, "examine", count)
     write(root / "train/cat/0.png", np.zeros((8, 8, 4), np.uint8))
-    first = load(root).notes
+    first = load(root, cache_dir="none").notes
     assert len(examined) == 6
     err = capsys.readouterr().err
     assert "checking images: 4 of 6 decoded" in err
     assert "checking images: 6 of 6 decoded, 0 s left\n" in err
 
-    assert load(root).notes == (*first, "an earlier start found no broken image")
+    assert load(root, cache_dir="none").notes == (*first, "an earlier start found no broken image")
     assert len(examined) == 6
-    load(root, alpha="drop")  # other settings need another check
+    load(root, alpha="drop", cache_dir="none")  # other settings need another check
     assert len(examined) == 12
     time = os.stat(root / "test/owl/0.png").st_mtime
     os.utime(root / "test/owl/0.png", (time + 1, time + 1))
-    load(root)
+    load(root, cache_dir="none")
     assert len(examined) == 18
     for path in cache.rglob("*.json"):
         path.write_text("[")  # cut off
-    load(root)
+    load(root, cache_dir="none")
     assert len(examined) == 24
     # A check that found broken images is not recorded, because they may be repaired.
     (root / "test/owl/0.png").write_bytes(b"")
     for _ in range(2):
-        refusal(root)
+        refusal(root, cache_dir="none")
     assert len(examined) == 36
 
 

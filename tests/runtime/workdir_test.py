@@ -147,10 +147,10 @@ def test_fields_that_change_nothing_may_change(begun, name):
 def test_every_other_field_counts(begun):
     # Listed here, so that nobody makes another setting neutral by mistake.
     assert set(config_lib.RESULT_NEUTRAL) == {
-        "applied_method", "parallelism", "dataset.data_dir", "dataset.on_broken", "input.backend",
-        "input.prefetch", "input.steps_per_call", "log_every", "checkpoint_every",
-        "checkpoints_kept", "compilation_cache", "tensorboard", "profile",
-        "layer_report.at_steps", "layer_report.batches",
+        "applied_method", "parallelism", "dataset.data_dir", "dataset.on_broken",
+        "dataset.cache_dir", "input.backend", "input.prefetch", "input.steps_per_call",
+        "log_every", "checkpoint_every", "checkpoints_kept", "compilation_cache", "tensorboard",
+        "profile", "layer_report.at_steps", "layer_report.batches",
     }  # fmt: skip
     config = configured()
     workdir.write_config(begun, config)

@@ -42,7 +42,8 @@ LOADERS = {
     "npz": arrays.load_npz,
     "stl10": tfds_sets.load,
 }
-_FOLDER_ALONE = {"class_list": "", "on_broken": "error", "alpha": "white"}  # {setting: default}
+# Settings of folders, with their defaults.
+_FOLDER_ALONE = {"class_list": "", "on_broken": "error", "alpha": "white", "cache_dir": ""}
 _CHUNK = 256  # images hashed at a time
 
 
@@ -57,10 +58,11 @@ def load(dataset: ConfigDict) -> Source:
         pixels of the stored images, before the crop) and drop_test_duplicates. Read for some:
         data_dir (tfds sets: folder of prepared sets, '' for TFDS_DATA_DIR or tfds's default;
         folder: its root; npz: the file), class_list (folder: file with a class folder on each
-        line, '' for all), evaluate_on, on_broken and alpha (folder), num_classes (fake).
+        line, '' for all), evaluate_on, on_broken, alpha and cache_dir (folder), num_classes
+        (fake).
 
     Returns:
-      A Source. Its pixels are in memory, except for 'folder'. Its notes are for the user.
+      A Source. Its pixels are in memory, those of 'folder' in a file. Its notes are for the user.
 
     Raises:
       InputError: the name or a setting is not allowed, or the data are missing or malformed.
@@ -74,7 +76,7 @@ def load(dataset: ConfigDict) -> Source:
             " 1 pixel (32 for CIFAR, 96 for STL-10, 256 for ImageNet)."
         )
     dataset = dataset.copy_and_resolve_references()
-    for name in ("data_dir", "class_list"):
+    for name in ("data_dir", "class_list", "cache_dir"):
         dataset[name] = os.path.expanduser(dataset[name])
     source = LOADERS[dataset.name](dataset)
     if dataset.drop_test_duplicates:

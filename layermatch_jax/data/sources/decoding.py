@@ -1,10 +1,12 @@
 """Decodes an image file of any supported format to a square RGB image, uint8."""
 
+import collections
 import concurrent.futures
 import errno
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -13,16 +15,23 @@ from layermatch_jax.data.images import square
 from layermatch_jax.data.sources import names
 from layermatch_jax.errors import InputError
 
+T = TypeVar("T")
+
+# Number of the rules by which a file becomes pixels. Raise it with every change of the pixels:
+# caches of decoded images are then made anew.
+VERSION = 1
 # Recognized by content, not by extension. Others are unsafe: EPS starts a program, and TGA accepts
 # almost any bytes.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # Errors of the machine, which do not mean that the file is broken.
-_OF_THE_MACHINE = tuple(
+OF_THE_MACHINE = tuple(
     getattr(errno, name)
     for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
     if hasattr(errno, name)
 )
 _BITS = (8, 10, 12, 14, 16, 24, 32)  # usual bit depths of cameras and scanners
+_QUICK = 256  # files that a thread looks at in one go
+_AT_ONCE = 32, 2**20  # what a thread decodes in one go: images, bytes of their pixels
 
 
 class Decoded(NamedTuple):
@@ -73,7 +82,7 @@ def attempt(path: str, side: int, alpha: str) -> Decoded | str:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             raise
         return _reason(error, path)
 
@@ -88,6 +97,39 @@ def examine(path: str, side: int, alpha: str) -> tuple[str | None, tuple[str, ..
 def pool() -> concurrent.futures.Executor:
     """Returns the decoding threads; they do run in parallel: Pillow decodes without the GIL."""
     return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
+
+
+def of_each(function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+    """Returns function(path) for each path, by the decoding threads; for functions that are quick.
+
+    A folder on another machine may need a millisecond for each file.
+    """
+    parts = [paths[start : start + _QUICK] for start in range(0, len(paths), _QUICK)]
+    return [x for part in pool().map(lambda part: list(map(function, part)), parts) for x in part]
+
+
+def ahead(function: Callable[[str], T], paths: Sequence[str], side: int) -> Iterator[T]:
+    """Yields function(path) for each path, in order; the decoding threads work a little ahead.
+
+    Args:
+      function: decodes an image.
+      paths: paths of the images.
+      side: side of the decoded images, pixels; it limits how far the threads may be ahead.
+    """
+    images, size = _AT_ONCE
+    count = max(1, min(images, size // (side * side * 3)))
+    waiting = collections.deque()
+    try:
+        for start in range(0, len(paths), count):
+            part = paths[start : start + count]
+            waiting.append(pool().submit(lambda part: list(map(function, part)), part))
+            if len(waiting) > 2 * (os.cpu_count() or 1):
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        for part in waiting:
+            part.cancel()
 
 
 def _decode(path: str, side: int, alpha: str) -> Decoded:

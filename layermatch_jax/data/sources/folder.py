@@ -1,6 +1,7 @@
 """Data sets in folders of image files, such as ImageNet-100 or your own photographs.
 
-The files are listed and checked at the start. Every later read decodes a file again.
+The files are listed and checked at the start. Their decoded pixels are read from a cache (cache.py)
+or, with dataset.cache_dir='none', decoded anew at every read.
 """
 
 import collections
@@ -13,8 +14,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from layermatch_jax.data.images import Images, Source
-from layermatch_jax.data.sources import checking, decoding, layout, listing, names
+from layermatch_jax.data.images import Images, Source, take
+from layermatch_jax.data.sources import cache, checking, decoding, layout, listing, names
 from layermatch_jax.errors import InputError
 
 
@@ -34,16 +35,17 @@ def load(dataset: ConfigDict) -> Source:
     skipped; other folders are not used). The images of a class are sorted by path. Names are
     compared as `names.text`.
 
-    Every image is decoded once with `decoding.decode`, to find broken ones. Broken images are an
-    error; with dataset.on_broken='skip' they are left out. The Source's notes say what was passed
-    over, left out or changed.
+    Every image is decoded once with `decoding.decode`, into the cache (see `cache.open_images`) and
+    to find broken ones. Broken images are an error; with dataset.on_broken='skip' they are left
+    out. The Source's notes say what was passed over, left out or changed.
 
     Test images are read if dataset.evaluate_on is 'test' or dataset.drop_test_duplicates is set;
     otherwise the test set is empty.
 
     Raises:
       InputError: the folder does not have this form, has fewer than two classes, or holds broken
-        images (the message lists them). Reading an image that broke later raises it, too.
+        images (the message lists them), or the cache cannot be used. Reading an image raises it,
+        too, if the cache or, without one, the file broke after this call.
     """
     where = layout.read(dataset)
     places = [("train", *place) for place in enumerate(where.train)]
@@ -57,7 +59,13 @@ def load(dataset: ConfigDict) -> Source:
     passed_over = listing.passed_over(listing.merge(passed_over), where.root)
     _refuse_gaps(files, where, passed_over)
 
-    findings = checking.check([file.path for file in files], dataset.stored_size, dataset.alpha)
+    paths = [file.path for file in files]
+    labels = np.array([file.label for file in files], np.int32)
+    if dataset.cache_dir == cache.NONE:
+        findings = checking.check(paths, dataset.stored_size, dataset.alpha)
+        images = _decoded_at_each_read(paths, labels, dataset.stored_size, dataset.alpha)
+    else:
+        images, findings = cache.open_images(paths, labels, dataset)
     notes = [*where.notes, passed_over, *findings.remarks]
     notes += _counted_twice(files, where.root) + _in_another_class(files, where)
     if findings.broken:
@@ -67,7 +75,8 @@ def load(dataset: ConfigDict) -> Source:
                 f"{broken}:\n{checking.as_lines(findings.broken)}\nReplace or remove them, or"
                 " leave them out with --config.dataset.on_broken=skip."
             )
-        files = [file for file in files if file.path not in findings.broken]
+        whole = [i for i, file in enumerate(files) if file.path not in findings.broken]
+        files, images = [files[i] for i in whole], take(images, np.array(whole))
         notes.append(f"left out: {broken}:\n{checking.as_lines(findings.broken)}")
         _refuse_gaps(files, where, notes[-1])
     without = set(where.class_names) - {
@@ -77,9 +86,7 @@ def load(dataset: ConfigDict) -> Source:
         logging.warning("No test images for: %s.", names.some(sorted(without)))
 
     def images_of(part: str) -> Images:
-        mine = [file for file in files if file.part == part]
-        labels = np.array([file.label for file in mine], np.int32)
-        return _images([file.path for file in mine], labels, dataset.stored_size, dataset.alpha)
+        return take(images, np.array([i for i, file in enumerate(files) if file.part == part]))
 
     return Source(
         class_names=where.class_names,
@@ -99,10 +106,10 @@ def from_files(paths: Sequence[str | os.PathLike[str]], side: int, alpha: str = 
       alpha: see `decoding.decode`; for the model of a run, its dataset.alpha.
     """
     files = [os.fspath(path) for path in paths]
-    return _images(files, np.full(len(files), -1, np.int32), side, alpha)
+    return _decoded_at_each_read(files, np.full(len(files), -1, np.int32), side, alpha)
 
 
-def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Images:
+def _decoded_at_each_read(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Images:
     def read(indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), side, side, 3), np.uint8)
         decoded = decoding.pool().map(lambda i: decoding.decode(files[i], side, alpha), indices)
@@ -116,14 +123,15 @@ def _images(files: list[str], labels: np.ndarray, side: int, alpha: str) -> Imag
 def _counted_twice(files: list[_File], root: Path) -> list[str]:
     """Describes files that count more than once because of links; copies are not searched."""
 
-    def identity(file):
+    def identity(path):
         try:
-            found = os.stat(file.path)
+            found = os.stat(path)
         except OSError:  # the check reports it
-            return file.path
-        return (found.st_dev, found.st_ino) if found.st_ino else file.path
+            return path
+        return (found.st_dev, found.st_ino) if found.st_ino else path
 
-    known = list(zip(files, decoding.pool().map(identity, files), strict=True))
+    identities = decoding.of_each(identity, [file.path for file in files])
+    known = list(zip(files, identities, strict=True))
     groups = collections.defaultdict(list)  # the training and unlabeled files, by identity
     for file, same in known:
         if file.part != "test":
