@@ -1,5 +1,6 @@
 """Computes the settings that a config leaves open from its other settings."""
 
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -90,12 +91,18 @@ def explained(config: ml_collections.ConfigDict) -> list[str]:
     read = {"ema_decay", "model.bn_decay", "policy.momentum"}
     if config.avg_clustering.centers == "classifier":
         read.add("avg_clustering.momentum")
-    values = config_lib.fields(config)
+    values, told = config_lib.fields(config), []
+    if config.dataset.name == "folder" and config.dataset.evaluate_on == "cross_validation":
+        told += [
+            "The accuracy is an estimate by cross-validation of the labels (linear probes on the "
+            "features), not that of test images"
+        ]
     lowered = [f"{name}={tenth:g}" for name in sorted(read) if values[name] == tenth]
     if tenth == CLASSIC_DECAY or not lowered or not config.train_steps:
-        return []
+        return told
     return [
-        f"Averages remember a tenth of the run: {', '.join(lowered)} (classic: {CLASSIC_DECAY})"
+        *told,
+        f"Averages remember a tenth of the run: {', '.join(lowered)} (classic: {CLASSIC_DECAY})",
     ]
 
 
@@ -108,9 +115,11 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
         for name, setting in (config_lib.SETTINGS | own).items()
         if callable(setting.default) or name in own
     }
+    tested = config.dataset.name != "folder" or _has_test_images(config.dataset.data_dir)
     of_others = config.model.name == "resnet50" and config.model.pretrained
     return values | {
         "model.bn_epsilon": 1e-5 if of_others else 1e-3,
+        "dataset.evaluate_on": "test" if tested else "cross_validation",
         "model.head_init": "weights" if config.model.pretrained else "random",
         "avg_clustering.momentum": {
             "classifier": memory(config.train_steps),
@@ -118,3 +127,11 @@ def _automatic(config: ml_collections.ConfigDict) -> dict[str, Any]:
             "outputs": 0.6,  # for each visit of an image
         }.get(config.avg_clustering.centers),
     }
+
+
+def _has_test_images(data_dir: str) -> bool:
+    """Tells whether an image folder has a folder test or val, in capitals or not."""
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        return True  # the source says what is wrong
+    return any(path.name.lower() in ("test", "val") and path.is_dir() for path in root.iterdir())

@@ -2,7 +2,8 @@
 
 presets.py has the named methods and gradient masks, rules.py the settings that exclude each other.
 A setting without a value here is automatic: automatic.py computes it. The settings of a policy are
-in the policy's file, those of the backbones in models/settings.py.
+in the policy's file, those of the optimizer in method/optimizer.py, those of the backbones in
+models/settings.py.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from ml_collections import config_dict
 
 from layermatch_jax import renamed
 from layermatch_jax.errors import unknown
+from layermatch_jax.method.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from layermatch_jax.method.policies import POLICIES
 from layermatch_jax.models.settings import SETTINGS as MODEL_SETTINGS
 from layermatch_jax.setting import Setting, decay
@@ -89,8 +91,8 @@ SETTINGS: dict[str, Setting] = {
     "dataset.num_labels": Setting(250, "Number of labeled images, of all classes together."),
     "dataset.label_fraction": Setting(
         0.0,
-        "Share of the training images of each class that is labeled. 0: dataset.num_labels is "
-        "used.",
+        "Share of the training images of each class that is labeled. 1: all training images; 0: "
+        "dataset.num_labels is used.",
         low=0,
         high=1,
     ),
@@ -104,9 +106,13 @@ SETTINGS: dict[str, Setting] = {
         True, "Whether the labeled images are part of the unlabeled set, too."
     ),
     "dataset.evaluate_on": Setting(
-        "test",
-        "Images for evaluation; validation: 20% of the training images that are not labeled.",
-        choices=("test", "validation"),
+        None,
+        "Images for evaluation. test: the test set; validation: 20% of the training images that "
+        "are not labeled; cross_validation: the labeled images, by linear probes on the features "
+        "of the run (see docs/data.md), before the first and after the last step only; none: no "
+        "evaluation. Automatic: test; cross_validation for a folder without test images.",
+        choices=("test", "validation", "cross_validation", "none"),
+        kind=str,
     ),
     "dataset.stored_size": Setting(
         32, "Side of the stored images, before the random crop, in pixels.", low=1
@@ -190,44 +196,7 @@ SETTINGS: dict[str, Setting] = {
         "For centers=classifier: the head whose predictions become pseudo-labels.",
         choices=("classifier", "centers"),
     ),
-    # ---- Optimization ----
-    "optimizer.name": Setting(
-        "sgd",
-        "Optimizer: sgd (with momentum) or adamw, which transformers need.",
-        choices=("sgd", "adamw"),
-    ),
-    "optimizer.learning_rate": Setting(
-        0.03,
-        "Learning rate at step 0, which optimizer.schedule lowers. With AdamW, use about 0.001.",
-        above=0,
-    ),
-    "optimizer.schedule": Setting(
-        "classic",
-        "Factor of the learning rate at step k of K = train_steps. classic: cos(7πk / (16 · K)), "
-        "down to 0.195; cosine: (1 + cos(πk / K)) / 2, down to 0.",
-        choices=("classic", "cosine"),
-    ),
-    "optimizer.warm_up": Setting(
-        0, "Steps over which the learning rate also rises linearly from 0. 0: none.", low=0
-    ),
-    "optimizer.backbone_rate": Setting(
-        1.0, "Learning rate of the backbone, as a share of that of the classifier.", above=0
-    ),
-    "optimizer.layer_decay": Setting(
-        1.0,
-        "Factor of the learning rate from each layer of the backbone to the one below it: lower "
-        "layers are trained more slowly. 1: all alike.",
-        above=0,
-        high=1,
-    ),
-    "optimizer.momentum": Setting(0.9, "Momentum of SGD; b1 of AdamW.", low=0, below=1),
-    "optimizer.b2": Setting(
-        0.999, "For adamw: decay of the average of squared gradients.", low=0, below=1
-    ),
-    "optimizer.nesterov": Setting(True, "For sgd: whether it uses Nesterov momentum."),
-    "optimizer.weight_decay": Setting(
-        5e-4, "Weight decay, on convolution and dense kernels only.", low=0
-    ),
+    **OPTIMIZER_SETTINGS,
     # ---- How a run proceeds ----
     "input.backend": Setting(
         "tf_data",

@@ -207,10 +207,10 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
 
     Args:
       config: a data set's config, changed in place.
-      arg: comma-separated key=value pairs: `labels` (a number for all classes together, or a
-        percentage of each class such as 10%), `method` (a key of METHODS; default layermatch),
-        `layerwise` (True appends "+layerwise" to the method), `mask` (a key of MASKS, which
-        replaces the method's gradient mask).
+      arg: comma-separated key=value pairs: `labels` (a number for all classes together, a
+        percentage of each class such as 10%, or all), `method` (a key of METHODS; default
+        layermatch), `layerwise` (True appends "+layerwise" to the method), `mask` (a key of
+        MASKS, which replaces the method's gradient mask).
 
     Returns:
       The same config.
@@ -240,6 +240,8 @@ def apply_arg(config: ml_collections.ConfigDict, arg: str) -> ml_collections.Con
 def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
     """'250' -> (250, 0.0); '10%' -> (num_labels, 0.1)."""
     try:
+        if labels == "all":
+            return num_labels, 1.0
         if not labels.endswith("%"):
             return int(labels), 0.0
         # Refused here, because a fraction of 0 would mean num_labels.
@@ -249,7 +251,7 @@ def _parse_labels(labels: str, num_labels: int) -> tuple[int, float]:
         pass
     raise InputError(
         f"labels={labels}: give a whole number of images for all classes together (labels=250), "
-        "or a percentage of each class, above 0% and up to 100% (labels=10%)"
+        "all, or a percentage of each class, above 0% and up to 100% (labels=10%)"
     )
 
 

@@ -123,7 +123,9 @@ def train_and_evaluate(
 
         def evaluate_state(step: int) -> None:
             began = time.monotonic()
-            scores = evaluate.evaluate(prepared.eval_step, current, partition.evaluation, config)
+            scores = evaluate.scores(
+                prepared.eval_step, current, prepared.data.statistics, partition, config
+            )
             seconds = time.monotonic() - began
             log.evaluation(step, config.dataset.evaluate_on, scores, seconds)
 
@@ -140,8 +142,9 @@ def train_and_evaluate(
         pending = collections.deque()  # complete windows whose steps the devices may still compute
         before, previous, vote = start, window, False
         try:
-            if config.model.pretrained and int(run["lines"]) == metrics.UNKNOWN and start == 0:
-                evaluate_state(0)  # what the weights are worth before training
+            if start == 0 and int(run["lines"]) == metrics.UNKNOWN:
+                if evaluate.is_due(config, 0):  # what pretrained weights are worth before training
+                    evaluate_state(0)
                 if config.train_steps == 0:
                     save_state(0)
             for step, chunk in feed.chunks(range(start, config.train_steps)):
@@ -157,7 +160,7 @@ def train_and_evaluate(
                 before, previous = step, window
 
                 last = step == config.train_steps
-                evaluate_now = last or step % config.eval_every == 0
+                evaluate_now = evaluate.is_due(config, step)
                 save_now = last or stop or step % config.checkpoint_every == 0
                 report_now = step in config.layer_report.at_steps
                 if last or step % config.log_every == 0:

@@ -37,9 +37,9 @@ def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str
       A dictionary for JSON: data_set (str), class_names (list of str), channel_mean and channel_std
       (three floats each, white is 1), stored_size (pixels), and train, unlabeled and test. Each of
       these three is None if the data set has no such part (test also with
-      evaluate_on='validation'), else a dictionary: images (int, their number) and three SHA-256 in
-      hex. labels_sha256 hashes the labels (int32, little-endian); names_sha256 hashes the paths
-      below the root and the sizes in bytes of all files (None if the images are not files);
+      another evaluate_on than 'test'), else a dictionary: images (int, their number) and three
+      SHA-256 in hex. labels_sha256 hashes the labels (int32, little-endian); names_sha256 hashes
+      the paths below the root and the sizes in bytes of all files (None if they are not files);
       content_sha256 hashes at most 256 evenly spaced images: the bytes of their files or, without
       files, their stored pixels.
 
@@ -48,7 +48,7 @@ def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str
     """
     mean, std = statistics
     parts = {"train": source.train, "unlabeled": source.unlabeled, "test": source.test}
-    if dataset.evaluate_on == "validation":
+    if dataset.evaluate_on != "test":
         parts["test"] = None
     of_files = [part for part in parts.values() if part and part.files is not None]
     paths = [path for part in of_files for path in part.files]

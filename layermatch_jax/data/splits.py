@@ -50,13 +50,14 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
     evaluate_on='validation' is for design choices, which must not use the test set. It evaluates on
     a fifth of the training images outside the labeled split, drawn by label_seed; these images are
     then not among the unlabeled images, and only the evaluation reads their labels.
+    evaluate_on='cross_validation' evaluates on the labeled images, 'none' on no images.
 
     Args:
       source: the data set.
       dataset: config.dataset. Read: name, num_labels (all classes together), label_fraction (used
         instead when > 0), label_seed, split_file ('' or a file from `write_split`; its split is
         used and must fit the data set and the other settings), labeled_in_unlabeled (whether the
-        labeled images are also unlabeled images), evaluate_on ('test' or 'validation').
+        labeled images are also unlabeled images), evaluate_on.
 
     Returns:
       A Partition. Its record has data_set (str), num_labels (int), label_seed (int), num_train
@@ -70,10 +71,10 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
     """
     if dataset.label_seed < 0:
         raise InputError(f"--config.dataset.label_seed={dataset.label_seed}: allowed are 0, 1, ...")
-    if dataset.evaluate_on not in ("test", "validation"):
+    if dataset.evaluate_on not in ("none", "cross_validation", "test", "validation"):
         raise InputError(
-            f"--config.dataset.evaluate_on={dataset.evaluate_on!r}: allowed are 'test' and"
-            " 'validation'."
+            f"--config.dataset.evaluate_on={dataset.evaluate_on!r}: allowed are 'none',"
+            " 'cross_validation', 'test' and 'validation'."
         )
     counts = _class_counts(source, dataset)
     if dataset.split_file:
@@ -89,6 +90,10 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
         chosen = _draw_validation(total, indices, dataset.name, dataset.label_seed)
         evaluation = take(source.train, chosen)
         in_unlabeled[chosen] = False
+    elif dataset.evaluate_on == "cross_validation":
+        evaluation = take(source.train, indices)
+    elif dataset.evaluate_on == "none":
+        evaluation = take(source.train, np.arange(0))
     if not dataset.labeled_in_unlabeled:
         in_unlabeled[indices] = False
     truths = source.train.labels.copy()

@@ -8,6 +8,47 @@ import numpy as np
 import optax
 
 from layermatch_jax.method import freezing
+from layermatch_jax.setting import Setting
+
+SETTINGS: dict[str, Setting] = {
+    "optimizer.name": Setting(
+        "sgd",
+        "Optimizer: sgd (with momentum) or adamw, which transformers need.",
+        choices=("sgd", "adamw"),
+    ),
+    "optimizer.learning_rate": Setting(
+        0.03,
+        "Learning rate at step 0, which optimizer.schedule lowers. With AdamW, use about 0.001.",
+        above=0,
+    ),
+    "optimizer.schedule": Setting(
+        "classic",
+        "Factor of the learning rate at step k of K = train_steps. classic: cos(7πk / (16 · K)), "
+        "down to 0.195; cosine: (1 + cos(πk / K)) / 2, down to 0.",
+        choices=("classic", "cosine"),
+    ),
+    "optimizer.warm_up": Setting(
+        0, "Steps over which the learning rate also rises linearly from 0. 0: none.", low=0
+    ),
+    "optimizer.backbone_rate": Setting(
+        1.0, "Learning rate of the backbone, as a share of that of the classifier.", above=0
+    ),
+    "optimizer.layer_decay": Setting(
+        1.0,
+        "Factor of the learning rate from each layer of the backbone to the one below it: lower "
+        "layers are trained more slowly. 1: all alike.",
+        above=0,
+        high=1,
+    ),
+    "optimizer.momentum": Setting(0.9, "Momentum of SGD; b1 of AdamW.", low=0, below=1),
+    "optimizer.b2": Setting(
+        0.999, "For adamw: decay of the average of squared gradients.", low=0, below=1
+    ),
+    "optimizer.nesterov": Setting(True, "For sgd: whether it uses Nesterov momentum."),
+    "optimizer.weight_decay": Setting(
+        5e-4, "Weight decay, on convolution and dense kernels only.", low=0
+    ),
+}
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -170,11 +170,12 @@ def eval_step(
       axis_name: the device axis to reduce over; None when `batch` is the global batch.
 
     Returns:
-      {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32.
+      {'accuracy', 'loss', 'accuracy_ema', 'loss_ema'} as [sum, weight] float32, and
+      'confusion_ema': counts [K, K] by the EMA parameters; rows are true classes.
     """
     images = backprop.normalize(batch.images, method.mean, method.std)
     labels = jnp.maximum(batch.labels, 0)
-    metrics = {}
+    metrics, confusion = {}, None
     for suffix, params in (("", state.params), ("_ema", state.ema_params)):
         variables = {"params": params["backbone"], "batch_stats": state.batch_stats}
         features = state.apply_fn(variables, images, train=False)
@@ -183,7 +184,10 @@ def eval_step(
         correct = jnp.argmax(logits, axis=-1) == batch.labels
         metrics["accuracy" + suffix] = (jnp.vdot(batch.mask, correct), jnp.sum(batch.mask))
         metrics["loss" + suffix] = (jnp.vdot(batch.mask, loss), jnp.sum(batch.mask))
+        guesses = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+        confusion = jax.nn.one_hot(labels, logits.shape[-1]).T @ (batch.mask[:, None] * guesses)
     metrics = {name: _pair(*pair) for name, pair in metrics.items()}
+    metrics["confusion_ema"] = confusion
     return reductions.total(metrics, axis_name)
 
 

@@ -73,13 +73,14 @@ class Log:
         }
         self._write(step, "train", windows.means(window["sums"]) | times)
 
-    def evaluation(self, step: int, split: str, scores: dict[str, float], seconds: float) -> None:
-        """Writes the scores of an evaluation and its duration in seconds.
+    def evaluation(self, step: int, split: str, scores: dict[str, Any], seconds: float) -> None:
+        """Writes the scores of an evaluation (`evaluate.scores`) and its duration in seconds.
 
         Raises:
           NonFiniteLossError: the loss with the raw or the EMA parameters is NaN or infinite.
         """
-        if not math.isfinite(scores["loss"] + scores["loss_ema"]):
+        estimated = split == "cross_validation"  # without any image to hold out, its loss is NaN
+        if not estimated and not math.isfinite(scores["loss"] + scores["loss_ema"]):
             raise NonFiniteLossError(f"the {split} loss is not finite at step {step}")
         self._write(step, split, scores | {"seconds": seconds})
 
@@ -175,15 +176,22 @@ def cut_back(workdir: epath.Path, count: int, step: int) -> None:
 # The result, computed from metrics.jsonl so that interruptions do not change it.
 
 
+# Fields of the last evaluation that the result keeps.
+_LAST = ("macro_f1_ema", "class_precision_ema", "class_recall_ema", "interval_ema", "held_out")
+
+
 def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     """Computes the accuracies and averages of a run.
 
     Args:
       lines: the lines of metrics.jsonl.
-      split: 'test' or 'validation', the split that was evaluated.
+      split: config.dataset.evaluate_on.
 
     Returns:
-      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1];
+      {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1]; only 'ema'
+      for cross_validation, and the field is missing for 'none' or if no image could be held out;
+      'macro_f1_ema', 'class_precision_ema' and 'class_recall_ema': from the last evaluation (see
+      `evaluate.class_scores`); for cross_validation also 'interval_ema' and 'held_out';
       'evaluations_in_median': number of evaluations in 'median20', at most 20;
       'mask_rate': mean over all pseudo-labels of the run; None if it makes none;
       'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all' (of all), where the
@@ -201,7 +209,9 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
     windows = [line for line in lines if line["split"] == "train"]
     accuracy = {}
     for name, field in (("raw", "accuracy"), ("ema", "accuracy_ema")):
-        values = [line[field] for line in evaluations]
+        values = [x for line in evaluations if (x := line.get(field)) is not None]
+        if not values:
+            continue
         accuracy[name] = {
             "last": values[-1],
             "median20": statistics.median(values[-20:]),
@@ -230,7 +240,10 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
         means[name] = statistics.fmean(*zip(*known, strict=True)) if known else None
     speeds = [s for line in windows if (s := line["images_per_second"]) is not None]
     return {
-        f"{split}_accuracy": accuracy,
+        **({f"{split}_accuracy": accuracy} if accuracy else {}),
+        **{
+            name: evaluations[-1][name] for name in _LAST if evaluations and name in evaluations[-1]
+        },
         "evaluations_in_median": min(20, len(evaluations)),
         **means,
         "wall_seconds": round(sum(line["seconds"] for line in lines), 1),

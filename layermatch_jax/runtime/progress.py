@@ -108,7 +108,9 @@ def line(
     if known := [f"{name} {share:.0%}" for name, share in shares if share is not None]:
         parts.append(" ".join(known))
     for split, scores in latest.items():
-        if split != "train":
+        if split == "cross_validation" and scores["accuracy_ema"] is not None:
+            parts.append(f"cross-val. {scores['accuracy_ema']:.1%}")
+        elif split in ("test", "validation"):
             name = {"validation": "val."}.get(split, split)
             parts.append(f"{name} {scores['accuracy']:.1%} EMA {scores['accuracy_ema']:.1%}")
     if seconds_left is not None:

@@ -13,6 +13,9 @@ from layermatch_jax import presets, renamed
 from layermatch_jax.runtime import files, metrics
 from layermatch_jax.runtime.workdir import CONFIG, DATA, RESULT, SPLIT
 
+# Of an accuracy by cross-validation after training.
+TOO_HIGH = "  too high, because the backbone was trained with all of these labels"
+
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
     """Reads result.json; None if the run is not finished.
@@ -84,7 +87,6 @@ def provenance() -> dict[str, Any]:
 
 def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
     """Formats a result for the terminal."""
-    split = "test" if "test_accuracy" in result else "validation"
     speed = result["images_per_second"]
     speed = "" if speed is None else f", {speed:.0f} images/s"
     steps = f"{result['train_steps']} steps in {result['wall_seconds']:.0f} s{speed}"
@@ -92,14 +94,10 @@ def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
         f"{result['method']} on {result['dataset']}, {result['num_labels']} labels "
         f"(label seed {result['label_seed']}, seed {result['seed']}): "
         + (steps if result["train_steps"] else "a classifier on a frozen backbone"),
-        "",
-        f"{split} accuracy      last   median{result['evaluations_in_median']:<4} best",
     ]
     if "mask" in result:  # not in results of older versions
         lines.insert(1, f"gradient mask {result['mask']}, centers {result['centers']}")
-    for kind, values in result[f"{split}_accuracy"].items():
-        numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
-        lines.append(f"  {kind:<14}{numbers}")
+    lines += ["", *_accuracies(result)]
     if result["mask_rate"] is not None:
         shown = f"{result['mask_rate']:.1%} used"
         if result["pseudo_label_accuracy"] is not None:
@@ -111,6 +109,37 @@ def as_text(result: dict[str, Any], workdir: epath.Path) -> str:
         lines += ["", f"pseudo-labels over the run: {shown}"]
     written = f"files: {workdir}/ ({RESULT}, {metrics.FILE}, {SPLIT}, {CONFIG}, {DATA})"
     return "\n".join([*lines, "", written])
+
+
+def evaluated_on(result: dict[str, Any]) -> str:
+    """Returns the kind of images on which a run was evaluated; 'none' if it has no accuracy."""
+    kinds = (name.removesuffix("_accuracy") for name in result if name.endswith("_accuracy"))
+    return next((kind for kind in kinds if kind != "pseudo_label"), "none")
+
+
+def _accuracies(result: dict[str, Any]) -> list[str]:
+    """Formats the accuracies of a result as lines."""
+    kind = evaluated_on(result)
+    if kind == "none":
+        return ["no accuracy: the run has no images for an evaluation"]
+    by_parameters = result[f"{kind}_accuracy"]
+    if kind == "cross_validation":
+        low, high = result["interval_ema"]
+        return [
+            f"accuracy by cross-validation: {by_parameters['ema']['last']:.1%} "
+            f"(95 % interval {low:.1%} to {high:.1%})",
+            f"  an estimate, by linear probes on the features, over {result['held_out']} labeled "
+            "images; no test images",
+            *([TOO_HIGH] if result["train_steps"] else []),
+            f"macro-averaged F1: {result['macro_f1_ema']:.1%}",
+        ]
+    lines = [f"{kind} accuracy      last   median{result['evaluations_in_median']:<4} best"]
+    for parameters, values in by_parameters.items():
+        numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
+        lines.append(f"  {parameters:<14}{numbers}")
+    if "macro_f1_ema" in result:  # not in results of older versions
+        lines.append(f"macro-averaged F1 (EMA, last): {result['macro_f1_ema']:.1%}")
+    return lines
 
 
 def _git_commit() -> str | None:

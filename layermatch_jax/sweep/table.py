@@ -41,16 +41,20 @@ def measured(cell: Cell) -> dict[str, float | None] | None:
     result = result_lib.read_result(cell.folder)
     if result is None:
         return None
-    split = "test" if "test_accuracy" in result else "validation"
+    split = result_lib.evaluated_on(result)
     curve = {
         line["step"]: line["accuracy_ema"]
         for line in metrics.read(cell.folder)
-        if line["split"] == split
+        if line["split"] == split and line["accuracy_ema"] is not None
     }
     tenth = result["train_steps"] / 10
     near = [step for step in curve if abs(step - tenth) <= tenth / 2]
     values = {
-        **result[f"{split}_accuracy"]["ema"],
+        **(
+            dict.fromkeys(("median20", "last", "best"))
+            if split == "none"
+            else result[f"{split}_accuracy"]["ema"]
+        ),
         "a tenth": curve[min(near, key=lambda step: abs(step - tenth))] if near else None,
         "used": result["mask_rate"],
         "used right": result["pseudo_label_accuracy"],
@@ -133,7 +137,7 @@ def comma_separated(
 def provenance(cells: list[Cell]) -> str:
     """Explains the numbers of the table, and on what data and devices they were measured."""
     results = [result for cell in cells if (result := result_lib.read_result(cell.folder))]
-    split = "test" if any("test_accuracy" in result for result in results) else "validation"
+    split = all_of(results, result_lib.evaluated_on)
     if missing := metrics.missing_accuracy(results):
         missing += "\n"
     return (

@@ -108,6 +108,8 @@ def _of_one(log: Log, notes: list[Note]) -> list[Section]:
 
 
 def _predicted(log: Log, data: setup.Data) -> tuple[runs.Run, Outputs]:
+    if log.evaluated_on in ("cross_validation", "none"):
+        raise InputError("The run has no test images")
     run = runs.read(str(log.folder), data_dir=log.config.dataset.data_dir)
     return run, predict.predict(trained.of_run(run), data.partition.evaluation)
 

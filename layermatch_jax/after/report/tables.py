@@ -31,10 +31,33 @@ def accuracies(log: Log) -> list[Table]:
     """Makes the table of a run's accuracies so far; [] before its first evaluation."""
     if not (measured := _measured(log)):
         return []
-    scores = measured[f"{log.evaluated_on}_accuracy"]
+    if not (scores := measured.get(f"{log.evaluated_on}_accuracy")):
+        return []
+    if log.evaluated_on == "cross_validation":
+        low, high = measured["interval_ema"]
+        title = (
+            "Accuracy by cross-validation, %: linear probes on the features, over "
+            f"{measured['held_out']:,} labeled images; there are no test images."
+            + (f" The last number is {result_lib.TOO_HIGH.strip()}." if log.step else "")
+        )
+        return [
+            Table(
+                title,
+                ("last", "95 % interval", "macro-averaged F1"),
+                [
+                    (
+                        f"{100 * scores['ema']['last']:.2f}",
+                        f"{100 * low:.2f} to {100 * high:.2f}",
+                        f"{100 * measured['macro_f1_ema']:.2f}",
+                    )
+                ],
+            )
+        ]
+    f1 = measured.get("macro_f1_ema")  # not in logs of older versions
+    f1 = "" if f1 is None else f" Macro-averaged F1 (EMA, last): {100 * f1:.2f}."
     return [
         Table(
-            f"Accuracy on {log.evaluated_on} images, %. {_CAPTION}",
+            f"Accuracy on {log.evaluated_on} images, %. {_CAPTION}{f1}",
             ("parameters", *_ACCURACIES),
             [
                 (name, *(f"{100 * scores[kind][which]:.2f}" for which in _ACCURACIES))
@@ -212,10 +235,10 @@ def _row(log: Log) -> dict[str, float | None]:
     measured = _measured(log)
     if not measured:
         return dict.fromkeys(_COLUMNS)
-    scores = measured[f"{log.evaluated_on}_accuracy"]
+    scores = measured.get(f"{log.evaluated_on}_accuracy", {})
     shares = (
-        *(scores["ema"][which] for which in ("median20", "last", "best")),
-        scores["raw"]["last"],
+        *(scores.get("ema", {}).get(which) for which in ("median20", "last", "best")),
+        scores.get("raw", {}).get("last"),
         measured["mask_rate"],
         measured["pseudo_label_accuracy"],
         measured["pseudo_label_accuracy_all"],
@@ -226,8 +249,8 @@ def _row(log: Log) -> dict[str, float | None]:
 
 def _measured(log: Log) -> dict[str, Any] | None:
     """Summarizes the log so far, in the form of result.json; None before the first evaluation."""
-    splits = {line["split"] for line in log.lines}
-    return metrics.summarize(log.lines, log.evaluated_on) if len(splits) > 1 else None
+    evaluated = any(line["split"] == log.evaluated_on for line in log.lines)
+    return metrics.summarize(log.lines, log.evaluated_on) if evaluated else None
 
 
 def _layers(log: Log) -> tuple[str, str]:

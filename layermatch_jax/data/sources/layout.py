@@ -10,9 +10,8 @@ from layermatch_jax.data.sources import listing, names
 from layermatch_jax.errors import InputError
 
 EXPECTED = (
-    "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg (or ROOT/val/...; neither is"
-    " needed with --config.dataset.evaluate_on=validation), at any depth below CLASS, and"
-    " optionally ROOT/unlabeled/*.jpg; image files end in "
+    "Expected: ROOT/train/CLASS/*.jpg, at any depth below CLASS, and optionally"
+    " ROOT/test/CLASS/*.jpg (or ROOT/val/...) and ROOT/unlabeled/*.jpg; image files end in "
     + ", ".join(listing.EXTENSIONS)
     + ". Set --config.dataset.data_dir to ROOT."
 )
@@ -85,7 +84,11 @@ def read(dataset: ConfigDict) -> Layout:
     if dataset.evaluate_on == "test" or dataset.drop_test_duplicates:
         candidates = [parts[part] for part in ("test", "val") if part in parts]
         if not candidates:
-            raise _missing(root / "test", there)
+            without = (
+                " Without test images, set --config.dataset.evaluate_on=cross_validation and"
+                " --config.dataset.drop_test_duplicates=False."
+            )
+            raise _missing(root / "test", there, without)
         test = _with_classes(candidates, class_names)
         if test.path != candidates[0]:
             flat = candidates[0].name
@@ -207,9 +210,9 @@ def _too_few(train: _ClassFolders, class_list: str) -> InputError:
     )
 
 
-def _missing(folder: Path, there: dict[str, list[str]]) -> InputError:
+def _missing(folder: Path, there: dict[str, list[str]], mend: str = "") -> InputError:
     has = names.some([name for found in there.values() for name in found]) or "nothing"
-    return InputError(f"{folder} is missing; {folder.parent} contains: {has}. {EXPECTED}")
+    return InputError(f"{folder} is missing; {folder.parent} contains: {has}. {EXPECTED}{mend}")
 
 
 def _entries(folder: str | os.PathLike) -> dict[str, list[str]]:
