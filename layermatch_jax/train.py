@@ -220,8 +220,8 @@ def introduce(
     size = parameter_overview.count_parameters(current.params)
     print(
         f"{config.method} on {config.dataset.name}: {len(partition.labeled.labels)} labeled, "
-        f"{len(partition.unlabeled.labels)} unlabeled, {len(partition.evaluation.labels)} "
-        f"{config.dataset.evaluate_on} images of {len(partition.class_names)} classes\n"
+        f"{len(partition.unlabeled.labels)} unlabeled, {_evaluated(config, partition)} of "
+        f"{len(partition.class_names)} classes\n"
         f"{config.model.name}, {size:,} parameters, on {devices} ({config.parallelism}); "
         f"{workdir}, step {int(current.step)} of {config.train_steps}",
         *automatic.explained(config),
@@ -239,3 +239,8 @@ def unmeasured(config: ml_collections.ConfigDict, partition: splits.Partition) -
     if config.unsupervised_weight == 0 or np.any(partition.unlabeled.labels >= 0):
         return []
     return [f"accuracy of pseudo-labels: not measured, because {metrics.TRUTH_UNKNOWN}"]
+
+
+def _evaluated(config: ml_collections.ConfigDict, partition: splits.Partition) -> str:
+    kind, count = config.dataset.evaluate_on, len(partition.evaluation.labels)
+    return f"{count} {kind} images" if kind in ("test", "validation") else "no test images"
