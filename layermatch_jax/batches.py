@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Int32, UInt8
 
 from layermatch_jax.arrays import Array
 
@@ -13,7 +13,8 @@ class TrainBatch(NamedTuple):
     A slice of rows is a complete share of the batch, so devices exchange no images.
     """
 
-    images: UInt8[Array, "B V H W 3"]  # the views in the order of views.Layout
+    # The views in the order of views.Layout, or their activations (frozen/cached_views.py)
+    images: UInt8[Array, "B V H W 3"] | Float[Array, "B V ..."]
     labels: Int32[Array, " B"]
     labeled_indices: Int32[Array, " B"]  # positions in the labeled set
     unlabeled_indices: Int32[Array, "B μ"]  # positions in the unlabeled set

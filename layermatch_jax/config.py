@@ -215,6 +215,13 @@ SETTINGS: dict[str, Setting] = {
         low=1,
         neutral=True,
     ),
+    "input.cache_views": Setting(
+        0,
+        "With frozen first layers (model.freeze): number of versions of each view of each image "
+        "that pass through these layers once, before training; steps then choose among them and "
+        "run only the layers behind. 0: new views in each step.",
+        low=0,
+    ),
     "eval_batch_size": Setting(512, "Images in an evaluation batch, over all devices.", low=1),
     "log_every": Setting(256, "Steps between two lines of the log.", low=1, neutral=True),
     "eval_every": Setting(1024, "Steps between two evaluations.", low=1),

@@ -151,6 +151,19 @@ def _drop_path(config) -> str | None:
     return None
 
 
+def _cached_views(config) -> str | None:
+    said = f"--config.input.cache_views={config.input.cache_views}"
+    if not config.input.cache_views:
+        return None
+    if config.model.name == "linear":
+        return f"{said}: --config.model.name=linear cannot be divided into two parts"
+    if config.layer_report.at_steps:
+        return f"{said} excludes --config.layer_report.at_steps, which needs new views. Drop one"
+    if config.policy.name == "vat":
+        return f"{said} excludes :method=vat, which changes the images in each step. Leave it out"
+    return None
+
+
 def _no_steps(config) -> str | None:
     if config.train_steps == 0 and not presets.trains_nothing(config.method):
         meaning = config_lib.SETTINGS["train_steps"].meaning
@@ -249,6 +262,7 @@ RULES = (
     _head_of_pretrained_weights,
     _kept_batch_stats,
     _drop_path,
+    _cached_views,
     _no_steps,
     _teacher,
     _centers_of_the_policy,

@@ -13,6 +13,7 @@ from layermatch_jax.data import description, pipeline, sources, splits
 from layermatch_jax.data import feed as feed_lib
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.errors import InputError
+from layermatch_jax.frozen import cached_views
 from layermatch_jax.method import assembly, policies, program, state, steps, windows
 from layermatch_jax.models.pretrained import Weights
 from layermatch_jax.runtime import hosts, parallel
@@ -35,7 +36,7 @@ class Prepared(NamedTuple):
     """All that a run needs before its first step: data, initial state and programs."""
 
     data: Data
-    resident: Any  # what the feed keeps on the devices
+    resident: Any  # what the feed keeps on the devices; shapes if that depends on the state
     method: assembly.Method
     initial: state.TrainState
     train_program: Callable  # (state, resident, placed chunk) -> (state, window of its steps)
@@ -94,8 +95,12 @@ def with_feed_of(config: ml_collections.ConfigDict, data: Data) -> Data:
 def _feed(config: ml_collections.ConfigDict, partition: splits.Partition) -> dict[str, Any]:
     sampler = create_sampler(config, partition)
     layout = assembly.create_layout(config, policies.create(config))
+    rows = parallel.host_rows(config.batch_size)
+    feed = feed_lib.create(config, partition, sampler, rows)
+    if config.input.cache_views:
+        feed = cached_views.create(config, partition, sampler, rows, feed)
     return {
-        "feed": feed_lib.create(config, partition, sampler, parallel.host_rows(config.batch_size)),
+        "feed": feed,
         "images_per_step": config.batch_size * layout.size,
     }
 
@@ -136,7 +141,9 @@ def prepare(config: ml_collections.ConfigDict, data: Data, resident: Any = None)
         method = assembly.create_method(
             config, initial.params, data.statistics, parallel.axis_name(config.parallelism)
         )
-        if resident is None:
+        if feed.from_state:
+            resident = feed.from_state(initial, data.statistics, only_shapes=True)
+        elif resident is None:
             parallel.check_room(feed.resident_bytes)
             resident = feed.resident(config.parallelism)
     notes = ()

@@ -106,7 +106,10 @@ def train_and_evaluate(
                 splits.write_split(partition.record, workdir / workdir_lib.SPLIT)
         run = parallel.replicate(hosts.from_first(run), config.parallelism)
         current, window = run["state"], run["window"]
-        start = int(current.step)
+        start, resident = int(current.step), prepared.resident
+        if feed.from_state and start < config.train_steps:
+            with hosts.all_or_none():
+                resident = feed.from_state(current, prepared.data.statistics)
         clock = clock_lib.Clock(start, run["clock"])
         log = metrics.Log(
             workdir if first else None,
@@ -148,7 +151,7 @@ def train_and_evaluate(
                 if config.train_steps == 0:
                     save_state(0)
             for step, chunk in feed.chunks(range(start, config.train_steps)):
-                current, of_chunk = prepared.train_program(current, prepared.resident, place(chunk))
+                current, of_chunk = prepared.train_program(current, resident, place(chunk))
                 window = windows.join(window, of_chunk)
                 # Wait for the call before this one, so that the device is never idle and the host
                 # is at most one call ahead. The vote reaches all processes at the same step.

@@ -66,9 +66,12 @@ class KilledError(Exception):
     pass
 
 
-def before_step(monkeypatch, step, action):
-    """Makes the next runs call `action` before the chunk with this step (1-based)."""
-    original = feed.create
+def before_step(monkeypatch, step, action, feeds=feed):
+    """Makes the next runs call `action` before the chunk with this step (1-based).
+
+    `feeds`: the module whose `create` makes the feed.
+    """
+    original = feeds.create
 
     def create(*args):
         created = original(*args)
@@ -83,7 +86,7 @@ def before_step(monkeypatch, step, action):
 
         return created._replace(chunks=chunks)
 
-    monkeypatch.setattr(feed, "create", create)
+    monkeypatch.setattr(feeds, "create", create)
 
 
 def die():

@@ -38,6 +38,9 @@ class Feed(NamedTuple):
     batch: Callable[[Any, Any], TrainBatch]
     # Step, 0-based -> its TrainBatch, as `batch` makes it; reads only the images of its rows
     one_step: Callable[[int], TrainBatch]
+    # (state, statistics, only_shapes) -> the resident arrays, where they depend on the state, so
+    # that `resident` has none
+    from_state: Callable[..., Any] | None = None
 
 
 def create(

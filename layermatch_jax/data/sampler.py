@@ -20,7 +20,7 @@ from layermatch_jax.views import Layout
 CUTOUT_MAX_SIDE = 0.5  # of the image's side
 
 # Independent streams of random numbers: the second word of the generator's key.
-_LABELED, _UNLABELED, _AUGMENT, _POLICY = range(4)
+_LABELED, _UNLABELED, _AUGMENT, _POLICY, _VERSIONS = range(5)
 
 _IDENTITY = operations.NAMES.index("identity")
 _LOWEST, _HIGHEST = np.array([limits for _, *limits in operations.RANDAUGMENT], np.float32).T
@@ -93,6 +93,12 @@ class Sampler:
             cutout=_cutout_boxes(rng, (B, A), self.image_size),
             policy=self.draw_for_policy(step),
         )
+
+    def draw_versions(self, step: int, versions: int) -> np.ndarray:
+        """Draws the version of each view of a step (0-based): int32 [B, V] in 0..versions−1."""
+        rng = _generator(self.seed, _VERSIONS, step)
+        size = self.batch_size, len(self.layout.kinds)
+        return rng.integers(versions, size=size, dtype=np.int32)
 
     def draw_for_policy(self, step: int) -> Any:
         """Makes the policy's own draws of one step (0-based), a tree of arrays [B, ...]."""

@@ -25,6 +25,7 @@ class Method(NamedTuple):
     std: tuple[float, ...]  # in the same unit
     learning_rate: Callable  # step -> rate, for the log
     drop_path_seed: int | None  # None = the backbone does not drop branches
+    after: str  # the layer whose activations a batch holds; '' = a batch holds images
 
 
 def create_method(
@@ -61,6 +62,9 @@ def create_method(
         std=std,
         learning_rate=optimizer.learning_rate(config),
         drop_path_seed=config.seed if config.model.drop_path else None,
+        after=freezing.last_frozen_layer(config.model.freeze, params)
+        if config.input.cache_views
+        else "",
     )
 
 

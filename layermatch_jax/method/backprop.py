@@ -47,9 +47,9 @@ def run_forward(
     """
     policy, centers, layout = method.policy, method.centers, method.layout
     backbone, classifier = state.params["backbone"], state.params["classifier"]
-    random = {}
+    options: dict[str, Any] = {"after": method.after} if method.after else {}
     if method.drop_path_seed is not None:
-        random = {"rngs": {"drop_path": drop_path_key(method.drop_path_seed, state.step)}}
+        options["rngs"] = {"drop_path": drop_path_key(method.drop_path_seed, state.step)}
 
     def apply_backbone(backbone, images):
         features, updates = state.apply_fn(
@@ -57,7 +57,7 @@ def run_forward(
             images,
             train=True,
             mutable=["batch_stats"],
-            **random,
+            **options,
         )
         return features, updates.get("batch_stats", {})
 
@@ -66,8 +66,10 @@ def run_forward(
         return linear_head.linear(classifier, features)
 
     # The policy makes its views of kind MADE from the augmented ones.
-    pixels = batch.images.reshape(-1, *batch.images.shape[2:])
-    images = normalize(pixels, method.mean, method.std).reshape(batch.images.shape)
+    images = batch.images
+    if not method.after:
+        pixels = images.reshape(-1, *images.shape[2:])
+        images = normalize(pixels, method.mean, method.std).reshape(images.shape)
     if policy.prepare:
         drawn = layout.drawn.split(images)
         made = policy.prepare(apply_network, drawn, batch.draws, state.policy)

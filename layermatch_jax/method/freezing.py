@@ -46,6 +46,43 @@ def frozen_parameters(expression: str, params) -> dict:
     return jax.tree.unflatten(jax.tree.structure(params), frozen)
 
 
+def last_frozen_layer(expression: str, params) -> str:
+    """Returns the last of the backbone's first layers that are wholly frozen.
+
+    Args:
+      expression: config.model.freeze.
+      params: the tree of parameters.
+
+    Returns:
+      The name of a layer, such as 'stage2_block1'.
+
+    Raises:
+      InputError: the stem is not frozen.
+    """
+    frozen = frozen_parameters(expression, params)["backbone"]
+    last = None
+    for name in in_order(frozen):
+        if not all(jax.tree.leaves(frozen[name])):
+            break
+        last = name
+    if last is None:
+        raise InputError(
+            "--config.input.cache_views keeps the output of frozen layers, but "
+            f"--config.model.freeze={expression!r} does not freeze the first layer, the stem. Set "
+            "for example --config.model.freeze='backbone/(stem|stage[1-2]).*'"
+        )
+    return last
+
+
+def in_order(names) -> list[str]:
+    """Sorts the layers of a backbone: stem, the blocks by stage and number, final_norm."""
+
+    def order(name: str) -> tuple[bool, tuple[int, ...]]:
+        return name == "final_norm", tuple(int(number) for number in re.findall(r"\d+", name))
+
+    return sorted(names, key=order)
+
+
 def keep(frozen, old, new):
     """Selects, for each parameter, `old` if it is frozen and `new` if not."""
     return jax.tree.map(lambda stays, a, b: a if stays else b, frozen, old, new)

@@ -1,7 +1,5 @@
 """The learning-rate schedule and the optimizer."""
 
-import re
-
 import jax
 import ml_collections
 import numpy as np
@@ -98,11 +96,7 @@ def rates(params, layer_decay: float, backbone_rate: float) -> dict:
     Returns:
       A tree of the same structure, of Python floats.
     """
-
-    def order(name: str) -> tuple[int, ...]:
-        return tuple(int(number) for number in re.findall(r"\d+", name))  # () for the stem
-
-    layers = sorted((name for name in params["backbone"] if name != "final_norm"), key=order)
+    layers = [name for name in freezing.in_order(params["backbone"]) if name != "final_norm"]
     exponents = {name: len(layers) - i for i, name in enumerate(layers)} | {"final_norm": 0}
 
     def rate(path, _) -> float:

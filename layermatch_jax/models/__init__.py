@@ -1,7 +1,9 @@
 """Backbones: networks from images to features, without the linear classifier.
 
 All backbones have the same call: `module.apply({"params": …, "batch_stats": …}, images, train,
-mutable=["batch_stats"])` maps float images [n, H, W, 3] to float32 features [n, D].
+mutable=["batch_stats"])` maps float images [n, H, W, 3] to float32 features [n, D]. All but
+`linear` can also run in two parts: `until=LAYER` gives the output of a layer, and `after=LAYER`
+goes on from it.
 
 Gradient masks are regular expressions on parameter paths, so all backbones name them alike:
 

@@ -3,15 +3,16 @@
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from layermatch_jax.arrays import Array
 from layermatch_jax.models.convolutions import depthwise, pointwise
-from layermatch_jax.models.layers import Layers, global_average
+from layermatch_jax.models.layers import Layers, global_average, run
 
 # Fan-in, because an output of a depthwise kernel has k·k inputs; fan-out would count all channels.
 _DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -126,12 +127,16 @@ class EfficientNetLite(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
+    def __call__(
+        self, images: Float[Array, "n ..."], train: bool, after: str = "", until: str = ""
+    ) -> Float[jax.Array, "n ..."]:
         """Computes the features of images.
 
         Args:
           images: [n, H, W, 3] float, normalized.
           train: normalize by the batch's statistics and update the running ones.
+          after: the layer whose output `images` is; see `layers.run`.
+          until: the layer whose output is wanted, not pooled; see `layers.run`.
 
         Returns:
           [n, D] float32; D is 1280 for Lite0.
@@ -139,8 +144,18 @@ class EfficientNetLite(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         *names, last = block_names(self.groups)
         forms = [(g, g.stride if i == 0 else 1) for g in self.groups for i in range(g.blocks)]
-        x = ConvNorm(self.stem, 3, 2, self.layers, train, name="stem")(images)
-        for name, (group, stride) in zip(names, forms, strict=True):
-            x = block(group, stride, self.layers, train, name=name)(x)
-        x = ConvNorm(self.features, 1, 1, self.layers, train, name=last)(x)
-        return global_average(x)
+
+        def nth_block(x, form, name):
+            group, stride = form
+            return block(group, stride, self.layers, train, name=name)(x)
+
+        layers = [
+            ("stem", lambda x: ConvNorm(self.stem, 3, 2, self.layers, train, name="stem")(x)),
+            *(
+                (name, functools.partial(nth_block, form=form, name=name))
+                for name, form in zip(names, forms, strict=True)
+            ),
+            (last, lambda x: ConvNorm(self.features, 1, 1, self.layers, train, name=last)(x)),
+        ]
+        x = run(layers, images, after, until)
+        return x if until else global_average(x)

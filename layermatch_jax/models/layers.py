@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -76,6 +77,25 @@ class _BatchNorm(nn.BatchNorm):
         path = "/".join(("backbone", *self.path, "scale"))
         kept = bool(self.kept and re.fullmatch(self.kept, path))
         return super().__call__(x, kept or not self.train, mask=mask)
+
+
+def run(
+    layers: Sequence[tuple[str, Callable[[jax.Array], jax.Array]]], x, after: str, until: str
+) -> jax.Array:
+    """Applies the layers of a backbone in order, or a part of them.
+
+    Args:
+      layers: (name, function) of each layer.
+      x: the input of the first layer that is applied.
+      after: name of the layer whose output `x` is; '' = x is the input of the backbone.
+      until: name of the last layer to apply; '' = all.
+    """
+    names = [name for name, _ in layers]
+    start = names.index(after) + 1 if after else 0
+    stop = names.index(until) + 1 if until else len(layers)
+    for _, layer in layers[start:stop]:
+        x = layer(x)
+    return x
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:

@@ -1,11 +1,13 @@
 """ResNet v1.5 with bottleneck blocks (He 2016, arXiv 1512.03385)."""
 
+import functools
+
 import flax.linen as nn
 import jax
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from layermatch_jax.arrays import Array
-from layermatch_jax.models.layers import Layers, global_average
+from layermatch_jax.models.layers import Layers, global_average, run
 
 
 class Stem(nn.Module):
@@ -79,25 +81,32 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
+    def __call__(
+        self, images: Float[Array, "n ..."], train: bool, after: str = "", until: str = ""
+    ) -> Float[jax.Array, "n ..."]:
         """Computes the features of images.
 
         Args:
           images: normalized.
           train: normalize by the batch's statistics and update the running ones.
+          after: the layer whose output `images` is; see `layers.run`.
+          until: the layer whose output is wanted, not pooled; see `layers.run`.
 
         Returns:
           D = 4·width·2^(len(blocks)-1), 2048 for ResNet-50.
         """
         block = nn.remat(Bottleneck) if self.remat else Bottleneck
-        x = Stem(self.width, self.layers, train, name="stem")(images)
+        layers = [("stem", lambda x: Stem(self.width, self.layers, train, name="stem")(x))]
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                x = block(
+                create = functools.partial(
+                    block,
                     channels=self.width * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
                     layers=self.layers,
                     train=train,
                     name=f"stage{stage + 1}_block{i}",
-                )(x)
-        return global_average(x)
+                )
+                layers.append((create.keywords["name"], lambda x, create=create: create()(x)))
+        x = run(layers, images, after, until)
+        return x if until else global_average(x)

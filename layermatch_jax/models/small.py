@@ -1,5 +1,6 @@
 """Small backbones: four convolutions for the demo on two CPU cores, one matrix for tests."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from layermatch_jax.arrays import Array
-from layermatch_jax.models.layers import Layers, global_average, leaky_relu
+from layermatch_jax.models.layers import Layers, global_average, leaky_relu, run
 
 
 def matrix_convolution(
@@ -82,21 +83,28 @@ class Conv4(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
+    def __call__(
+        self, images: Float[Array, "n ..."], train: bool, after: str = "", until: str = ""
+    ) -> Float[jax.Array, "n ..."]:
         """Features of images.
 
         Args:
           images: normalized.
           train: normalize by the batch's statistics and update the running ones.
+          after: the layer whose output `images` is; see `layers.run`.
+          until: the layer whose output is wanted, not pooled; see `layers.run`.
 
         Returns:
           D = 4·width.
         """
-        x = ConvNorm(self.width, 2, self.layers, train, name="stem")(images)
-        x = ConvNorm(2 * self.width, 2, self.layers, train, name="stage1_block0")(x)
-        x = ConvNorm(4 * self.width, 2, self.layers, train, name="stage2_block0")(x)
-        x = ConvNorm(4 * self.width, 2, self.layers, train, name="stage3_block0")(x)
-        return global_average(x)
+        widths = {"stem": 1, "stage1_block0": 2, "stage2_block0": 4, "stage3_block0": 4}
+
+        def layer(x, name):
+            return ConvNorm(widths[name] * self.width, 2, self.layers, train, name=name)(x)
+
+        layers = [(name, functools.partial(layer, name=name)) for name in widths]
+        x = run(layers, images, after, until)
+        return x if until else global_average(x)
 
 
 class Linear(nn.Module):

@@ -4,13 +4,16 @@ The architecture is that of the timm models with these names, so that their weig
 (Steiner 2022) and DINOv2, with or without registers (Darcet 2024, arXiv 2309.16588).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from layermatch_jax.arrays import Array
 from layermatch_jax.errors import InputError
+from layermatch_jax.models.layers import run
 
 STAGES = 4  # with the same number of blocks each
 _EPSILON = 1e-6  # added to LayerNorm's variances
@@ -190,31 +193,49 @@ class VisionTransformer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
+    def __call__(
+        self, images: Float[Array, "n ..."], train: bool, after: str = "", until: str = ""
+    ) -> Float[jax.Array, "n ..."]:
         """Computes the features of images.
 
         Args:
           images: [n, H, W, 3] float, normalized; H and W are multiples of `patch`. Position
             embeddings of another image size are resampled.
           train: whether `drop_path` drops branches.
+          after: the layer whose output `images` is; see `layers.run`.
+          until: the layer whose output is wanted, not pooled; see `layers.run`.
 
         Returns:
-          [n, D] float32.
+          [n, D] float32; with `until`, [n, tokens, D].
 
         Raises:
           InputError: H or W is not a multiple of `patch`.
         """
-        if any(side % self.patch for side in images.shape[1:3]):
+        if not after and any(side % self.patch for side in images.shape[1:3]):
             raise InputError(
                 f"--config.dataset.image_size={images.shape[1]} is not a multiple of "
                 f"{self.patch}, the side of this transformer's patches. Set it to such a multiple"
             )
         token = self.pool == "token"
-        x = Stem(self.width, self.patch, self.registers, token, self.dtype, name="stem")(images)
         block = nn.remat(Block) if self.remat else Block
-        for i, name in enumerate(block_names(self.depth)):
+
+        def stem(x):
+            return Stem(self.width, self.patch, self.registers, token, self.dtype, name="stem")(x)
+
+        def nth_block(x, i, name):
             drop_path = self.drop_path * i / max(self.depth - 1, 1)
-            x = block(self.dtype, self.layer_scale, drop_path, train, self.axis_name, name=name)(x)
-        x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="final_norm")(x)
+            settings = self.dtype, self.layer_scale, drop_path, train, self.axis_name
+            return block(*settings, name=name)(x)
+
+        def final_norm(x):
+            return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="final_norm")(x)
+
+        blocks = [
+            (name, functools.partial(nth_block, i=i, name=name))
+            for i, name in enumerate(block_names(self.depth))
+        ]
+        x = run([("stem", stem), *blocks, ("final_norm", final_norm)], images, after, until)
         x = x.astype(jnp.float32)
+        if until:
+            return x
         return x[:, 0] if token else jnp.mean(x[:, self.registers :], axis=1)

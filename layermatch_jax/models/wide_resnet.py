@@ -1,11 +1,13 @@
 """WideResNet (Zagoruyko & Komodakis 2016, arXiv 1605.07146) as in FixMatch's code."""
 
+import functools
+
 import flax.linen as nn
 import jax
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from layermatch_jax.arrays import Array
-from layermatch_jax.models.layers import Layers, global_average, leaky_relu
+from layermatch_jax.models.layers import Layers, global_average, leaky_relu, run
 
 
 class Block(nn.Module):
@@ -64,27 +66,35 @@ class WideResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W 3"], train: bool) -> Float32[jax.Array, "n D"]:
+    def __call__(
+        self, images: Float[Array, "n ..."], train: bool, after: str = "", until: str = ""
+    ) -> Float[jax.Array, "n ..."]:
         """Computes the features of images.
 
         Args:
           images: normalized.
           train: normalize by the batch's statistics and update the running ones.
+          after: the layer whose output `images` is; see `layers.run`.
+          until: the layer whose output is wanted, not pooled; see `layers.run`.
 
         Returns:
           D = 16k·2^(stages-1).
         """
         block = nn.remat(Block) if self.remat else Block
-        x = self.layers.conv(16, 3, name="stem")(images)
+        layers = [("stem", lambda x: self.layers.conv(16, 3, name="stem")(x))]
         for stage in range(self.stages):
             for i in range((self.depth - 4) // 6):
-                x = block(
+                create = functools.partial(
+                    block,
                     channels=16 * self.widen_factor * 2**stage,
                     stride=1 if i > 0 else self.first_stride if stage == 0 else 2,
                     activate_shortcut=stage == 0 and i == 0,
                     layers=self.layers,
                     train=train,
                     name=f"stage{stage + 1}_block{i}",
-                )(x)
-        x = leaky_relu(self.layers.norm(train, name="final_norm")(x))
-        return global_average(x)
+                )
+                layers.append((create.keywords["name"], lambda x, create=create: create()(x)))
+        norm = self.layers.norm
+        layers += [("final_norm", lambda x: leaky_relu(norm(train, name="final_norm")(x)))]
+        x = run(layers, images, after, until)
+        return x if until else global_average(x)

@@ -174,7 +174,11 @@ def _put(whole: jax.Array, part: jax.Array, start: int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
 
 
-def check_room(size: int) -> None:
+def check_room(
+    size: int,
+    what: str = "input.backend=device",
+    smaller: str = "--config.input.backend=tf_data or a smaller --config.dataset.stored_size",
+) -> None:
     """Refuses resident images that do not fit into the free memory of each device.
 
     `fill` needs this memory and that of one part. The memory that training needs is not included,
@@ -182,6 +186,8 @@ def check_room(size: int) -> None:
 
     Args:
       size: bytes on each device.
+      what: the setting that keeps them there, for the message.
+      smaller: what needs less memory.
 
     Raises:
       InputError: the message says how much memory is free, and how to mend it.
@@ -196,9 +202,8 @@ def check_room(size: int) -> None:
         if need > free:
             copies = f", {len(devices)} copies" if need > size else ""
             raise InputError(
-                f"--config.input.backend=device keeps all images on each device: {need / 1e9:.1f} "
-                f"GB{copies}, and {where} has {free / 1e9:.1f} GB free. Use "
-                "--config.input.backend=tf_data or a smaller --config.dataset.stored_size"
+                f"--config.{what} keeps all images on each device: {need / 1e9:.1f} "
+                f"GB{copies}, and {where} has {free / 1e9:.1f} GB free. Use " + smaller
             )
 
 
