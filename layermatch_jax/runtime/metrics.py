@@ -177,6 +177,7 @@ def cut_back(workdir: epath.Path, count: int, step: int) -> None:
 
 
 # Fields of the last evaluation that the result keeps.
+_ESTIMATE = ("accuracy_ema", "interval_ema")
 _LAST = ("macro_f1_ema", "class_precision_ema", "class_recall_ema", "interval_ema", "held_out")
 
 
@@ -191,7 +192,8 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
       {f'{split}_accuracy': {'raw' and 'ema': {'last', 'median20', 'best'}} in [0, 1]; only 'ema'
       for cross_validation, and the field is missing for 'none' or if no image could be held out;
       'macro_f1_ema', 'class_precision_ema' and 'class_recall_ema': from the last evaluation (see
-      `evaluate.class_scores`); for cross_validation also 'interval_ema' and 'held_out';
+      `evaluate.class_scores`); for cross_validation also 'interval_ema' and 'held_out', and, from
+      pretrained weights, 'before_training': 'accuracy_ema' and 'interval_ema' of step 0;
       'evaluations_in_median': number of evaluations in 'median20', at most 20;
       'mask_rate': mean over all pseudo-labels of the run; None if it makes none;
       'pseudo_label_accuracy' (of the used ones) and 'pseudo_label_accuracy_all' (of all), where the
@@ -204,6 +206,9 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
       without the first call of the train program in each start; None if there is no other call}.
     """
     evaluations = [line for line in lines if line["split"] == split]
+    start = {}
+    if split == "cross_validation" and evaluations and evaluations[0]["step"] == 0:
+        start = {"before_training": {name: evaluations[0][name] for name in _ESTIMATE}}
     # The evaluation of pretrained weights before the first step is the result of a run of no steps.
     evaluations = [line for line in evaluations if line["step"]] or evaluations
     windows = [line for line in lines if line["split"] == "train"]
@@ -244,6 +249,7 @@ def summarize(lines: list[dict[str, Any]], split: str) -> dict[str, Any]:
         **{
             name: evaluations[-1][name] for name in _LAST if evaluations and name in evaluations[-1]
         },
+        **start,
         "evaluations_in_median": min(20, len(evaluations)),
         **means,
         "wall_seconds": round(sum(line["seconds"] for line in lines), 1),

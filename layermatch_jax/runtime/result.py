@@ -14,7 +14,7 @@ from layermatch_jax.runtime import files, metrics
 from layermatch_jax.runtime.workdir import CONFIG, DATA, RESULT, SPLIT
 
 # Of an accuracy by cross-validation after training.
-TOO_HIGH = "  too high, because the backbone was trained with all of these labels"
+TOO_HIGH = "too high after training, because the backbone was trained with all of these labels"
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -124,15 +124,7 @@ def _accuracies(result: dict[str, Any]) -> list[str]:
         return ["no accuracy: the run has no images for an evaluation"]
     by_parameters = result[f"{kind}_accuracy"]
     if kind == "cross_validation":
-        low, high = result["interval_ema"]
-        return [
-            f"accuracy by cross-validation: {by_parameters['ema']['last']:.1%} "
-            f"(95 % interval {low:.1%} to {high:.1%})",
-            f"  an estimate, by linear probes on the features, over {result['held_out']} labeled "
-            "images; no test images",
-            *([TOO_HIGH] if result["train_steps"] else []),
-            f"macro-averaged F1: {result['macro_f1_ema']:.1%}",
-        ]
+        return _estimates(result)
     lines = [f"{kind} accuracy      last   median{result['evaluations_in_median']:<4} best"]
     for parameters, values in by_parameters.items():
         numbers = "".join(f"{100 * values[k]:8.2f} %" for k in ("last", "median20", "best"))
@@ -140,6 +132,28 @@ def _accuracies(result: dict[str, Any]) -> list[str]:
     if "macro_f1_ema" in result:  # not in results of older versions
         lines.append(f"macro-averaged F1 (EMA, last): {result['macro_f1_ema']:.1%}")
     return lines
+
+
+def _estimates(result: dict[str, Any]) -> list[str]:
+    """Formats the accuracies by cross-validation as lines."""
+    trained = result["train_steps"] > 0
+    lines = [
+        "accuracy by cross-validation, an estimate by linear probes on the features, over "
+        f"{result['held_out']} labeled images (there are no test images):"
+    ]
+    if trained and "before_training" in result:
+        lines.append(_estimate("before training", result["before_training"]))
+    last = result["cross_validation_accuracy"]["ema"]["last"]
+    when = "after training" if trained else "frozen backbone"
+    lines.append(_estimate(when, {**result, "accuracy_ema": last}))
+    if trained:
+        lines.append(f"  {TOO_HIGH}")
+    return [*lines, f"macro-averaged F1, {when}: {result['macro_f1_ema']:.1%}"]
+
+
+def _estimate(when: str, scores: dict[str, Any]) -> str:
+    low, high = scores["interval_ema"]
+    return f"  {when + ':':17} {scores['accuracy_ema']:.1%} (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _git_commit() -> str | None:

@@ -61,11 +61,28 @@ def test_a_folder_without_test_images_is_cross_validated(photographs, tmp_path, 
     text = result_lib.as_text(result, tmp_path)
     assert "accuracy by cross-validation" in text
     assert "no test images" in text
-    assert "too high, because the backbone was trained with all of these labels" in text
+    assert "too high after training, because the backbone was trained with all of these" in text
     report.write(str(tmp_path), "")
     page = (tmp_path / "report.html").read_text()
     assert "Accuracy by cross-validation" in page
     assert "The run has no test images" in page
+
+
+def test_before_and_after_training_from_pretrained_weights(photographs, tmp_path):
+    train.train_and_evaluate(of_folder(photographs), str(tmp_path / "first"))
+    config = of_folder(photographs, **{"model.pretrained": str(tmp_path / "first")})
+    result = train.train_and_evaluate(config, str(tmp_path / "second"))
+    start, end = (x for x in metrics.read(tmp_path / "second") if x["split"] != "train")
+    assert (start["step"], end["step"]) == (0, 4)
+    assert result["before_training"] == {
+        "accuracy_ema": start["accuracy_ema"], "interval_ema": start["interval_ema"],
+    }  # fmt: skip
+    assert result["cross_validation_accuracy"]["ema"]["best"] == end["accuracy_ema"]
+    text = result_lib.as_text(result, tmp_path)
+    assert f"before training:  {start['accuracy_ema']:.1%} (95 % interval" in text
+    report.write(str(tmp_path / "second"), "")
+    page = (tmp_path / "second/report.html").read_text()
+    assert "before training" in page
 
 
 def test_without_evaluation(photographs, tmp_path):

@@ -34,22 +34,22 @@ def accuracies(log: Log) -> list[Table]:
     if not (scores := measured.get(f"{log.evaluated_on}_accuracy")):
         return []
     if log.evaluated_on == "cross_validation":
-        low, high = measured["interval_ema"]
+        estimates = [("after training", scores["ema"]["last"], measured["interval_ema"])]
+        if start := measured.get("before_training"):
+            before = ("before training", start["accuracy_ema"], start["interval_ema"])
+            estimates = [before, *estimates] if log.step else [before]
         title = (
             "Accuracy by cross-validation, %: linear probes on the features, over "
             f"{measured['held_out']:,} labeled images; there are no test images."
-            + (f" The last number is {result_lib.TOO_HIGH.strip()}." if log.step else "")
+            + (f" It is {result_lib.TOO_HIGH}." if log.step else "")
         )
         return [
             Table(
                 title,
-                ("last", "95 % interval", "macro-averaged F1"),
+                ("features", "accuracy", "95 % interval"),
                 [
-                    (
-                        f"{100 * scores['ema']['last']:.2f}",
-                        f"{100 * low:.2f} to {100 * high:.2f}",
-                        f"{100 * measured['macro_f1_ema']:.2f}",
-                    )
+                    (when, f"{100 * p:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
+                    for when, p, (low, high) in estimates
                 ],
             )
         ]
