@@ -14,7 +14,8 @@ _REFUSED = re.compile(
 _OUT_OF_MEMORY = re.compile("resource_?exhausted|out of memory", re.IGNORECASE)
 
 # What the user can do about an error of the operating system, by its number.
-_RESUME = "then run the same command again to resume"
+_AGAIN = "then run the same command again"
+_RESUME = f"{_AGAIN} to resume"
 _OTHER_PLACE = "or choose another place for it, such as another --workdir"
 _MEND = {
     errno.ENOSPC: "Make room",
@@ -96,13 +97,18 @@ def os_error_number(error: Exception) -> int | None:
     return int(told[1]) if told else None
 
 
-def explained(error: Exception) -> str | None:
+def explained(error: Exception, resumes: bool = True) -> str | None:
     """Explains an error that has its cause outside the program; None for all other errors.
 
     Such causes are a file or a bucket that cannot be used, and a device or host without memory.
+
+    Args:
+      error: any error.
+      resumes: whether the same command continues its work; False = it starts again.
     """
+    again = _RESUME if resumes else _AGAIN
     if said := refusal(error):
-        return f"StorageError: {said}. Mend this; {_RESUME}"
+        return f"StorageError: {said}. Mend this; {again}"
     kind, first_line = type(error).__name__, str(error).split("\n")[0][:300].rstrip(". ")
     if isinstance(error, MemoryError):
         return (
@@ -123,7 +129,7 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, OSError) and (error.filename or error.errno in _MEND):
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         mend = _MEND.get(error.errno or 0, "Mend this")
-        return f"StorageError: {where}{error.strerror}. {mend}; {_RESUME}"
+        return f"StorageError: {where}{error.strerror}. {mend}; {again}"
     return None
 
 

@@ -60,7 +60,7 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         return end.status
     except Exception as error:
-        said = explained(error)
+        said = explained(error, flag_values.mode in modes.RESUMING)
         if not said:  # a bug: its traceback is needed
             raise
         print(said, file=sys.stderr)

@@ -152,6 +152,8 @@ MODES = {
     "predict": run_predict,
     "export": run_export,
 }
+# Modes whose command continues, after an interruption, where it was.
+RESUMING = ("train", "predict")
 # The flags that only these modes read. All modes read --config, --workdir and the flags of several
 # processes.
 FLAGS = {"predict": ("images", "out", "top", "features"), "export": ("format", "out")}

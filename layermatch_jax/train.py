@@ -199,7 +199,10 @@ def train_and_evaluate(
             latest = checkpoints.latest_step()
             kept = latest and f"The checkpoint of step {latest} is kept"
             kept = kept or "No checkpoint was written yet"
-            raise NonFiniteLossError(f"{error}. {kept} in {workdir}") from None
+            mend = "Start a new run with a lower --config.optimizer.learning_rate"
+            if config.model.dtype != "float32":
+                mend += " or with --config.model.dtype=float32"
+            raise NonFiniteLossError(f"{error}. {kept} in {workdir}. {mend}") from None
 
         # --- The end -----------------------------------------------------------------------------
         if not first:

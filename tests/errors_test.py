@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layermatch_jax import errors
+from layermatch_jax import errors, modes
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,17 @@ def test_numbers_of_the_operating_system():
     assert errors.os_error_number(PermissionError(13, "x")) == 13
     assert errors.os_error_number(ValueError("a [os_error_code='28'] b")) == 28
     assert errors.os_error_number(ValueError("28")) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "resumes"), [("train", True), ("predict", True), ("export", False)]
+)
+def test_only_modes_that_resume_say_so(call, tmp_path, monkeypatch, mode, resumes):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/file")
+
+    monkeypatch.setitem(modes.MODES, mode, full)
+    status, _, err = call(f"--mode={mode}", f"--workdir={tmp_path}")
+    assert status == 1
+    assert "then run the same command again" in err
+    assert ("to resume" in err) == resumes

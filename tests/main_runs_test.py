@@ -197,7 +197,8 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path):
     assert max(written) == kept[-1]
 
     ends = f"the loss is not finite at step {kept[-1] + 1}. "
-    ends += f"The checkpoint of step {kept[-1]} is kept in {tmp_path}\n"
+    ends += f"The checkpoint of step {kept[-1]} is kept in {tmp_path}. "
+    ends += "Start a new run with a lower --config.optimizer.learning_rate\n"
     assert err.endswith(f"NonFiniteLossError: {ends}")
     assert "Traceback" not in err
     assert not (tmp_path / "result.json").exists()
@@ -218,7 +219,8 @@ def test_update_that_is_not_finite_is_no_checkpoint(call, tmp_path):
     assert (status, out) == (1, "")
     assert err.endswith(
         "NonFiniteLossError: the update of step 1 is not finite. "
-        f"No checkpoint was written yet in {tmp_path}\n"
+        f"No checkpoint was written yet in {tmp_path}. "
+        "Start a new run with a lower --config.optimizer.learning_rate\n"
     )
     assert list((tmp_path / "checkpoints").iterdir()) == []
 

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from layermatch_jax.data.images import Images, Source
+from layermatch_jax.data.images import Images, Source, wants_test_images
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import files
 from layermatch_jax.runtime import workdir as workdir_lib
@@ -48,7 +48,7 @@ def describe(source: Source, dataset: ConfigDict, statistics: tuple) -> dict[str
     """
     mean, std = statistics
     parts = {"train": source.train, "unlabeled": source.unlabeled, "test": source.test}
-    if dataset.evaluate_on != "test":
+    if not wants_test_images(dataset):
         parts["test"] = None
     of_files = [part for part in parts.values() if part and part.files is not None]
     paths = [path for part in of_files for path in part.files]

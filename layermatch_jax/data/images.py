@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 _AT_ONCE = 64  # images that channel_statistics reads at a time; 13 MB at 256 pixels
@@ -38,6 +39,11 @@ class Source(NamedTuple):
     unlabeled: Images | None  # extra images that come without labels (STL-10); all labels -1
     test: Images
     notes: tuple[str, ...] = ()  # sentences for the user, shown at the start of a run
+
+
+def wants_test_images(dataset: ConfigDict) -> bool:
+    """Tells whether dataset.evaluate_on asks for test images; if it is left open, it does."""
+    return dataset.evaluate_on in (None, "test")
 
 
 def digest(source: Source) -> np.ndarray:

@@ -71,7 +71,7 @@ def partition(source: Source, dataset: ConfigDict) -> Partition:
     """
     if dataset.label_seed < 0:
         raise InputError(f"--config.dataset.label_seed={dataset.label_seed}: allowed are 0, 1, ...")
-    if dataset.evaluate_on not in ("none", "cross_validation", "test", "validation"):
+    if dataset.evaluate_on not in (None, "none", "cross_validation", "test", "validation"):
         raise InputError(
             f"--config.dataset.evaluate_on={dataset.evaluate_on!r}: allowed are 'none',"
             " 'cross_validation', 'test' and 'validation'."

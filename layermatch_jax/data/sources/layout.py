@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from layermatch_jax.data.images import wants_test_images
 from layermatch_jax.data.sources import listing, names
 from layermatch_jax.errors import InputError
 
@@ -81,7 +82,7 @@ def read(dataset: ConfigDict) -> Layout:
         raise _too_few(train, dataset.class_list)
 
     test = None
-    if dataset.evaluate_on == "test" or dataset.drop_test_duplicates:
+    if wants_test_images(dataset) or dataset.drop_test_duplicates:
         candidates = [parts[part] for part in ("test", "val") if part in parts]
         if not candidates:
             without = (
