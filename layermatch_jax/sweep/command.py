@@ -10,6 +10,8 @@ Flags that the sweep does not know are passed to every run. Run the same command
 finished runs and resume unfinished ones. At the end the sweep writes table.md and table.csv into
 the workdir: each row's gradient mask and centers, accuracies of the EMA parameters (mean ±
 standard deviation over seeds), and paired differences to the baseline (± standard error). If
+there are rows with labels alone (supervised, probe) and others, it says whether the unlabeled
+images paid. If
 matplotlib is installed, it also writes comparison.png.
 
 With --masks each method runs with each of these gradient masks (docs/reference.md lists them):
@@ -29,7 +31,7 @@ import sys
 from layermatch_jax import config_file
 from layermatch_jax.errors import InputError
 from layermatch_jax.runtime import workdir
-from layermatch_jax.sweep import grid, running, slurm, table
+from layermatch_jax.sweep import grid, paid, running, slurm, table
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +98,8 @@ def main(argv: list[str]) -> int:
     baseline = options.baseline or cells[0].row
     rows = table.make_table(cells, baseline)
     layers = {cell.row: (cell.mask, cell.centers) for cell in cells}
-    text = table.markdown(rows, layers) + "\n" + table.provenance(cells)
+    answer = paid.did_unlabeled_images_pay(cells)
+    text = "\n".join(filter(None, [table.markdown(rows, layers), answer, table.provenance(cells)]))
     (options.workdir / "table.md").write_text(text, encoding="utf-8")
     with (options.workdir / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table.comma_separated(rows, layers))
