@@ -1,6 +1,7 @@
 """Views that pass once through frozen layers, against steps on the same views as images."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ def made(images, kinds, config, version, total, sampler):
         sampler, num_labeled=size, num_unlabeled=1, batch_size=size, layout=layout
     )
     blocks, parts = -(-total // size), []
+    views_of = jax.jit(functools.partial(device.make_batch, layout=layout, padding=1, image_size=8))
     for block in range(blocks):
         positions = np.arange(block * size, min(block * size + size, total))
         step = 2**40 * len(kinds) + version * blocks + block
@@ -40,7 +42,7 @@ def made(images, kinds, config, version, total, sampler):
         pixels[: len(positions)] = images.read(positions)
         pixels, none = jnp.array(pixels), jnp.zeros(size, jnp.int32)
         data = device.ResidentData(pixels, none, pixels[:1], none)
-        parts.append(device.make_batch(data, draws, layout, 1, 8).images[: len(positions)])
+        parts.append(views_of(data, draws).images[: len(positions)])
     whole = np.concatenate(parts)
     return {name: whole[:, v] for v, name in enumerate(kinds)}
 
@@ -79,9 +81,12 @@ def test_a_step_is_that_on_the_same_views_as_images():
     as_pixels = batch._replace(images=np.stack(rows))
     assert not (as_pixels.images[:, 1] == as_pixels.images[:, 3]).all()  # weak and strong differ
 
-    cached, _ = steps.train_step(state, batch, method=prepared.method)
+    def step(state, batch, method):
+        return jax.jit(functools.partial(steps.train_step, method=method))(state, batch)
+
+    cached, _ = step(state, batch, prepared.method)
     usual = assembly.create_method(config, state.params, MEAN_STD)._replace(after="")
-    whole, _ = steps.train_step(state, as_pixels, method=usual)
+    whole, _ = step(state, as_pixels, usual)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         (cached.params, cached.batch_stats, cached.policy),
@@ -93,7 +98,15 @@ def test_a_step_is_that_on_the_same_views_as_images():
     )
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "wide_resnet", "conv4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet_lite0",
+        "conv4",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("wide_resnet", marks=pytest.mark.slow),
+    ],
+)
 def test_two_parts_are_the_whole_backbone(name):
     config = tiny(**{"model.name": name, "model.depth": 10})
     backbone = models.create_model(config.model)

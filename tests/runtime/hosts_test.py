@@ -115,7 +115,8 @@ def check_evaluation(arrays):
     for own in arrays:
         for parallelism in ("pmap", "jit"):
             for name, value in expected.items():
-                assert abs(own[f"{parallelism} scores {name}"] - value) < 1e-6
+                actual = own[f"{parallelism} scores {name}"]
+                np.testing.assert_allclose(actual, value, rtol=0, atol=1e-6, err_msg=name)
 
 
 def check_that_none_began_where_one_could_not(arrays):
