@@ -176,30 +176,32 @@ def fill(
         {name: np.empty(shape.shape, shape.dtype) for name, shape in of_set.items()}
         for of_set in shapes
     ]
-    for (images, kinds), arrays in zip(views, filled, strict=True):
-        for version in range(versions):
-            for positions, activations in _version(
-                config, sampler, images, kinds, version, statistics, apply, variables
-            ):
-                for name, array in arrays.items():
-                    array[positions, version] = activations[name]
-                told.done(len(positions) * len(kinds))
+    for n, ((images, kinds), arrays) in enumerate(zip(views, filled, strict=True)):
+        of_set = _of_set(config, sampler, images, kinds, n, statistics, apply, variables)
+        for version, positions, activations in of_set:
+            for name, array in arrays.items():
+                array[positions, version] = activations[name]
+            told.done(len(positions) * len(kinds))
     of_labeled, of_unlabeled = filled
     return parallel.replicate(Resident(of_labeled, of_unlabeled, *labels), config.parallelism)
 
 
-def _version(config, sampler, images: Images, kinds, version, statistics, apply, variables):
-    """Yields (positions, {view: activations}) for all images of a set, in one version."""
+def _of_set(config, sampler, images: Images, kinds, n: int, statistics, apply, variables):
+    """Yields (version, positions, {view: activations}) for the images of the n-th set."""
     if not kinds:
         return
-    total, dataset = len(images.labels), config.dataset
+    total, dataset, versions = len(images.labels), config.dataset, config.input.cache_views
     size = reading_ahead.batch_size(config.eval_batch_size, total)
     # Each image takes the place of a labeled one, and all its views that of labeled views.
     layout = Layout(Views(labeled=kinds, unlabeled={}), 0)
     of_block = dataclasses.replace(
-        sampler, num_labeled=size, num_unlabeled=1, batch_size=size, layout=layout
+        sampler,
+        num_labeled=size,
+        num_unlabeled=1,
+        batch_size=size,
+        layout=layout,
+        policy_draws=None,
     )
-    blocks, kind_of_set = -(-total // size), len(kinds)
     mean, std = map(tuple, statistics)
 
     @jax.jit
@@ -212,24 +214,22 @@ def _version(config, sampler, images: Images, kinds, version, statistics, apply,
         out = out.reshape(*made.shape[:2], *out.shape[1:])
         return {name: out[:, layout.labeled(name)] for name in kinds}
 
-    def read(part: range) -> tuple[np.ndarray, Any]:
-        step = _FIRST_DRAW * kind_of_set + version * blocks + part.start // size
-        draws = of_block.draw(step)._replace(labeled=np.arange(size, dtype=np.int32), policy=())
-        return images.read(np.array(part)), draws
+    def fetched(version: int, part: range, answer: dict) -> tuple[int, np.ndarray, dict]:
+        rows = {name: x[: len(part)] for name, x in jax.device_get(answer).items()}
+        return version, np.array(part), rows
 
-    def fetched(part: range, answer: dict) -> tuple[np.ndarray, dict]:
-        return np.array(part), {name: x[: len(part)] for name, x in jax.device_get(answer).items()}
-
-    under_way: tuple[range, dict] | None = None
-    for start in range(0, total, size):
+    under_way: tuple[int, range, dict] | None = None
+    blocks = [(v, start) for v in range(versions) for start in range(0, total, size)]
+    for block, (version, start) in enumerate(blocks):
         part = range(start, min(start + size, total))
-        pixels, draws = read(part)
-        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        padded[: len(pixels)] = pixels
-        answer = activations(variables, *jax.tree.map(_by_rows, (padded, draws)))
+        draws = of_block.draw((n + 1) * _FIRST_DRAW + block)
+        draws = draws._replace(labeled=np.arange(size, dtype=np.int32))
+        pixels = np.zeros((size, *[dataset.stored_size] * 2, 3), np.uint8)
+        pixels[: len(part)] = images.read(np.array(part))
+        answer = activations(variables, *jax.tree.map(_by_rows, (pixels, draws)))
         if under_way:  # the devices compute while the block before is fetched
             yield fetched(*under_way)
-        under_way = part, answer
+        under_way = version, part, answer
     if under_way:
         yield fetched(*under_way)
 

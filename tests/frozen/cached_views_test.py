@@ -24,18 +24,23 @@ def of_cache(method="layermatch", **fields):
     return tiny(method, **({"model.freeze": FREEZE, "input.cache_views": 3} | fields))
 
 
-def made(images, kinds, config, version, total, sampler):
-    """Makes one version of all views of a set as pixels: {view: uint8 [N, S, S, 3]}."""
+def made(images, kinds, config, version, total, sampler, n):
+    """Makes one version of all views of the n-th set as pixels: {view: uint8 [N, S, S, 3]}."""
     size = min(config.eval_batch_size, -(-total // 8) * 8)
     layout = Layout(Views(labeled=kinds, unlabeled={}), 0)
     sampler = dataclasses.replace(
-        sampler, num_labeled=size, num_unlabeled=1, batch_size=size, layout=layout
+        sampler,
+        num_labeled=size,
+        num_unlabeled=1,
+        batch_size=size,
+        layout=layout,
+        policy_draws=None,
     )
     blocks, parts = -(-total // size), []
     views_of = jax.jit(functools.partial(device.make_batch, layout=layout, padding=1, image_size=8))
     for block in range(blocks):
         positions = np.arange(block * size, min(block * size + size, total))
-        step = 2**40 * len(kinds) + version * blocks + block
+        step = 2**40 * (n + 1) + version * blocks + block
         draws = sampler.draw(step)._replace(labeled=np.arange(size, dtype=np.int32), policy=())
         draws = jax.tree.map(jnp.asarray, draws)
         pixels = np.zeros((size, 8, 8, 3), np.uint8)
@@ -64,8 +69,8 @@ def test_a_step_is_that_on_the_same_views_as_images():
     layout = sampler.layout
     versions = [
         (
-            made(partition.labeled, layout.views.labeled, config, v, 20, sampler),
-            made(partition.unlabeled, layout.views.unlabeled, config, v, 400, sampler),
+            made(partition.labeled, layout.views.labeled, config, v, 20, sampler, 0),
+            made(partition.unlabeled, layout.views.unlabeled, config, v, 400, sampler, 1),
         )
         for v in range(3)
     ]
@@ -137,6 +142,7 @@ def test_a_run_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_devices_and_supervised_training(tmp_path):
     results = [
         train.train_and_evaluate(of_cache("supervised", parallelism=p), str(tmp_path / p))

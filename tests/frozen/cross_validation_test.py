@@ -116,6 +116,7 @@ def test_classes_of_one_image_each_have_no_estimate(tmp_path):
     assert "no accuracy" in result_lib.as_text(result, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_that_of_the_probe(photographs, tmp_path, monkeypatch):
     seen = {}
     original = probe.cross_validated

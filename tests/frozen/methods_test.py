@@ -55,7 +55,7 @@ def test_a_run_is_logistic_regression_on_the_features(backbone, tmp_path, method
     assert (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("where", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_an_interrupted_run_is_finished_by_the_same_command(backbone, tmp_path, monkeypatch, where):
     config = tiny("probe", **{"model.pretrained": backbone})
     train.train_and_evaluate(config, str(tmp_path / "whole"))

@@ -49,7 +49,7 @@ def leaves(tree):
     }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_frozen_layers_keep_every_bit(optimizer):
     config = tiny(
         **{
@@ -70,6 +70,7 @@ def test_frozen_layers_keep_every_bit(optimizer):
     assert changed(before.batch_stats, after.batch_stats) == leaves(before.batch_stats) - still
 
 
+@pytest.mark.slow
 def test_a_frozen_classifier():
     before, after = after_steps(tiny(**{"model.freeze": "classifier/.*"}))
     moved = changed(before.params, after.params)
