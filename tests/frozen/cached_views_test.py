@@ -106,8 +106,8 @@ def test_a_step_is_that_on_the_same_views_as_images():
 @pytest.mark.parametrize(
     "name",
     [
-        "efficientnet_lite0",
         "conv4",
+        pytest.param("efficientnet_lite0", marks=pytest.mark.slow),
         pytest.param("resnet50", marks=pytest.mark.slow),
         pytest.param("wide_resnet", marks=pytest.mark.slow),
     ],

@@ -68,6 +68,7 @@ def test_a_folder_without_test_images_is_cross_validated(photographs, tmp_path, 
     assert "The run has no test images" in page
 
 
+@pytest.mark.slow
 def test_before_and_after_training_from_pretrained_weights(photographs, tmp_path):
     train.train_and_evaluate(of_folder(photographs), str(tmp_path / "first"))
     config = of_folder(photographs, **{"model.pretrained": str(tmp_path / "first")})

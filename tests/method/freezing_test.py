@@ -108,6 +108,7 @@ def test_devices_do_not_change_a_run_with_frozen_layers_and_adamw(backbone):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_adamw_goes_on_bit_for_bit(backbone, tmp_path, monkeypatch):
     config = tiny(**RECIPE, **{"model.pretrained": backbone})
     train.train_and_evaluate(config, str(tmp_path / "whole"))
