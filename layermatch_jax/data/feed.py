@@ -1,5 +1,6 @@
 """Input backends: views made on the host by tf.data, or on devices that keep all images."""
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -97,16 +98,8 @@ def _device(config, partition, sampler, rows) -> Feed:
     """Feed of the devices: they keep all images and make all views; a chunk has K steps' draws."""
     padding, size, K = config.dataset.padding, sampler.image_size, config.input.steps_per_call
 
-    def chunk(steps: range) -> Draws:
-        of_steps = [sampler.draw(step).rows(rows) for step in steps]
-        return jax.tree.map(lambda *x: np.stack(x, axis=1), *of_steps)
-
-    def chunks(steps: range) -> Iterator[tuple[int, Draws]]:
-        start = steps.start
-        while start < steps.stop:  # a chunk ends at a multiple of K, wherever the run resumes
-            stop = min(start - start % K + K, steps.stop)
-            yield stop, chunk(range(start, stop))
-            start = stop
+    def draws(step: int) -> Draws:
+        return sampler.draw(step).rows(rows)
 
     def batch(resident: device.ResidentData, draws: Draws) -> TrainBatch:
         return device.make_batch(resident, draws, sampler.layout, padding, size)
@@ -148,7 +141,31 @@ def _device(config, partition, sampler, rows) -> Feed:
         return made._replace(labeled_indices=draws.labeled, unlabeled_indices=draws.unlabeled)
 
     resident_bytes = sum(counts) * 3 * config.dataset.stored_size**2
-    return Feed(resident, resident_bytes, chunk(range(K)), chunks, batch, one_step)
+    example, chunks = stack(draws, range(K)), functools.partial(in_chunks, draws, K)
+    return Feed(resident, resident_bytes, example, chunks, batch, one_step)
+
+
+def in_chunks(draws: Callable[[int], Any], K: int, steps: range) -> Iterator[tuple[int, Any]]:
+    """Yields the chunks of some steps.
+
+    Args:
+      draws: step (0-based) -> its draws, a tree of arrays [rows, ...].
+      K: steps in a chunk. A chunk ends at a multiple of K, wherever the run resumes.
+      steps: which steps.
+
+    Yields:
+      (number of the chunk's last step, 1-based; the chunk).
+    """
+    start = steps.start
+    while start < steps.stop:
+        stop = min(start - start % K + K, steps.stop)
+        yield stop, stack(draws, range(start, stop))
+        start = stop
+
+
+def stack(draws: Callable[[int], Any], steps: range) -> Any:
+    """Makes a chunk, [rows, K, ...], of the draws of K steps."""
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *map(draws, steps))
 
 
 _BACKENDS = {"tf_data": _tf_data, "device": _device}

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,8 @@ import ml_collections
 import numpy as np
 
 from layermatch_jax.batches import TrainBatch
-from layermatch_jax.data import reading_ahead
+from layermatch_jax.data import feed, reading_ahead
 from layermatch_jax.data.augment import device
-from layermatch_jax.data.feed import Feed
 from layermatch_jax.data.images import Images
 from layermatch_jax.data.sampler import Sampler
 from layermatch_jax.data.splits import Partition
@@ -57,8 +56,8 @@ def create(
     partition: Partition,
     sampler: Sampler,
     rows: slice,
-    of_pixels: Feed,
-) -> Feed:
+    of_pixels: feed.Feed,
+) -> feed.Feed:
     """Creates the Feed of cached views.
 
     Its `resident` arrays need the backbone: they come from `from_state`, after the state of the run
@@ -73,21 +72,11 @@ def create(
     """
     layout, versions, K = sampler.layout, config.input.cache_views, config.input.steps_per_call
 
-    def one(step: int) -> Draws:
+    def draws_of(step: int) -> Draws:
         drawn = sampler.draw(step)
         version = sampler.draw_versions(step, versions)
         drawn = Draws(drawn.labeled, drawn.unlabeled, version, drawn.policy)
         return jax.tree.map(lambda x: x[rows], drawn)
-
-    def chunk(steps: range) -> Draws:
-        return jax.tree.map(lambda *x: np.stack(x, axis=1), *map(one, steps))
-
-    def chunks(steps: range) -> Iterator[tuple[int, Draws]]:
-        start = steps.start
-        while start < steps.stop:  # a chunk ends at a multiple of K, wherever the run resumes
-            stop = min(start - start % K + K, steps.stop)
-            yield stop, chunk(range(start, stop))
-            start = stop
 
     def batch(resident: Resident, draws: Draws) -> TrainBatch:
         parts = [
@@ -112,8 +101,8 @@ def create(
         resident=lambda parallelism: (),
         resident_bytes=0,
         from_state=functools.partial(fill, config, partition, sampler),
-        example=chunk(range(K)),
-        chunks=chunks,
+        example=feed.stack(draws_of, range(K)),
+        chunks=functools.partial(feed.in_chunks, draws_of, K),
         batch=batch,
     )
 
